@@ -1,0 +1,159 @@
+"""Decodes a shard folder with an exported model in PyTorch: transformers and peft, no JAX.
+
+    python -m convert.decode_hf --model HF_DIR --data SHARDS [--split test] [--merged] [--device cuda]
+
+Prints word and character error rates and writes a table of hypotheses.
+
+Letters: B clips, T frames, U segments, E encoder width, D LLM width.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import pathlib
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.data.records import Example, SplitSource, open_split
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.scoring import normalize, score
+
+
+@dataclasses.dataclass(frozen=True)
+class Speller:
+    """An exported model, ready to decode."""
+
+    llm: torch.nn.Module
+    projector: torch.nn.Linear
+    prompt: Prompt
+    feature_width: int
+
+
+def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> Speller:
+    """Loads an export of `convert.to_hf`.
+
+    Args:
+      folder: the export.
+      llm: the Hugging Face folder of the base language model; None: where it was when it was converted.
+      merged: use `merged/` in place of base and adapter.
+      device: cpu or cuda.
+      dtype: of the weights; None: that of the training.
+
+    Raises InputError when a part of the export is missing.
+    """
+    root = pathlib.Path(folder)
+    needed = "merged" if merged else "adapter"
+    for name in ("viavsp.json", "projector.safetensors", needed):
+        if not (root / name).exists():
+            raise InputError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
+    settings = json.loads((root / "viavsp.json").read_text())
+    prompt = load_prompt(root, settings["end_token"])
+    dtype = dtype or getattr(torch, settings["dtype"])
+    if merged:
+        model = AutoModelForCausalLM.from_pretrained(root / "merged", dtype=dtype)
+    else:
+        base = llm or json.loads((root / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        if not (pathlib.Path(base) / "config.json").exists():
+            raise InputError(f"{base} holds no config.json: give the folder of the base language model with --llm")
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), root / "adapter")
+        model = model.base_model.model
+    # Replaces the base model's own, so that no repetition penalty or the like of it applies.
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=settings["max_new_tokens"],
+        bos_token_id=prompt.begin_id,
+        eos_token_id=prompt.end_id,
+        pad_token_id=prompt.pad_id,
+    )
+    weights = load_file(root / "projector.safetensors")
+    projector = torch.nn.Linear(settings["feature_width"], model.config.hidden_size, dtype=dtype)
+    projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
+    model, projector = model.to(device).eval(), projector.to(device)
+    return Speller(model, projector, prompt, settings["feature_width"])
+
+
+def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Means of runs of frames, summed in float32: [T, E] and int[U] (they sum to T) → float32[U, E]."""
+    segments = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    sums = torch.zeros(len(counts), features.shape[1], device=features.device)
+    return sums.index_add(0, segments, features.float()) / counts[:, None]
+
+
+def embed(model: Speller, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[instruction][speech] of each clip, padded on the left: embeddings [B, S, D] and attention mask int[B, S]."""
+    device, dtype = model.projector.weight.device, model.projector.weight.dtype
+    rows = []
+    for example in examples:
+        ids = model.prompt.instruction(example["source_language"], example["target_language"])
+        text = model.llm.get_input_embeddings()(torch.tensor(ids, device=device))
+        # Rounded to the compute dtype before the mean too, as in training.
+        features = torch.tensor(example["features"], device=device).to(dtype)
+        means = segment_means(features, torch.tensor(example["cluster_counts"], device=device).long())
+        rows.append(torch.cat([text, model.projector(means.to(dtype))]))
+    size = max(map(len, rows))
+    x = torch.stack([torch.nn.functional.pad(row, (0, 0, size - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(size, device=device)[None] >= size - lengths[:, None]
+    return x, mask.long()
+
+
+@torch.inference_mode()
+def decode(model: Speller, source: SplitSource, batch_size: int) -> list[dict[str, str]]:
+    """Decodes all clips greedily: rows of id, reference and hypothesis, by id.
+
+    Raises InputError when the features have another width than the model was trained on.
+    """
+    if source.width != model.feature_width:
+        raise InputError(
+            f"{source.folder} holds features of width {source.width}, the model expects {model.feature_width}"
+        )
+    rows = []
+    with tqdm(total=len(source), desc="decoding", unit="clip") as progress:
+        for start in range(0, len(source), batch_size):
+            examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
+            x, mask = embed(model, examples)
+            # Positions follow from the mask: the first token of each clip has position 0.
+            for example, ids in zip(examples, model.llm.generate(inputs_embeds=x, attention_mask=mask), strict=True):
+                reference, hypothesis = normalize(example["transcript"]), normalize(model.prompt.text(ids.tolist()))
+                rows.append({"id": example["id"], "reference": reference, "hypothesis": hypothesis})
+            progress.update(len(examples))
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m convert.decode_hf", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, metavar="HF_DIR", help="an export of convert.to_hf")
+    parser.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--llm", metavar="HF_LLM", help="the base language model (default: as recorded in the export)")
+    parser.add_argument("--merged", action="store_true", help="use the merged model of the export")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the training")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--output", default="hypotheses.tsv", help="the table to write (default: hypotheses.tsv)")
+    args = parser.parse_args()
+    with reported_to_user():
+        source = open_split(args.data, args.split)
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        model = load_model(args.model, args.llm, args.merged, args.device, dtype)
+        rows = decode(model, source, args.batch_size)
+    output = pathlib.Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    rates = score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
+    print(json.dumps(rates, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Names of weights, here and in Hugging Face files: one table, read in both directions.
+
+Letters: N layers (stacked on axis 0 here), I input width, O output width, R rank, E encoder width, D LLM width.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+from flax import nnx, traverse_util
+from jax.typing import DTypeLike
+
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.state import split
+
+Tree = dict[str, Any]
+
+_LAYER = "model.layers.{layer}."
+_ADAPTED = "base_model.model.model.layers.{layer}.self_attn."
+
+# Ours, theirs, and whether the matrix is transposed: [.., I, O] here, PyTorch's [O, I] there. Names with {layer}
+# are one tensor for each layer there and one stack [N, ...] here.
+TABLE = (
+    ("llm/embedding", "model.embed_tokens.weight", False),
+    ("llm/layers/attention_norm/scale", _LAYER + "input_layernorm.weight", False),
+    ("llm/layers/q/kernel", _LAYER + "self_attn.q_proj.weight", True),
+    ("llm/layers/k/kernel", _LAYER + "self_attn.k_proj.weight", True),
+    ("llm/layers/v/kernel", _LAYER + "self_attn.v_proj.weight", True),
+    ("llm/layers/o/kernel", _LAYER + "self_attn.o_proj.weight", True),
+    ("llm/layers/ffn_norm/scale", _LAYER + "post_attention_layernorm.weight", False),
+    ("llm/layers/gate/kernel", _LAYER + "mlp.gate_proj.weight", True),
+    ("llm/layers/up/kernel", _LAYER + "mlp.up_proj.weight", True),
+    ("llm/layers/down/kernel", _LAYER + "mlp.down_proj.weight", True),
+    ("llm/final_norm/scale", "model.norm.weight", False),
+    ("llm/head", "lm_head.weight", True),
+    ("llm/layers/q/lora/a", _ADAPTED + "q_proj.lora_A.weight", True),
+    ("llm/layers/q/lora/b", _ADAPTED + "q_proj.lora_B.weight", True),
+    ("llm/layers/k/lora/a", _ADAPTED + "k_proj.lora_A.weight", True),
+    ("llm/layers/k/lora/b", _ADAPTED + "k_proj.lora_B.weight", True),
+    ("llm/layers/v/lora/a", _ADAPTED + "v_proj.lora_A.weight", True),
+    ("llm/layers/v/lora/b", _ADAPTED + "v_proj.lora_B.weight", True),
+    ("projector/kernel", "avfeat_to_llm.weight", True),
+    ("projector/bias", "avfeat_to_llm.bias", False),
+)
+
+# Buffers that older versions of transformers saved and that follow from the config.
+IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a Hugging Face file, and where it lies in ours."""
+
+    name: str
+    shape: tuple[int, ...]  # there
+    path: str  # ours
+    index: int | EllipsisType  # its layer in the stack; `...` when not stacked
+    transposed: bool
+
+    def turned(self, value: np.ndarray) -> np.ndarray:
+        """From their orientation to ours, or back."""
+        return value.T if self.transposed else value
+
+
+def tensors(abstract: Tree) -> list[Tensor]:
+    """All Hugging Face tensors that hold the weights of `abstract`, a nested dict of things with a shape.
+
+    Raises InputError that lists all our paths without a line in the table.
+    """
+    table = {ours: (theirs, transposed) for ours, theirs, transposed in TABLE}
+    flat = traverse_util.flatten_dict(abstract, sep="/")
+    if unknown := sorted(flat.keys() - table.keys()):
+        raise InputError(f"weights without a Hugging Face name: {', '.join(unknown)}")
+    found = []
+    for path, value in flat.items():
+        name, transposed = table[path]
+        stacked = "{layer}" in name
+        shape = value.shape[1:] if stacked else value.shape
+        shape = tuple(reversed(shape)) if transposed else tuple(shape)
+        for index in range(value.shape[0]) if stacked else [...]:
+            found.append(Tensor(name.format(layer=index), shape, path, index, transposed))
+    return found
+
+
+def check_names(expected: Collection[str], found: Collection[str], where: str) -> None:
+    """Raises InputError that lists all names missing and all unknown names at once."""
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(name for name in set(found) - set(expected) if not IGNORED.fullmatch(name))
+    problems = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    if problems:
+        raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
+
+
+def abstract_weights(
+    llama: LlamaConfig, lora: LoRAConfig, feature_width: int, param_dtype: DTypeLike
+) -> tuple[Tree, Tree]:
+    """Shapes and dtypes (jax.ShapeDtypeStruct) of the trainable and the frozen weights, as nested dicts."""
+
+    def build():
+        return ViAVSP(llama, lora, feature_width, dtype=param_dtype, param_dtype=param_dtype, rngs=nnx.Rngs(params=0))
+
+    _, trainable, frozen = split(nnx.eval_shape(build))
+    return trainable, frozen

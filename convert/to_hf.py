@@ -1,0 +1,208 @@
+"""Exports a training checkpoint in Hugging Face form.
+
+    python -m convert.to_hf --workdir DIR --output HF_DIR [--step best|latest|N] [--llm FOLDER] [--merge]
+
+HF_DIR gets `adapter/` (for peft), `projector.safetensors`, `viavsp.json` (what decoding must know), the tokenizer
+and, with --merge, `merged/`: the language model with the adapter folded in, for transformers.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from peft import LoraConfig
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from convert.from_hf import TOKENIZER_FILES, copy_files
+from convert.names import Tensor, Tree, abstract_weights, tensors
+from viavsp_jax.checkpoint import Checkpoints, llama_config, load_llm, read_conversion
+from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.models.lora import LoRAConfig, merge_adapter
+
+SHARD_BYTES = 2 * 10**9
+
+# What transformers and peft expect in the header of a file.
+HEADER = {"format": "pt"}
+
+
+@contextlib.contextmanager
+def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder that becomes `output` when nothing failed; only an earlier export is overwritten."""
+    if output.exists() and any(output.iterdir()) and not (output / "viavsp.json").exists():
+        raise InputError(f"{output} is not empty and no earlier export: give another --output")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Nested dict → our paths."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def hugging_face_tensors(weights: Tree) -> dict[str, np.ndarray]:
+    """All weights under their Hugging Face names and in that orientation."""
+    flat = flatten(weights)
+    return {
+        tensor.name: np.ascontiguousarray(tensor.turned(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
+    }
+
+
+def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: str) -> None:
+    """Writes the folder that peft's PeftModel.from_pretrained reads; `weights` {"llm": ...} float32."""
+    named = hugging_face_tensors(weights)
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted({name.split(".")[-3] for name in named}),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    config.save_pretrained(folder)
+    save_file(named, folder / "adapter_model.safetensors", HEADER)
+
+
+def shards(abstract: Tree) -> list[list[Tensor]]:
+    """The tensors of a model, in files of at most SHARD_BYTES (or one tensor) each."""
+    width = {path: value.dtype.itemsize for path, value in flatten(abstract).items()}
+    files, size = [[]], 0
+    for tensor in tensors(abstract):
+        size += math.prod(tensor.shape) * width[tensor.path]
+        if files[-1] and size > SHARD_BYTES:
+            files.append([])
+            size = math.prod(tensor.shape) * width[tensor.path]
+        files[-1].append(tensor)
+    return files
+
+
+class MergedStacks:
+    """The frozen stacks with their adapters folded in, read one at a time.
+
+    Args:
+      llm: the converted language-model folder.
+      abstract: all its weights, jax.ShapeDtypeStruct.
+      trainable: the adapters, numpy.
+    """
+
+    def __init__(self, llm: epath.PathLike, abstract: Tree, trainable: Tree, lora: LoRAConfig):
+        self._llm, self._abstract, self._adapters, self._lora = llm, flatten(abstract), flatten(trainable), lora
+        self._path, self._stack = "", np.empty(0)
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """One tensor in Hugging Face orientation; sums are float32, the result in the stored dtype."""
+        if tensor.path != self._path:
+            self._stack = np.empty(0)  # before the next one is read
+            inner = tensor.path.removeprefix("llm/")
+            tree = traverse_util.unflatten_dict({inner: self._abstract[tensor.path]}, sep="/")
+            self._path, self._stack = tensor.path, flatten(load_llm(self._llm, tree))[inner]
+        value, adapter = self._stack[tensor.index], tensor.path.removesuffix("kernel") + "lora/"
+        if adapter + "a" in self._adapters:
+            a, b = (self._adapters[adapter + name][tensor.index] for name in "ab")
+            value = merge_adapter(value, a, b, self._lora)
+        return np.ascontiguousarray(tensor.turned(value))
+
+
+def write_merged(folder: pathlib.Path, llm: epath.PathLike, abstract: Tree, stacks: MergedStacks) -> None:
+    """Writes the weights of a model that transformers loads, file after file."""
+    files, index = shards(abstract), {}
+    with tqdm(total=sum(map(len, files)), desc="merging", unit="tensor") as progress:
+        for number, group in enumerate(files, 1):
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+            values = {}
+            for tensor in group:
+                values[tensor.name] = stacks.read(tensor)
+                progress.update()
+            save_file(values, folder / name, HEADER)
+            index |= dict.fromkeys(values, name)
+    if len(files) > 1:
+        size = sum(math.prod(value.shape) * value.dtype.itemsize for value in flatten(abstract).values())
+        text = json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2)
+        (folder / "model.safetensors.index.json").write_text(text)
+    copy_files(llm, folder, TOKENIZER_FILES)
+
+
+def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prompt, dtype: str) -> None:
+    """config.json in the stored dtype, and a generation config that stops at the end token."""
+    config = json.loads((epath.Path(llm) / "config.json").read_text())
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    generation = {"bos_token_id": prompt.begin_id, "eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+
+
+def export(
+    workdir: epath.PathLike, output: str, step: str = "best", llm: epath.PathLike | None = None, merge: bool = False
+) -> None:
+    """Writes the export; see the module's docstring. `llm` replaces the config's language-model folder.
+
+    Raises InputError when there is no such checkpoint, or no converted language model.
+    """
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
+    checkpoints = Checkpoints(workdir)
+    chosen = checkpoints.choose(step)
+    config = checkpoints.restore_config(chosen)
+    llm = llm or config["llm"]["path"]
+    conversion, lora = read_conversion(llm), LoRAConfig(**config["lora"])
+    dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
+    abstract, frozen = abstract_weights(llama_config(llm), lora, config["data"]["feature_width"], dtype)
+    trainable = jax.tree.map(np.asarray, checkpoints.restore_trainable(chosen, abstract))
+    checkpoints.close()
+    prompt = load_prompt(llm, config["llm"]["end_token"])
+    with replacing(pathlib.Path(output).absolute()) as folder:
+        write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, conversion["source"])
+        projector = hugging_face_tensors({"projector": trainable["projector"]})
+        save_file(projector, folder / "projector.safetensors", HEADER)
+        copy_files(llm, folder, TOKENIZER_FILES)
+        if merge:
+            (folder / "merged").mkdir()
+            write_merged(folder / "merged", llm, frozen, MergedStacks(llm, frozen, trainable, lora))
+            write_merged_configs(folder / "merged", llm, prompt, conversion["dtype"])
+        settings = {
+            "feature_width": config["data"]["feature_width"],
+            "end_token": config["llm"]["end_token"],
+            "max_new_tokens": config["evaluate"]["max_new_tokens"],
+            "dtype": config["dtype"],
+            "step": chosen,
+            "llm_sha256": conversion["sha256"],
+            "config": config,
+        }
+        (folder / "viavsp.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m convert.to_hf", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, help="the work folder of the training")
+    parser.add_argument("--output", required=True, metavar="HF_DIR", help="the folder to write")
+    parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
+    parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
+    parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
+    args = parser.parse_args()
+    with reported_to_user():
+        export(args.workdir, args.output, args.step, args.llm, args.merge)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+# Sourced by the other scripts: makes .venv in the project's root if there is none and puts it first on the PATH.
+#   install_extra EXTRA     installs this project with one of the extras of setup.py, in the tested versions
+
+install_extra() {
+  local root extra=$1 python version stamp
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  if [ ! -x "$root/.venv/bin/python" ]; then
+    for python in python3.11 python3.12 python3.13 python3 python; do
+      version=$("$python" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null) || continue
+      [ "$version" = True ] && break
+    done
+    [ "${version:-}" = True ] || { echo "error: Python 3.11 or newer is needed, none was found" >&2; return 2; }
+    "$python" -m venv "$root/.venv"
+  fi
+  export PATH="$root/.venv/bin:$PATH"
+  # A second run with nothing changed installs nothing.
+  stamp="$root/.venv/.installed-$extra-$(cat "$root/setup.py" "$root/constraints.txt" | cksum | tr -d ' ')"
+  if [ ! -e "$stamp" ]; then
+    echo "installing the packages ($extra) into .venv" >&2
+    # PyTorch first and pinned: asked for through another package, pip may choose another build of it.
+    pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
+    pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]"
+    : > "$stamp"
+  fi
+}

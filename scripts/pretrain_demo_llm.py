@@ -1,0 +1,131 @@
+"""Makes the demo's language model: a 1 M-parameter LLaMA with its own tokenizer, in Hugging Face format.
+
+    python scripts/pretrain_demo_llm.py --output viavsp_jax/demo_models/llama
+
+It learns what a large language model brings along: the language (sentences of the demo's grammar, from the split kept
+for pre-training) and spelling (a sentence written letter by letter, with letters repeated, confused and lost, is
+followed by the sentence). It never sees speech: the adapters and the projector have that to learn.
+About 30 minutes on two CPU cores.
+"""
+
+import argparse
+import json
+import random
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from viavsp_jax.data.prompt import LANGUAGES, Prompt, instruction_text
+from viavsp_jax.prepare.demo.sentences import sample_sentences
+
+TONES = "\u0300\u0301\u0303\u0309\u0323"
+# Letters that look alike on the lips, or sound alike in noise.
+CONFUSED = ("bmp", "đtnlsx", "cgkh", "vf", "ưuôoơ", "iêey", "aăâ", "dgr")
+IGNORED = -100
+
+
+def make_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding with byte fallback and a word-start mark, laid out as LLaMA's: specials, bytes, pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False)
+    other = [instruction_text(a, b) for a in LANGUAGES for b in LANGUAGES]
+    usual = [instruction_text("vi", "vi")] * len(sentences)
+    tokenizer.train_from_iterator([*sentences, *usual, *other], trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    tokenizer.model = models.BPE(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=[tuple(pair) for pair in learnt["merges"]],
+        unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+    )  # fmt: skip
+    tokenizer.decoder = decoders.Sequence([
+        decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse(),
+    ])  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def spell(sentence: str, rng: random.Random) -> list[str]:
+    """The sentence's letters as a listener might get them: repeated, some confused or lost, maybe without tones."""
+    toneless = rng.random() < 0.3
+    noise = rng.choice((0.0, 0.05, 0.15, 0.3))
+    letters = []
+    for letter in sentence.replace(" ", ""):
+        base = unicodedata.normalize("NFD", letter)
+        plain = unicodedata.normalize("NFC", "".join(mark for mark in base if mark not in TONES))
+        if toneless or rng.random() < noise:
+            letter = plain
+        if rng.random() < noise:
+            letter = rng.choice(next((group for group in CONFUSED if plain in group), plain))
+        if rng.random() > noise / 3:
+            letters += [letter] * rng.choice((1, 1, 1, 2))
+    return letters
+
+
+def documents(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids, targets) without end: spelled sentences with the instruction before them, and plain sentences."""
+    rng = random.Random(seed)
+    instruction = prompt.instruction("vi", "vi")
+    sentences = sample_sentences(seed, 60_000, "pretrain")
+    while True:
+        sentence = rng.choice(sentences)
+        label = prompt.label(sentence)
+        if rng.random() < 0.15:
+            yield label, label
+            continue
+        letters = tokenizer.convert_tokens_to_ids(spell(sentence, rng))
+        yield instruction + letters + label, [IGNORED] * len(instruction + letters) + label
+
+
+def batches(documents: Iterator[tuple[list[int], list[int]]], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Padded batches; padding is after the text, so that causal attention needs no mask."""
+    while True:
+        group = [next(documents) for _ in range(size)]
+        length = max(len(ids) for ids, _ in group)
+        yield {
+            "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in group]),
+            "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in group]),
+        }
+
+
+def main() -> None:
+    """Trains and writes the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the Hugging Face files")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer(sample_sentences(args.seed, 60_000, "pretrain"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=args.steps, pct_start=0.1)
+    stream = batches(documents(Prompt(tokenizer, "</s>"), tokenizer, args.seed), args.batch_size)
+    with tqdm(range(args.steps), unit="step") as bar:
+        for step in bar:
+            loss = model(**next(stream)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.half().save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Packaging of viavsp_jax. The core trains on a TPU host without PyTorch; the extras add the rest."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "viavsp_jax/__init__.py").read_text(encoding="utf-8")).group(1)
+
+core = [
+    "absl-py",
+    "array-record",
+    "clu",
+    "etils[epath,epy]",
+    "flax>=0.12",
+    "grain",
+    "jax>=0.10",
+    "jiwer",
+    "ml-collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pandas",
+    "pyarrow",
+    "tensorboardX",
+    "tensorflow-datasets",
+    "tokenizers",
+    "tqdm",
+    "transformers>=5",
+]
+# The PyTorch side: features, K-Means, checkpoints in and out, decoding on a GPU.
+prepare = [
+    "opencv-python-headless",
+    "peft",
+    "python_speech_features",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "torch",
+]
+demo = [*prepare, "espeakng-loader"]
+app = [*prepare]
+test = [*demo, "hypothesis", "pytest", "ruff"]
+
+setup(
+    name="viavsp-jax",
+    version=version,
+    description="Vietnamese audio-visual speech recognition with an LLM, in JAX for TPU",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "convert",
+        "viavsp_jax",
+        "viavsp_jax.data",
+        "viavsp_jax.demo_models",
+        "viavsp_jax.models",
+        "viavsp_jax.prepare",
+        "viavsp_jax.prepare.demo",
+    ],
+    package_data={"viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"]},
+    install_requires=core,
+    extras_require={"prepare": prepare, "demo": demo, "app": app, "test": test},
+)

@@ -1,0 +1,15 @@
+"""Settings of all tests: JAX on the CPU, no silent broadcasting between ranks, one thread for PyTorch."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import hypothesis
+import jax
+import torch
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+torch.set_num_threads(1)
+# Compilation makes the first example slow.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")

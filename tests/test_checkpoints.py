@@ -1,0 +1,350 @@
+"""Reading fairseq checkpoints: the recorded ones in full, hostile and damaged ones with one clear error."""
+
+import argparse
+import io
+import json
+import lzma
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert import from_fairseq
+from convert.checkpoints import read_fairseq
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, load_encoder
+
+GOLDEN = Path(__file__).parent / "golden" / "avhubert"
+LEGACY = GOLDEN / "legacy_args_container.pt"
+
+
+@pytest.fixture(scope="module", params=["large_tiny", "postln_add_tiny"])
+def checkpoint(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / f"{request.param}.pt"
+    path.write_bytes(lzma.decompress((GOLDEN / f"{request.param}.pt.xz").read_bytes()))
+    return path
+
+
+def recorded(checkpoint, kind):
+    return json.loads((GOLDEN / f"{checkpoint.stem}.{kind}.json").read_text())
+
+
+def test_model_and_settings_equal_the_recorded_ones(checkpoint):
+    read = read_fairseq(checkpoint)
+    ours = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in read.model.items()}
+    assert ours == recorded(checkpoint, "keys")["model"]
+    assert read.cfg == recorded(checkpoint, "cfg")
+    assert "fairseq" not in sys.modules and "omegaconf" not in sys.modules
+
+
+def test_tensors_equal_those_of_torch_load(checkpoint):
+    real = [dict, list, int, defaultdict]
+    named = set(torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint))
+    foreign = named - {f"{cls.__module__}.{cls.__name__}" for cls in real}
+    stand_ins = [(type("Foreign", (), {}), name) for name in foreign]
+    with torch.serialization.safe_globals(real + stand_ins):
+        expected = torch.load(checkpoint, weights_only=True)["model"]
+    read = read_fairseq(checkpoint).model
+    assert read.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(read[name], tensor), name
+
+
+def test_old_args_container():
+    read = read_fairseq(LEGACY)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        expected = torch.load(LEGACY, weights_only=True)
+    assert read.cfg["model"] == read.cfg["task"] == vars(expected["args"])
+    assert read.model.keys() == expected["model"].keys()
+    for name, tensor in expected["model"].items():
+        assert torch.equal(read.model[name], tensor), name
+
+
+def test_views_strides_and_dtypes(tmp_path):
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    model = {"transposed": base.T, "slice": base[1:3, 2:5], "scalar": torch.tensor(7)}
+    for dtype in (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    ):
+        model[str(dtype)] = torch.tensor([0, 1, 100]).to(dtype)
+    model["bool"] = torch.tensor([True, False])
+    read = read_fairseq(saved(tmp_path, model=OrderedDict(model))).model
+    for name, tensor in model.items():
+        assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
+
+
+def saved(folder, **content):
+    path = folder / "hostile.pt"
+    torch.save({"model": {}, "cfg": {"model": {}}} | content, path)
+    return path
+
+
+def rewritten(folder, data_pkl, compression=zipfile.ZIP_STORED):
+    """The archive of a harmless checkpoint with another pickle in it."""
+    path = saved(folder, model={"weight": torch.arange(4.0)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, data_pkl if data_pkl is not None and name.endswith("data.pkl") else content)
+    return path
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+HARMFUL = {
+    "posix.system": lambda marker: Call(os.system, f"touch {marker}"),
+    "builtins.eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
+    "builtins.getattr": lambda marker: Call(getattr, "", "upper"),
+    "shutil.rmtree": lambda marker: Call(shutil.rmtree, str(marker.parent)),
+    "torch.serialization.load": lambda marker: Call(torch.load, str(marker)),
+    "pathlib.PosixPath": lambda marker: Path(marker),
+}
+
+
+@pytest.mark.parametrize("place", ["cfg", "model", "nested", "args of a stand-in", "unused entry"])
+@pytest.mark.parametrize("symbol", HARMFUL)
+def test_any_other_name_is_refused(tmp_path, symbol, place):
+    marker = tmp_path / "marker"
+    harmful = HARMFUL[symbol](marker)
+    content = {
+        "cfg": {"cfg": harmful},
+        "model": {"model": {"weight": harmful}},
+        "nested": {"cfg": {"model": OrderedDict(a=[(harmful,)])}},
+        "args of a stand-in": {"cfg": {"model": argparse.Namespace(a=Call(list, (harmful,)))}},
+        "unused entry": {"last_optimizer_state": harmful},
+    }[place]
+    path = saved(tmp_path, **content)
+    with pytest.raises(InputError) as caught:
+        read_fairseq(path)
+    assert str(path) in str(caught.value) and f"names {symbol}, which is not on the allow-list" in str(caught.value)
+    assert path.exists() and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "data_pkl",
+    [
+        b"cos\nsystem\n(X\x04\0\0\0trueltR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x09eval.call\x93.",  # dotted name
+        b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__new__\x93.",  # an attribute of an allowed class
+        b"(X\x01\0\0\0xios\nsystem\n.",
+    ],
+)
+def test_raw_pickles_that_name_something_else_are_refused(tmp_path, data_pkl):
+    with pytest.raises(InputError, match="allow-list"):
+        read_fairseq(rewritten(tmp_path, data_pkl))
+
+
+@pytest.mark.parametrize("name", [b"argparse\nNamespace", b"collections\nOrderedDict", b"fairseq.data\nDictionary"])
+def test_a_pickle_cannot_alter_a_class(tmp_path, name):
+    # BUILD on the class itself, with a state that sets attributes.
+    data_pkl = b"\x80\x02c" + name + b"\nN}X\x04\0\0\0evilK\x01s\x86b."
+    with pytest.raises(InputError, match="not a readable fairseq checkpoint"):
+        read_fairseq(rewritten(tmp_path, data_pkl))
+    assert not hasattr(argparse.Namespace, "evil") and not hasattr(OrderedDict, "evil")
+
+
+def test_huge_memo_index_is_refused_before_memory_is_taken(tmp_path):
+    with pytest.raises(InputError, match="memo index 2147483647 in a pickle of 9 bytes"):
+        read_fairseq(rewritten(tmp_path, b"\x80\x02}r\xff\xff\xff\x7f."))
+
+
+def tensor_record(**changed):
+    """A pickle of {"model": {"w": tensor}} whose recorded geometry is ours to choose."""
+    geometry = {
+        "kind": "storage",
+        "entry": "0",
+        "numel": 4,
+        "offset": 0,
+        "size": (4,),
+        "stride": (1,),
+    } | changed
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            if isinstance(item, Storage):
+                return (geometry["kind"], torch.FloatStorage, geometry["entry"], "cpu", geometry["numel"])
+            return None
+
+    args = (Storage(), geometry["offset"], geometry["size"], geometry["stride"], False, OrderedDict())
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump(
+        {"model": {"w": Call(torch._utils._rebuild_tensor_v2, *args)}, "cfg": {"model": {}}}
+    )
+    return buffer.getvalue()
+
+
+def test_honest_tensor_record_is_read(tmp_path):
+    read = read_fairseq(rewritten(tmp_path, tensor_record(size=(2, 2), stride=(1, 2))))
+    np.testing.assert_array_equal(read.model["w"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": (5,)},
+        {"offset": 1},
+        {"offset": -1},
+        {"stride": (-1,)},
+        {"size": (1 << 40,), "stride": (0,)},
+        {"size": (-4,)},
+        {"size": "four"},
+        {"numel": 3},
+        {"kind": "module"},
+        {"entry": "../data.pkl"},
+        {"entry": "9"},
+    ],
+)
+def test_tensor_that_does_not_fit_its_storage_is_refused(tmp_path, changed):
+    with pytest.raises(InputError, match="hostile.pt: not a readable fairseq checkpoint"):
+        read_fairseq(rewritten(tmp_path, tensor_record(**changed)))
+
+
+def cyclic():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": None}, "expected a dict with the entry 'model'"),
+        (
+            {"model": {"weight": 3.0}},
+            "not a readable fairseq checkpoint .'model' holds something that is not",
+        ),
+        ({"model": {1: torch.zeros(1)}}, "expected tensor names as strings"),
+        ({"cfg": None}, "expected model settings in its 'cfg' or 'args'"),
+        ({"cfg": {"model": 1}}, "expected model settings"),
+        ({"cfg": {"model": {"a": cyclic()}}}, "not a readable fairseq checkpoint"),
+    ],
+)
+def test_other_content_is_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=f"hostile.pt: .*{message}"):
+        read_fairseq(saved(tmp_path, **content))
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    path = tmp_path / "file.pt"
+    with pytest.raises(InputError, match="file.pt: no such file"):
+        read_fairseq(path)
+    torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
+    for content in (b"", b"text", path.read_bytes(), pickle.dumps({"model": {}})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="file.pt: not a PyTorch zip archive"):
+            read_fairseq(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+    with pytest.raises(InputError, match="file.pt: not a PyTorch checkpoint, expected one data.pkl"):
+        read_fairseq(path)
+    with pytest.raises(InputError, match="a compressed zip archive"):
+        read_fairseq(rewritten(tmp_path, None, zipfile.ZIP_DEFLATED))
+
+
+def test_truncated_at_any_point(tmp_path):
+    whole = LEGACY.read_bytes()
+    path = tmp_path / "damaged.pt"
+    for end in np.linspace(0, len(whole) - 1, 25, dtype=int):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError, match="damaged.pt: "):
+            read_fairseq(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_one_flipped_bit_never_gives_another_error(tmp_path):
+    """In the archive as it lies, and in the pickle with the archive's checksum made right again."""
+    path = tmp_path / "damaged.pt"
+    with zipfile.ZipFile(LEGACY) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    data_pkl = next(name for name in entries if name.endswith("data.pkl"))
+    rng = np.random.default_rng(0)
+
+    def flipped(data):
+        data = bytearray(data)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        return bytes(data)
+
+    refused = 0
+    for i in range(400):
+        if i % 2:
+            path.write_bytes(flipped(LEGACY.read_bytes()))
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in entries.items():
+                    archive.writestr(name, flipped(data) if name == data_pkl else data)
+        try:
+            read_fairseq(path)
+        except InputError as error:
+            refused += str(path) in str(error)
+    assert 200 < refused < 400
+
+
+def test_converted_folder_holds_the_checkpoints_weights(checkpoint, tmp_path, capsys):
+    from_fairseq.main([str(checkpoint), "--output", str(tmp_path / "encoder"), "--dtype", "float16"])
+    assert str(tmp_path / "encoder") in capsys.readouterr().out
+    model = load_encoder(tmp_path / "encoder", torch.float32)
+    read = read_fairseq(checkpoint)
+    names = {name for name in read.model if name not in UNUSED_KEYS}
+    assert model.state_dict().keys() == names
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, read.model[name].to(tensor.dtype)), name  # the recorded weights are float16 exact
+    settings = recorded(checkpoint, "cfg")["model"]
+    for field, name in from_fairseq.CONFIG_NAMES.items():
+        assert getattr(model.config, field) == settings[name]
+    assert list(model.config.resnet_channels) == [
+        recorded(checkpoint, "keys")["model"][f"feature_extractor_video.resnet.trunk.layer{i}.1.bn2.weight"][0][0]
+        for i in (1, 2, 3, 4)
+    ]
+
+
+def test_conversion_of_an_incomplete_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="legacy_args_container.pt: .*missing"):
+        from_fairseq.convert(LEGACY, tmp_path)
+    with pytest.raises(InputError, match=r"hostile.pt: not a pre-trained AV-HuBERT, its settings lack \['audio_feat"):
+        from_fairseq.convert(saved(tmp_path), tmp_path)
+    settings = read_fairseq(LEGACY).cfg["model"]
+    with pytest.raises(InputError, match="hostile.pt: activation_fn is 'relu', only 'gelu' is supported"):
+        from_fairseq.convert(saved(tmp_path, cfg={"model": settings | {"activation_fn": "relu"}}), tmp_path)
+    with pytest.raises(InputError, match="hostile.pt: normalize is False, only True is supported"):
+        from_fairseq.convert(saved(tmp_path, cfg={"model": settings, "task": {"normalize": False}}), tmp_path)
+
+
+def test_command_reports_an_error_without_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "convert.from_fairseq",
+        str(tmp_path / "none.pt"),
+        "--output",
+        str(tmp_path),
+    ]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'none.pt'}: no such file, expected a fairseq checkpoint\n"

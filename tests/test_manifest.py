@@ -1,0 +1,222 @@
+import collections
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from small_corpus import write_corpus
+
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.manifest import Clip, read_manifest
+
+
+def manifest(corpus, output, *options):
+    main(["manifest", "--data", str(corpus), "--output", str(output), *options])
+
+
+def refused(capsys, corpus, output, *options):
+    """The message of a run that ends with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        manifest(corpus, output, *options)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_corpus(tmp_path / "corpus", {"train": [3, 4, 5, 6], "valid": [3], "test": [4, 2]})
+    return tmp_path / "corpus"
+
+
+def edit(corpus, **columns):
+    """Changes values of metadata.parquet: edit(corpus, transcript={2: "a"})."""
+    metadata = pd.read_parquet(corpus / "metadata.parquet").astype(object)
+    for column, values in columns.items():
+        for row, value in values.items():
+            metadata.loc[row, column] = value
+    metadata.to_parquet(corpus / "metadata.parquet")
+
+
+def test_the_files_are_as_described(corpus, tmp_path):
+    """Spelled out by hand from the description of the format."""
+    manifest(corpus, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{split}.{kind}" for split in ("test", "train", "valid") for kind in ("tsv", "wrd")
+    ]
+    assert (tmp_path / "out/test.tsv").read_bytes().decode() == (
+        f"{corpus}\n"
+        "test-000-vi-vi\tvisual/00000/test-000.mp4\taudio/00000/test-000.wav\t4\t2560\n"
+        "test-001-vi-vi\tvisual/00001/test-001.mp4\taudio/00001/test-001.wav\t2\t1280\n"
+    )
+    assert (tmp_path / "out/test.wrd").read_bytes().decode() == "câu số 0\ncâu số 1\n"
+    clips = read_manifest(tmp_path / "out", "test")
+    folder = str(corpus)
+    assert clips[1] == Clip(
+        "test-001",
+        "vi",
+        "vi",
+        f"{folder}/visual/00001/test-001.mp4",
+        f"{folder}/audio/00001/test-001.wav",
+        2,
+        1280,
+        "câu số 1",
+    )
+
+
+def test_languages_and_splits_can_be_chosen(corpus, tmp_path, capsys):
+    options = ("--split", "valid", "--source-language", "en", "--target-language", "fr")
+    manifest(corpus, tmp_path / "out", *options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["valid.tsv", "valid.wrd"]
+    (clip,) = read_manifest(tmp_path / "out", "valid")
+    assert (clip.id, clip.source_language, clip.target_language) == ("valid-000", "en", "fr")
+    assert "no clip of split 'dev', but of ['train', 'valid', 'test']" in refused(
+        capsys, corpus, tmp_path / "out", "--split", "dev"
+    )
+    assert "'zh-CN'" in refused(capsys, corpus, tmp_path / "out", "--source-language", "zh-CN")
+
+
+def test_unusable_clips_are_dropped_counted_and_listed(tmp_path, caplog):
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, {"train": [3] * 11})
+    (corpus / "visual/00001/train-001.mp4").unlink()
+    (corpus / "audio/00000/train-002.wav").unlink()
+    edit(
+        corpus,
+        video_num_frames={3: 501, 4: 0, 10: 500},
+        transcript={5: " \t", 6: None, 9: " một\thai\nba  bốn "},
+        fps={7: 30.0},
+        sampling_rate={8: 44_100},
+    )
+    caplog.set_level("INFO")
+    manifest(corpus, tmp_path / "out")
+    assert [clip.id for clip in read_manifest(tmp_path / "out", "train")] == [
+        "train-000",
+        "train-009",
+        "train-010",
+    ]
+    assert (tmp_path / "out/train.wrd").read_text().splitlines()[1] == "một hai ba bốn"
+    dropped = dict(line.split("\t") for line in (tmp_path / "out/train.dropped.tsv").read_text().splitlines())
+    assert dropped == {
+        "train-001": f"missing file: {corpus}/visual/00001/train-001.mp4",
+        "train-002": f"missing file: {corpus}/audio/00000/train-002.wav",
+        "train-003": "too long: 501 frames, at most 500",
+        "train-004": "no content: 0 frames, 1920 samples",
+        "train-005": "empty transcript",
+        "train-006": "empty transcript",
+        "train-007": "wrong frame rate: 30.0, expected 25",
+        "train-008": "wrong sampling rate: 44100, expected 16000",
+    }
+    assert "train: 3 clips listed, 8 dropped {'missing file': 2," in caplog.text
+
+    (corpus / "visual/00001/train-001.mp4").touch()
+    (corpus / "audio/00000/train-002.wav").touch()
+    good = {row: value for row in range(11) for value in [3]}
+    edit(corpus, video_num_frames=good, transcript=dict.fromkeys(good, "a"))
+    edit(corpus, fps=dict.fromkeys(good, 25.0), sampling_rate=dict.fromkeys(good, 16_000))
+    manifest(corpus, tmp_path / "out")
+    assert not (tmp_path / "out/train.dropped.tsv").exists(), "a stale list is removed"
+
+
+def test_frac_samples_within_each_channel(tmp_path, caplog):
+    corpus = tmp_path / "corpus"
+    metadata = write_corpus(corpus, {"train": [1]})
+    sizes = {"a": 40, "b": 20, "c": 10, "d": 2}
+    rows, mapping = [], []
+    for number, channel in enumerate(sorted("".join(name * size for name, size in sizes.items()) * 1)):
+        rows.append(metadata.iloc[0].to_dict() | {"id": f"{number * 37 % 72:03d}"})
+        mapping.append({"id": rows[-1]["id"], "channel": channel})
+        for kind, suffix in (("visual", "mp4"), ("audio", "wav")):
+            (corpus / f"{kind}/00000/{rows[-1]['id']}.{suffix}").touch()
+    pd.DataFrame(rows).to_parquet(corpus / "metadata.parquet")
+    (corpus / "mapping.json").write_text(json.dumps(mapping))
+    channel = {entry["id"]: entry["channel"] for entry in mapping}
+
+    def chosen(name, *options):
+        manifest(corpus, tmp_path / name, "--frac", "0.5", *options)
+        return [clip.id for clip in read_manifest(tmp_path / name, "train")]
+
+    first = chosen("first")
+    assert collections.Counter(channel[id] for id in first) == {"a": 20, "b": 10, "c": 5, "d": 1}
+    order = [row["id"] for row in rows]
+    assert first == sorted(first, key=order.index), "the order of metadata.parquet is kept"
+    assert chosen("again") == first
+    assert chosen("other", "--seed", "1") != first
+
+    assert "without regard to channels" not in caplog.text
+    (corpus / "mapping.json").unlink()
+    assert len(chosen("unstratified")) == 36
+    assert "mapping.json: no such file, so clips are sampled without regard to channels" in caplog.text
+
+
+def test_bad_tables_are_named(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "--frac is 1.5" in refused(capsys, corpus, out, "--frac", "1.5")
+    assert "nowhere/metadata.parquet: no such file" in refused(capsys, tmp_path / "nowhere", out)
+    (corpus / "mapping.json").write_text('[{"id": "train-000", "channel": "a"}]')
+    message = refused(capsys, corpus, out, "--frac", "0.5")
+    assert "mapping.json: 3 clips have no channel, the first is 'train-001'" in message
+    (corpus / "mapping.json").write_text('[{"id": "train-000"}]')
+    assert "expected id and channel" in refused(capsys, corpus, out, "--frac", "0.5")
+    (corpus / "mapping.json").write_text("[")
+    assert "mapping.json: not a JSON table" in refused(capsys, corpus, out, "--frac", "0.5")
+    edit(corpus, id={1: "train-000"})
+    assert "id 'train-000' occurs twice in split 'train'" in refused(capsys, corpus, out)
+    pd.read_parquet(corpus / "metadata.parquet").drop(columns=["fps", "split"]).to_parquet(corpus / "metadata.parquet")
+    assert "columns ['fps', 'split'] are missing" in refused(capsys, corpus, out)
+    (corpus / "metadata.parquet").write_bytes(b"PAR1 not really")
+    assert "metadata.parquet: not a parquet file" in refused(capsys, corpus, out)
+    assert not out.exists()
+
+
+def test_a_corpus_without_a_usable_clip_is_refused(corpus, tmp_path, capsys):
+    (corpus / "visual/00000/valid-000.mp4").unlink()
+    message = refused(capsys, corpus, tmp_path / "out", "--split", "valid")
+    assert "no clip of split 'valid' is usable" in message and "visual/00000/valid-000.mp4" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "transcript", "words"),
+    [
+        ("a-vi-vi\tv.mp4\ta.wav\t3", "x", "line 2 is 'a-vi-vi"),
+        ("a-vi\tv.mp4\ta.wav\t3\t1920", "x", "expected <id>-<src>-<dst>"),
+        ("a-vi-vi\tv.mp4\ta.wav\tthree\t1920", "x", "line 2 is"),
+        ("a-vi-vi\tv.mp4\ta.wav\t501\t1920", "x", "id 'a' has 501 frames, expected 1 to 500"),
+        ("a-vi-vi\tv.mp4\ta.wav\t0\t1920", "x", "id 'a' has 0 frames"),
+        ("a-vi-vi\tv.mp4\ta.wav\t3\t1920", " ", "id 'a' has an empty transcript"),
+        (
+            "a-vi-vi\tv.mp4\ta.wav\t3\t1920\na-vi-vi\tv.mp4\ta.wav\t3\t1920",
+            "x\ny",
+            "line 3: id 'a' occurs twice",
+        ),
+        ("a-vi-vi\tv.mp4\ta.wav\t3\t1920", "x\ny", "train.wrd: has 2 lines, expected 1"),
+    ],
+)
+def test_a_manifest_that_was_tampered_with_is_refused(tmp_path, line, transcript, words):
+    (tmp_path / "train.tsv").write_text(f".\n{line}\n")
+    (tmp_path / "train.wrd").write_text(f"{transcript}\n")
+    with pytest.raises(InputError) as caught:
+        read_manifest(tmp_path, "train")
+    assert words in str(caught.value)
+
+
+def test_a_manifest_of_the_reference_is_read(tmp_path):
+    """Ids with hyphens, a relative root, and what Python's splitlines would take for a line end."""
+    (tmp_path / "test.tsv").write_text(".\nx-1-en-vi\tv/1.mp4\ta/1.wav\t37\t22380\n")
+    (tmp_path / "test.wrd").write_text("hôm nay\u2028trời đẹp\n")
+    (clip,) = read_manifest(tmp_path, "test")
+    assert (clip.id, clip.source_language, clip.video) == ("x-1", "en", "./v/1.mp4")
+    assert clip.transcript == "hôm nay\u2028trời đẹp"
+    with pytest.raises(InputError, match="train.tsv: no such file"):
+        read_manifest(tmp_path, "train")
+
+
+def test_the_stage_does_without_pytorch(corpus, tmp_path):
+    script = (
+        "import sys; from viavsp_jax.prepare.__main__ import main; main(sys.argv[1:]);"
+        "assert not {'torch', 'tensorflow', 'jax'} & set(sys.modules)"
+    )
+    arguments = ["manifest", "--data", str(corpus), "--output", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert len(read_manifest(tmp_path / "out", "train")) == 4

@@ -1,0 +1,138 @@
+"""Media features against arrays recorded from the reference, and one clear error for each bad file."""
+
+import wave
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import media
+
+MEDIA = Path(__file__).parent / "golden" / "media"
+UTTERANCES = sorted(path.stem for path in MEDIA.glob("utt*.npz"))
+
+
+@pytest.fixture(params=UTTERANCES)
+def utterance(request):
+    return MEDIA / request.param, np.load(MEDIA / f"{request.param}.npz")
+
+
+def test_decoded_files_equal_the_recorded_ones(utterance):
+    path, recorded = utterance
+    frames, samples = media.read_video(path.with_suffix(".mp4")), media.read_audio(path.with_suffix(".wav"))
+    assert (frames.dtype, samples.dtype) == (np.uint8, np.int16)
+    np.testing.assert_array_equal(frames, recorded["frames"])
+    np.testing.assert_array_equal(samples, recorded["wav"])
+
+
+def test_each_step_of_the_audio_features(utterance):
+    _, recorded = utterance
+    tolerance = dict(atol=1e-5, rtol=0)
+    filterbank = media.filterbank(recorded["wav"])
+    np.testing.assert_allclose(filterbank, recorded["logfbank"], **tolerance)
+    stacked = media.stack(filterbank)
+    np.testing.assert_allclose(stacked, recorded["stacked"], **tolerance)
+    num_frames = len(recorded["frames"])
+    np.testing.assert_allclose(media.align(stacked, num_frames), recorded["audio_aligned"], **tolerance)
+    features = media.audio_features(recorded["wav"], num_frames)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, recorded["audio_norm"], **tolerance)
+
+
+def test_recorded_audio_is_once_too_short_and_once_too_long():
+    differences = [
+        len(data["stacked"]) - len(data["frames"]) for data in (np.load(MEDIA / f"{u}.npz") for u in UTTERANCES)
+    ]
+    assert min(differences) < 0 < max(differences)
+
+
+def test_video_input_equals_the_recorded_one(utterance):
+    _, recorded = utterance
+    video = media.video_input(recorded["frames"])
+    assert video.dtype == np.float32
+    np.testing.assert_array_equal(video, recorded["video_transformed"])
+
+
+def test_speech_shorter_than_one_window():
+    features = media.audio_features(np.array([1000, -1000, 500], np.int16), num_frames=2)
+    assert features.shape == (2, 104)
+    assert np.isfinite(features).all() and not features[1].any()
+
+
+def write_video(path, size, num_frames=3):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), media.FRAME_RATE, size)
+    for _ in range(num_frames):
+        writer.write(np.zeros((size[1], size[0], 3), np.uint8))
+    writer.release()
+
+
+def write_wav(path, rate=16_000, channels=1, width=2, samples=100):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(bytes(samples * channels * width))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (112, 112)])
+def test_video_of_another_size_is_refused(tmp_path, size):
+    path = tmp_path / "clip.mp4"
+    write_video(path, size)
+    with pytest.raises(InputError, match=f"clip.mp4: video is {size[0]}x{size[1]}, expected a 96x96 mouth crop"):
+        media.read_video(path)
+
+
+def test_video_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with pytest.raises(InputError, match="clip.mp4: no such file, expected a mouth video"):
+        media.read_video(path)
+    whole = (MEDIA / f"{UTTERANCES[0]}.mp4").read_bytes()
+    for content in (b"", b"not a video", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="clip.mp4: not a readable video file"):
+            media.read_video(path)
+    write_video(path, (96, 96), num_frames=0)
+    with pytest.raises(InputError, match="clip.mp4: "):
+        media.read_video(path)
+    # The index is whole, but the coded frames are wiped out.
+    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4
+    path.write_bytes(whole[:start] + bytes(end - start) + whole[end:])
+    with pytest.raises(InputError, match="clip.mp4: no video frame could be decoded"):
+        media.read_video(path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ({"rate": 8000}, "8000 Hz, 1 channel.s., 16 bit"),
+        ({"channels": 2}, "16000 Hz, 2 channel.s., 16 bit"),
+        ({"width": 1}, "16000 Hz, 1 channel.s., 8 bit"),
+        ({"width": 4}, "16000 Hz, 1 channel.s., 32 bit"),
+    ],
+)
+def test_wav_of_another_format_is_refused(tmp_path, wrong, found):
+    path = tmp_path / "clip.wav"
+    write_wav(path, **wrong)
+    with pytest.raises(InputError, match=f"clip.wav: audio is {found}, expected 16000 Hz, 1 channel, 16 bit"):
+        media.read_audio(path)
+
+
+def test_wav_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "clip.wav"
+    with pytest.raises(InputError, match="clip.wav: no such file, expected a wav file"):
+        media.read_audio(path)
+    write_wav(path, samples=0)
+    with pytest.raises(InputError, match="clip.wav: the wav file has no samples"):
+        media.read_audio(path)
+    write_wav(path, samples=100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-61])
+    with pytest.raises(InputError, match="clip.wav: truncated wav file, 69 samples where its header says 100"):
+        media.read_audio(path)
+    float_format = whole[:20] + b"\x03\0" + whole[22:]
+    for content in (b"", b"not a wav", whole[:30], float_format):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="clip.wav: not a readable PCM wav file"):
+            media.read_audio(path)

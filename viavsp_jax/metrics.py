@@ -1,0 +1,66 @@
+"""Sums and counts inside jit, numbers and TensorBoard outside.
+
+Letters: B rows, L label positions, V vocabulary.
+"""
+
+import clu.metrics
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+
+@flax.struct.dataclass
+class Metrics(clu.metrics.Collection):
+    """Loss per utterance and accuracy per label token, summed exactly over batches of any filling."""
+
+    loss: clu.metrics.Average
+    accuracy: clu.metrics.Average
+
+
+def label_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> tuple[jax.Array, Metrics]:
+    """Mean over utterances of the mean cross-entropy of an utterance's label tokens, in nats.
+
+    Args:
+      logits: float32[B, L, V].
+      targets: int32[B, L].
+      weights: float32[B, L]; 1 / (label tokens of its utterance), 0 for padding. They sum to the utterances.
+      smoothing: share of the target's probability that is spread evenly over the vocabulary.
+
+    Returns:
+      The loss to minimise, and the metrics, whose loss is without smoothing.
+    """
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    utterances = weights.sum()
+    loss = (weights * ((1 - smoothing) * nll + smoothing * uniform)).sum() / jnp.maximum(utterances, 1)
+    is_label = weights > 0
+    correct = (logits.argmax(-1) == targets) & is_label
+    return loss, Metrics.create_collection(
+        loss=clu.metrics.Average(total=(weights * nll).sum(), count=utterances),
+        accuracy=clu.metrics.Average(total=correct.sum(), count=is_label.sum()),
+    )
+
+
+class Writer:
+    """TensorBoard files of a work folder, written by the first process only."""
+
+    def __init__(self, workdir: epath.PathLike):
+        first = jax.process_index() == 0
+        self._summary = SummaryWriter(str(epath.Path(workdir) / "tensorboard")) if first else None
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds one point to each named curve."""
+        if self._summary:
+            for name, value in scalars.items():
+                self._summary.add_scalar(name, value, step)
+            self._summary.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._summary:
+            self._summary.close()

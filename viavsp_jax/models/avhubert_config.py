@@ -1,0 +1,94 @@
+"""The shape of an AV-HuBERT encoder; shared by the PyTorch and the Flax model, so it imports neither."""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from viavsp_jax.errors import InputError
+
+MODALITY_FUSIONS = ("concat", "add")
+
+
+@dataclasses.dataclass(frozen=True)
+class AVHubertConfig:
+    """Sizes and variants of the encoder; the defaults are AV-HuBERT Large.
+
+    Raises InputError if a value is not usable.
+    """
+
+    embed_dim: int = 1024  # width of the transformer and of each modality's features
+    num_layers: int = 24
+    num_heads: int = 16
+    ffn_dim: int = 4096
+    audio_dim: int = 104  # stacked log filterbank values of one video frame
+    layer_norm_first: bool = True  # pre-LN, normed after the last block; else post-LN, normed before the first
+    modality_fuse: str = "concat"
+    frontend_channels: int = 64  # output channels of the 3D convolution
+    resnet_channels: tuple[int, ...] = (64, 128, 256, 512)  # the four stages, two blocks each
+    conv_pos: int = 128  # kernel of the positional convolution, in frames
+    conv_pos_groups: int = 16
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples.
+        object.__setattr__(self, "resnet_channels", _as_tuple(self.resnet_channels))
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.type is int}
+        sizes |= {f"resnet_channels[{i}]": size for i, size in enumerate(self.resnet_channels)}
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise InputError(f"AV-HuBERT config: {name} must be a positive integer, not {size!r}")
+        if len(self.resnet_channels) != 4:
+            raise InputError(f"AV-HuBERT config: resnet_channels must give 4 stages, not {list(self.resnet_channels)}")
+        if type(self.layer_norm_first) is not bool:
+            raise InputError(f"AV-HuBERT config: layer_norm_first must be true or false, not {self.layer_norm_first!r}")
+        if self.modality_fuse not in MODALITY_FUSIONS:
+            raise InputError(
+                f"AV-HuBERT config: modality_fuse must be in {MODALITY_FUSIONS}, not {self.modality_fuse!r}"
+            )
+        for divisor in ("num_heads", "conv_pos_groups"):
+            if self.embed_dim % getattr(self, divisor):
+                raise InputError(
+                    f"AV-HuBERT config: embed_dim {self.embed_dim} must be a multiple of "
+                    f"{divisor} {getattr(self, divisor)}"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def fused_dim(self) -> int:
+        """Width after the modalities are fused: 2 x embed_dim for concat, embed_dim for add."""
+        return 2 * self.embed_dim if self.modality_fuse == "concat" else self.embed_dim
+
+    @classmethod
+    def from_json(cls, path: epath.PathLike) -> "AVHubertConfig":
+        """Reads what to_json wrote. Raises InputError if the file is missing, not JSON or of other fields."""
+        path = epath.Path(path)
+        if not path.exists():
+            raise InputError(f"{path}: no such file, expected the config of an AV-HuBERT encoder")
+        try:
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: not a JSON file ({error})") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: expected a JSON object with the fields of an AV-HuBERT config")
+        names = {field.name for field in dataclasses.fields(cls)}
+        if values.keys() != names:
+            raise InputError(
+                f"{path}: not the config of an AV-HuBERT encoder; "
+                f"missing {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}"
+            )
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_json(self, path: epath.PathLike) -> None:
+        epath.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def _as_tuple(value: object) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"AV-HuBERT config: resnet_channels must be a list of integers, not {value!r}")
+    return tuple(value)

@@ -1,0 +1,29 @@
+"""Segment means with static shapes: runs of frames of one K-Means cluster become one vector.
+
+Letters: B rows, T frames, S row positions, E encoder width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def segment_mean(features: jax.Array, slots: jax.Array, num_slots: int) -> jax.Array:
+    """Averages the frames that share a slot.
+
+    Args:
+      features: [B, T, E] encoder frames.
+      slots: int32[B, T], the position each frame is averaged into, ascending along T; `num_slots` for padding.
+      num_slots: S, the number of positions.
+
+    Returns:
+      [B, S, E] in the features' dtype, summed in float32; positions without frames are zero.
+    """
+
+    def one_row(frames, slots):
+        # Padding goes to an extra slot that is cut off again.
+        ones = jnp.ones(slots.shape, jnp.float32)
+        sums = jax.ops.segment_sum(frames.astype(jnp.float32), slots, num_slots + 1, indices_are_sorted=True)
+        counts = jax.ops.segment_sum(ones, slots, num_slots + 1, indices_are_sorted=True)
+        return (sums / jnp.maximum(counts, 1)[:, None])[:num_slots]
+
+    return jax.vmap(one_row)(features, slots).astype(features.dtype)

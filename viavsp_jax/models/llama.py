@@ -1,0 +1,242 @@
+"""LLaMA with adapters on q, k and v: embed, run packed rows, prefill a cache, extend it by one token.
+
+The numbers equal those of transformers' `LlamaForCausalLM`. Layers are stacked and run by one `lax.scan`.
+
+Letters: B rows, S positions, C cached positions, D model width, H query heads, G key/value heads, K head width,
+F feed-forward width, V vocabulary, N layers.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from viavsp_jax.models.lora import Linear, LoRAConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape of a LLaMA, in the words of its Hugging Face config."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+
+
+# Keys and values to attend to and who may see them: k, v [B, C, G, K], mask bool[B, Q, C].
+AttentionPart = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What decoding remembers. Generated tokens follow the padded prompt, so all rows write to one index."""
+
+    k: jax.Array  # [N, B, C, G, K], rotated
+    v: jax.Array  # [N, B, C, G, K]
+    valid: jax.Array  # bool[B, C]: holds a prompt or generated position, not padding
+    positions: jax.Array  # int32[B]: position of the next token, for rotation
+    index: jax.Array  # int32: where the next token is written
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary embedding in LLaMA's half-split order. x [B, S, H, K], positions int32[B, S]; float32 angles."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32).reshape(1, 1, 1, half) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def attend(q: jax.Array, parts: Sequence[AttentionPart]) -> jax.Array:
+    """Softmax attention over the union of several key/value parts, without joining them in memory.
+
+    q: [B, Q, H, K] → [B, Q, H·K]. Scores and softmax are float32. A query that may see nothing (padding) gets the
+    mean of everything rather than NaN.
+    """
+    batch, queries, heads, width = q.shape
+    groups = parts[0][0].shape[2]
+    q = q.reshape(batch, queries, groups, heads // groups, width) * width**-0.5
+    scores = []
+    for k, _, mask in parts:
+        score = jnp.einsum("bqghk,bcgk->bghqc", q, k, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask[:, None, None], score, jnp.finfo(jnp.float32).min))
+    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
+    out, start = 0, 0
+    for _, v, mask in parts:
+        size = mask.shape[-1]
+        out += jnp.einsum("bghqc,bcgk->bqghk", weights[..., start : start + size], v)
+        start += size
+    return out.reshape(batch, queries, heads * width)
+
+
+def packed_mask(segment_ids: jax.Array) -> jax.Array:
+    """Who sees whom in packed rows: causal within an utterance. int32[B, S] → bool[B, S, S].
+
+    For segment ids 1 1 2 0 (0 = padding), query down, key across:
+        1 . . .
+        1 1 . .
+        . . 1 .
+        . . . .
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.tril(same & (segment_ids[:, None, :] > 0))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) · scale, the rms in float32."""
+
+    def __init__(self, shape: tuple[int, ...], eps: float, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(shape, dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] → [..., D] in x's dtype."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(x.dtype)
+        return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+class Block(nnx.Module):
+    """All N decoder layers, stacked on axis 0; inside the scan, one of them."""
+
+    def __init__(self, config: LlamaConfig, lora: LoRAConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        c, stack = config, config.num_layers
+        linear = {"stack": stack, "dtype": dtype, "rngs": rngs}
+        self.config = config
+        self.attention_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
+        self.q = Linear(c.hidden_size, c.num_heads * c.head_dim, lora=lora, **linear)
+        self.k = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, lora=lora, **linear)
+        self.v = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, lora=lora, **linear)
+        self.o = Linear(c.num_heads * c.head_dim, c.hidden_size, **linear)
+        self.ffn_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
+        self.gate = Linear(c.hidden_size, c.intermediate_size, **linear)
+        self.up = Linear(c.hidden_size, c.intermediate_size, **linear)
+        self.down = Linear(c.intermediate_size, c.hidden_size, **linear)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        cached: AttentionPart | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """x [B, S, D], positions [B, S], mask bool[B, S, S] among x, earlier keys and values in `cached`.
+
+        Returns the new x, and this x's keys and values [B, S, G, K]. A PRNG key turns adapter dropout on.
+        """
+        c = self.config
+        keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+        h = self.attention_norm(x)
+        q, k, v = (
+            projection(h, key).reshape(*h.shape[:2], -1, c.head_dim)
+            for projection, key in zip((self.q, self.k, self.v), keys, strict=True)
+        )
+        q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
+        parts = [(k, v, mask)] if cached is None else [cached, (k, v, mask)]
+        x = x + self.o(attend(q, parts))
+        h = self.ffn_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), (k, v)
+
+
+class Llama(nnx.Module):
+    """The language model. Frozen weights are stored in `param_dtype`; activations follow the embeddings' dtype."""
+
+    def __init__(
+        self, config: LlamaConfig, lora: LoRAConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.config = config
+        self.dtype = dtype
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), param_dtype)
+        self.embedding = nnx.Param(embedding * jnp.asarray(0.02, param_dtype))
+        self.layers = Block(config, lora, param_dtype, rngs)
+        self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, param_dtype)
+        if config.tie_word_embeddings:
+            self.head = None
+        else:
+            head = jax.random.normal(rngs.params(), (config.hidden_size, config.vocab_size), param_dtype)
+            self.head = nnx.Param(head * jnp.asarray(config.hidden_size**-0.5, param_dtype))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32[...] → [..., D] in the compute dtype."""
+        return self.embedding[...][tokens].astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Final norm and head: [..., D] → float32[..., V]."""
+        head = self.embedding[...].T if self.head is None else self.head[...]
+        hidden = self.final_norm(hidden)
+        return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: bool
+    ) -> jax.Array:
+        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm.
+
+        `remat` recomputes each layer in the backward pass instead of keeping its activations.
+        """
+        mask = packed_mask(segment_ids)
+        graph, params = nnx.split(self.layers)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+
+        def layer(x, inputs):
+            params, key = inputs
+            return nnx.merge(graph, params)(x, positions, mask, key=key)[0], None
+
+        return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (params, keys))[0]
+
+    def prefill(self, x: jax.Array, lengths: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+        """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
+
+        Returns the logits after each prompt, float32[B, V], and a cache with `room` more places than S.
+        """
+        batch, size = x.shape[:2]
+        valid = jnp.arange(size)[None] < lengths[:, None]
+        positions = jnp.tile(jnp.arange(size), (batch, 1))
+        mask = packed_mask(valid.astype(jnp.int32))
+        graph, params = nnx.split(self.layers)
+
+        def layer(x, params):
+            return nnx.merge(graph, params)(x, positions, mask)
+
+        x, (k, v) = jax.lax.scan(layer, x, params)
+        grow = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
+        cache = Cache(
+            k=jnp.pad(k, grow), v=jnp.pad(v, grow), valid=jnp.pad(valid, [(0, 0), (0, room)]),
+            positions=lengths, index=jnp.int32(size),
+        )  # fmt: skip
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
+        return self.logits(last), cache
+
+    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Appends one token to every row. int32[B] → next logits float32[B, V], and the cache with it."""
+        itself = jnp.ones((tokens.shape[0], 1, 1), bool)
+        positions = cache.positions[:, None]
+        graph, params = nnx.split(self.layers)
+
+        def layer(x, inputs):
+            params, k, v = inputs
+            return nnx.merge(graph, params)(x, positions, itself, cached=(k, v, cache.valid[:, None]))
+
+        x, (k, v) = jax.lax.scan(layer, self.embed(tokens)[:, None], (params, cache.k, cache.v))
+        here = (0, 0, cache.index, 0, 0)
+        cache = Cache(
+            k=jax.lax.dynamic_update_slice(cache.k, k, here),
+            v=jax.lax.dynamic_update_slice(cache.v, v, here),
+            valid=jax.lax.dynamic_update_slice(cache.valid, itself[:, 0], (0, cache.index)),
+            positions=cache.positions + 1,
+            index=cache.index + 1,
+        )
+        return self.logits(x[:, 0]), cache

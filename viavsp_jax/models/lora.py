@@ -1,0 +1,69 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) beside frozen projections.
+
+Letters: N layers (stacked), I input width, O output width, R rank.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Adapter shape, in peft's terms: the update is alpha / rank · B A x."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+
+    @property
+    def scale(self) -> float:
+        """Factor on the adapter's output."""
+        return self.alpha / self.rank
+
+
+class LoRA(nnx.Module):
+    """One adapter, or a stack of N of them when built with `stack`; float32 weights.
+
+    `a` starts uniform in ±1/sqrt(I) (peft's Kaiming-uniform with slope √5) and `b` at zero, so that a new
+    adapter changes nothing.
+    """
+
+    def __init__(self, config: LoRAConfig, inputs: int, outputs: int, *, stack: int, rngs: nnx.Rngs):
+        bound = inputs**-0.5
+        shape = (stack, inputs, config.rank)
+        self.a = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+        self.b = nnx.Param(jnp.zeros((stack, config.rank, outputs), jnp.float32))
+        self.config = config
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """x: [..., I] → [..., O] in x's dtype. A PRNG key turns dropout on x on (training)."""
+        rate = self.config.dropout
+        if key is not None and rate > 0:
+            x = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+        return x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype) * self.config.scale
+
+
+class Linear(nnx.Module):
+    """A frozen bias-free projection, or a stack of N, with an adapter when `lora` is given."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, stack: int, dtype: DTypeLike, rngs: nnx.Rngs, lora: LoRAConfig | None = None
+    ):
+        kernel = jax.random.normal(rngs.params(), (stack, inputs, outputs), dtype) * inputs**-0.5
+        self.kernel = nnx.Param(kernel.astype(dtype))
+        self.lora = LoRA(lora, inputs, outputs, stack=stack, rngs=rngs) if lora else None
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """x: [..., I] → [..., O]. Called on one layer's slice of the stack."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.lora is None else y + self.lora(x, key)
+
+
+def merge_adapter(kernel: jax.Array, a: jax.Array, b: jax.Array, config: LoRAConfig) -> jax.Array:
+    """Folds adapters into kernels: [..., I, O] + scale · [..., I, R] @ [..., R, O], summed in float32."""
+    merged = kernel.astype(jnp.float32) + config.scale * (a.astype(jnp.float32) @ b.astype(jnp.float32))
+    return merged.astype(kernel.dtype)

@@ -1,0 +1,268 @@
+"""The demo corpus on disk, in the layout of VASR, and the same kind of clips in memory for pre-training.
+
+A clip follows from (corpus seed, split, its index) alone: who writes it, in which order and in how many
+processes makes no difference.
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import wave
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.demo.face import SIZE, Face, render
+from viavsp_jax.prepare.demo.sentences import sample_sentences
+from viavsp_jax.prepare.demo.speech import (
+    FRAME_RATE,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    SILENCE,
+    Phoneme,
+    Speaker,
+    synthesize,
+)
+from viavsp_jax.prepare.demo.visemes import VISEMES
+
+CLIPS_PER_SHARD = 500
+TOPIC = "daily life"
+
+PHONEMES: tuple[str, ...] = (SILENCE, *sorted(set(VISEMES) - {SILENCE}))
+"""Names of the frame labels; index 0 is silence."""
+
+_VOICES = ("vi", "vi-vn-x-central", "vi-vn-x-south")
+# Variants are disjoint: a speaker of another split differs in timbre, not only in pitch and speed.
+_VARIANTS = {
+    "train": ("m1", "m2", "m3", "m6", "m7", "f1", "f2", "f4"),
+    "valid": ("m5", "f5"),
+    "test": ("m4", "f3"),
+    "pretrain": ("m8", "Alex", "Andy", "Annie", "Diogo", "Gene", "Lee", "Mario", "linda", "steph"),
+}
+
+
+def _cast(split: str, first_number: int) -> tuple[Speaker, ...]:
+    speakers = []
+    pairs = itertools.product(_VOICES, _VARIANTS[split])
+    for number, (voice, variant) in enumerate(pairs, start=first_number):
+        speaker_id = f"spk{number:02d}"
+        rng = random.Random(speaker_id)
+        speakers.append(
+            Speaker(
+                id=speaker_id,
+                voice=voice,
+                variant=variant,
+                pitch=rng.randint(35, 65),
+                pitch_range=rng.randint(40, 70),
+                rate=rng.randint(160, 205),
+                loudness=rng.uniform(-30, -22),
+            )
+        )
+    return tuple(speakers)
+
+
+def _all_casts() -> dict[str, tuple[Speaker, ...]]:
+    casts, count = {}, 0
+    for split in ("train", "valid", "test", "pretrain"):
+        casts[split] = _cast(split, count)
+        count += len(casts[split])
+    # Pre-training hears the training speakers too, and never those of validation and test.
+    casts["pretrain"] = casts["train"] + casts["pretrain"]
+    return casts
+
+
+SPEAKERS: dict[str, tuple[Speaker, ...]] = _all_casts()
+"""Split -> its speakers. Validation and test share none with any other split."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What there is to say about a clip before it is made."""
+
+    id: str
+    split: str
+    shard: str
+    transcript: str
+    speaker: Speaker
+    seed: int  # of head motion, exposure and noise
+
+
+@dataclass(frozen=True)
+class RenderedClip:
+    """A clip in memory: uint8[T, 96, 96, 3] BGR frames and int16[640 T] samples.
+
+    `phoneme_labels` and `tone_labels` are int32[T], of the phoneme spoken at the centre of each frame: its
+    index in PHONEMES, and the tone of its syllable, 1 to 6, or 0 in silence.
+    """
+
+    frames: np.ndarray
+    samples: np.ndarray
+    transcript: str
+    phoneme_labels: np.ndarray
+    tone_labels: np.ndarray
+    speaker: str
+
+
+def plan_clips(seed: int, count: int, split: str, first_index: int = 0) -> list[Clip]:
+    """`count` clips of `split` ("pretrain", "train", "valid" or "test"), numbered from `first_index`."""
+    cast = SPEAKERS[split]
+    clips = []
+    for index, transcript in enumerate(sample_sentences(seed, count, split)):
+        rng = random.Random(f"clip/{split}/{seed}/{index}")
+        # Dealt in rounds, so every speaker says equally much.
+        speaker = cast[index % len(cast)]
+        number = first_index + index
+        shard = f"{number // CLIPS_PER_SHARD:04d}"
+        clip_id = f"{speaker.id}_{number:06d}"
+        clips.append(Clip(clip_id, split, shard, transcript, speaker, rng.getrandbits(32)))
+    return clips
+
+
+def frame_labels(phonemes: tuple[Phoneme, ...], num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Phoneme index and tone at the centre of each of `num_frames` frames at 25 fps: int32[T], int32[T]."""
+    centres = (np.arange(num_frames) + 0.5) / FRAME_RATE
+    at = np.searchsorted([p.end for p in phonemes], centres, side="right").clip(max=len(phonemes) - 1)
+    index = {name: i for i, name in enumerate(PHONEMES)}
+    names = np.array([index[p.name] for p in phonemes], np.int32)
+    tones = np.array([p.tone for p in phonemes], np.int32)
+    return names[at], tones[at]
+
+
+@functools.cache
+def _face_of(speaker_id: str) -> Face:
+    return Face.random(zlib.crc32(speaker_id.encode()))
+
+
+def render_clip(clip: Clip) -> RenderedClip:
+    """Speaks and draws one clip. Raises InputError as `synthesize` and `render` do."""
+    speech = synthesize(clip.transcript, clip.speaker)
+    num_frames = len(speech.samples) // SAMPLES_PER_FRAME
+    frames = render(speech.phonemes, num_frames, _face_of(clip.speaker.id), np.random.default_rng(clip.seed))
+    labels, tones = frame_labels(speech.phonemes, num_frames)
+    return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, clip.speaker.id)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+
+
+def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
+    """`function` of every clip, in order, computed by `workers` processes."""
+    if workers <= 1:
+        yield from map(function, clips)
+        return
+    # Spawned, not forked: the caller may hold threads of JAX or PyTorch.
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+        yield from pool.imap(function, clips, chunksize=4)
+
+
+def synthesize_clips(seed: int, count: int, split: str, workers: int = 1) -> Iterator[RenderedClip]:
+    """`count` clips of `split` in memory, the same in the same order for the same seed and any `workers`."""
+    yield from _map_clips(render_clip, plan_clips(seed, count, split), workers)
+
+
+def _media_paths(output: Path, clip: Clip) -> tuple[Path, Path]:
+    return output / "visual" / clip.shard / f"{clip.id}.mp4", output / "audio" / clip.shard / f"{clip.id}.wav"
+
+
+def _write_video(path: Path, frames: np.ndarray) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, (SIZE, SIZE))
+    if not writer.isOpened():
+        raise InputError(f"{path}: OpenCV cannot write an mp4v video there")
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def _write_audio(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def _write_clip(clip: Clip, output: Path) -> None:
+    rendered = render_clip(clip)
+    video, audio = _media_paths(output, clip)
+    jobs = ((video, _write_video, rendered.frames), (audio, _write_audio, rendered.samples))
+    for path, write, content in jobs:
+        # OpenCV chooses the container by the suffix, so the unfinished file keeps it.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+        write(unfinished, content)
+        unfinished.replace(path)
+
+
+def _num_samples(path: Path) -> int:
+    with wave.open(str(path), "rb") as file:
+        return file.getnframes()
+
+
+def _write_metadata(output: Path, clips: list[Clip]) -> None:
+    num_samples = [_num_samples(_media_paths(output, clip)[1]) for clip in clips]
+    table = pd.DataFrame(
+        {
+            "id": [clip.id for clip in clips],
+            "shard": [clip.shard for clip in clips],
+            "fps": FRAME_RATE,
+            "sampling_rate": SAMPLE_RATE,
+            "transcript": [clip.transcript for clip in clips],
+            "video_num_frames": [n // SAMPLES_PER_FRAME for n in num_samples],
+            "audio_num_frames": num_samples,
+            "split": [clip.split for clip in clips],
+        }
+    )
+    mapping = [{"id": c.id, "shard": c.shard, "split": c.split, "channel": c.speaker.id, "topic": TOPIC} for c in clips]
+    (output / ".mapping.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1) + "\n")
+    (output / ".mapping.json").replace(output / "mapping.json")
+    table.to_parquet(output / ".metadata.parquet", index=False)
+    (output / ".metadata.parquet").replace(output / "metadata.parquet")
+
+
+def write_corpus(
+    output: str | Path,
+    num_train: int = 1500,
+    num_valid: int = 100,
+    num_test: int = 100,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Writes visual/, audio/, mapping.json and, last of all, metadata.parquet under `output`.
+
+    `workers` defaults to the number of processors. A finished corpus is left as it is, an unfinished one is
+    completed. Raises InputError if `output` holds a corpus made with other counts or another seed.
+    """
+    output = Path(output)
+    clips: list[Clip] = []
+    for split, count in (("train", num_train), ("valid", num_valid), ("test", num_test)):
+        clips += plan_clips(seed, count, split, first_index=len(clips))
+    settings = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test, "seed": seed}
+    output.mkdir(parents=True, exist_ok=True)
+    settings_path = output / "demo.json"
+    if settings_path.exists():
+        found = json.loads(settings_path.read_text())
+        if found != settings:
+            raise InputError(f"{settings_path}: the corpus there was made with {found}, expected {settings}")
+    else:
+        settings_path.write_text(json.dumps(settings) + "\n")
+    if (output / "metadata.parquet").exists():
+        return
+    for clip in clips:
+        for path in _media_paths(output, clip):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    missing = [clip for clip in clips if not all(path.exists() for path in _media_paths(output, clip))]
+    write = functools.partial(_write_clip, output=output)
+    with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="demo corpus") as bar:
+        for _ in _map_clips(write, missing, workers or os.cpu_count() or 1):
+            bar.update()
+    _write_metadata(output, clips)

@@ -1,0 +1,73 @@
+"""Mesh and sharding. The only file that knows the names of the mesh axes.
+
+Axes: `data` (rows), `fsdp` (rows, and frozen weights cut along one width), `tensor` (weights cut along the other).
+"""
+
+import re
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from viavsp_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins. Adapters and projector are small and stay whole on every device.
+RULES = (
+    (r"(^|/)(lora|projector)/", PartitionSpec()),
+    (r"(^|/)scale$", PartitionSpec()),
+    (r"^llm/embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"^llm/head$", PartitionSpec("fsdp", "tensor")),
+    (r"^llm/layers/(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"^llm/layers/(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+)
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh of `config.mesh`: sizes of the axes, -1 for what the others leave."""
+    sizes = [config.mesh[axis] for axis in AXES]
+    count, given = jax.device_count(), 1
+    for size in sizes:
+        given *= size if size != -1 else 1
+    if sizes.count(-1) > 1 or count % given or (-1 not in sizes and given != count):
+        raise InputError(f"config.mesh asks for {dict(config.mesh)}, which does not fit {count} devices")
+    sizes = [count // given if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shard_params(mesh: Mesh, params: Any) -> Any:
+    """A tree of shardings for a tree of weights, by the first rule that matches each path.
+
+    Raises KeyError for a path without a rule: a new weight needs a decision, not a default.
+    """
+
+    def one(path, _):
+        name = "/".join(str(entry.key) for entry in path)
+        for pattern, spec in RULES:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, spec)
+        raise KeyError(f"no sharding rule for {name}")
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Cut along the first axis, the rows of a batch."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """Moves this process's rows to its devices; together the processes' rows are the global batch."""
+    return {name: jax.make_array_from_process_local_data(rows(mesh), value) for name, value in batch.items()}
+
+
+def with_sharding(abstract: Any, shardings: Any) -> Any:
+    """Joins a tree of shapes with a tree of shardings, as a restore wants it."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
