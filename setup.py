@@ -41,6 +41,7 @@ prepare = [
 ]
 demo = [*prepare, "espeakng-loader"]
 app = [*prepare]
+tpu = ["jax[tpu]"]
 test = [*demo, "hypothesis", "pytest", "ruff"]
 
 setup(
@@ -62,5 +63,5 @@ setup(
     ],
     package_data={"viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"]},
     install_requires=core,
-    extras_require={"prepare": prepare, "demo": demo, "app": app, "test": test},
+    extras_require={"prepare": prepare, "demo": demo, "app": app, "tpu": tpu, "test": test},
 )

@@ -26,7 +26,7 @@ from viavsp_jax.scoring import normalize, score
 
 
 @dataclasses.dataclass(frozen=True)
-class Speller:
+class ExportedModel:
     """An exported model, ready to decode."""
 
     llm: torch.nn.Module
@@ -35,7 +35,7 @@ class Speller:
     feature_width: int
 
 
-def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> Speller:
+def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ExportedModel:
     """Loads an export of `convert.to_hf`.
 
     Args:
@@ -76,7 +76,7 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
     projector = torch.nn.Linear(settings["feature_width"], model.config.hidden_size, dtype=dtype)
     projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
     model, projector = model.to(device).eval(), projector.to(device)
-    return Speller(model, projector, prompt, settings["feature_width"])
+    return ExportedModel(model, projector, prompt, settings["feature_width"])
 
 
 def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return sums.index_add(0, segments, features.float()) / counts[:, None]
 
 
-def embed(model: Speller, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def embed(model: ExportedModel, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """[instruction][speech] of each clip, padded on the left: embeddings [B, S, D] and attention mask int[B, S]."""
     device, dtype = model.projector.weight.device, model.projector.weight.dtype
     rows = []
@@ -105,7 +105,7 @@ def embed(model: Speller, examples: list[Example]) -> tuple[torch.Tensor, torch.
 
 
 @torch.inference_mode()
-def decode(model: Speller, source: SplitSource, batch_size: int) -> list[dict[str, str]]:
+def decode(model: ExportedModel, source: SplitSource, batch_size: int) -> list[dict[str, str]]:
     """Decodes all clips greedily: rows of id, reference and hypothesis, by id.
 
     Raises InputError when the features have another width than the model was trained on.

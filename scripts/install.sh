@@ -18,7 +18,8 @@ install_extra() {
   if [ ! -e "$stamp" ]; then
     echo "installing the packages ($extra) into .venv" >&2
     # PyTorch first and pinned: asked for through another package, pip may choose another build of it.
-    pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
+    # A TPU host trains without it.
+    [ "$extra" = tpu ] || pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
     pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]"
     : > "$stamp"
   fi

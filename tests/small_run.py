@@ -1,0 +1,60 @@
+"""A language model, shards and a config small enough to train in a test, all real and all made on the spot."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+
+import viavsp_jax
+from configs import demo
+from convert import from_hf
+from viavsp_jax.data import records
+from viavsp_jax.prepare.demo.sentences import sample_sentences
+
+DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
+WIDTH = 12
+
+
+def make_example(rng: np.random.Generator, name: str, transcript: str, width: int = WIDTH) -> dict:
+    """An example of 20 to 40 random frames in runs of 1 to 3."""
+    counts = rng.integers(1, 4, size=rng.integers(12, 18))
+    return {
+        "id": name,
+        "features": rng.normal(size=(counts.sum(), width)).astype(np.float16),
+        "cluster_counts": counts.astype(np.int32),
+        "transcript": transcript,
+        "source_language": "vi",
+        "target_language": "vi",
+    }
+
+
+def make_shards(folder: pathlib.Path, *, seed: int = 0, width: int = WIDTH, train: int = 24) -> pathlib.Path:
+    """A dataset folder with splits train, valid and test."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("valid", 5), ("test", 5)):
+        sentences = sample_sentences(seed, count, split)
+        examples = [make_example(rng, f"{split}{seed}_{i}", text, width) for i, text in enumerate(sentences)]
+        records.write_shard(records.shard_path(folder, split, 0, 1), examples)
+    records.write_metadata(folder, width, ["train", "valid", "test"])
+    return folder
+
+
+def make_llm(folder: pathlib.Path) -> pathlib.Path:
+    """The demo's language model, converted."""
+    from_hf.convert(DEMO_LLAMA, folder, dtype="float32")
+    return folder
+
+
+def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.ConfigDict:
+    """The demo's config on these shards: 4 updates of 2 rows."""
+    config = demo.get_config()
+    config.llm.path, config.data.path = str(llm), str(shards)
+    config.data.train = ("av_clean",)
+    config.data.feature_width = WIDTH
+    config.data.rows = 2
+    config.data.row = {"positions": 128, "frames": 96, "labels": 40, "clips": 4}
+    config.updates, config.log_every, config.checkpoint.every = 4, 2, 2
+    config.optimizer.warmup_updates, config.optimizer.decay_updates = 1, 3
+    config.evaluate.names = ("av_clean",)
+    config.evaluate.rows, config.evaluate.bucket, config.evaluate.max_new_tokens = 4, 32, 12
+    return config

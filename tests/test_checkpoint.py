@@ -1,0 +1,78 @@
+"""Checkpoints: which are kept, what comes back, and what is said when something is wrong."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_run import DEMO_LLAMA, make_llm, make_shards, small_config
+
+from viavsp_jax import checkpoint, experiment, train
+from viavsp_jax.data import pipeline
+from viavsp_jax.errors import InputError
+from viavsp_jax.optimizer import make_optimizer
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make_shards(folder / "shards" / "av_clean")
+    return small_config(make_llm(folder / "llm"), folder / "shards")
+
+
+def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
+    exp = experiment.load_experiment(config)
+    optimizer, _ = make_optimizer(config)
+    state = train.init_state(exp, optimizer)
+    batches = pipeline.training_batches(config, exp.prompt)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    expected = {}
+    for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.3), (4, 0.4)):
+        next(batches)
+        bigger = jax.tree.map(lambda x, step=step: x + step if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+        state = type(state)(jnp.int32(step), bigger.trainable, bigger.opt_state)
+        checkpoints.save(state, batches, config.to_json(), {"accuracy": accuracy, "loss": 1.0})
+        expected[step] = jax.device_get(state), next(batches)
+    checkpoints.close()
+    again = checkpoint.Checkpoints(tmp_path)
+    assert sorted(int(path.name) for path in again.folder.iterdir()) == [2, 4]
+    assert (again.latest_step(), again.best_step()) == (4, 2)
+    fresh = pipeline.training_batches(config, exp.prompt)
+    restored = again.restore(4, train.init_state(exp, optimizer), fresh)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected[4][0]), strict=True):
+        assert np.array_equal(a, b)
+    following = next(fresh)
+    assert all(np.array_equal(following[name], value) for name, value in expected[4][1].items())
+    assert again.restore_config(2)["lora"]["rank"] == config.lora.rank
+    best = again.restore_trainable(2, exp.trainable)
+    assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint: train first"):
+        checkpoint.Checkpoints(tmp_path).best_step()
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(InputError, match="config.json does not exist"):
+        checkpoint.read_conversion(tmp_path)
+    with pytest.raises(InputError, match="is not a converted language model: run python -m convert.from_hf"):
+        checkpoint.read_conversion(DEMO_LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral', only 'llama'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope type is 'llama3'"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_only_a_plain_llama_is_accepted(tmp_path, change, message):
+    config = json.loads((DEMO_LLAMA / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(InputError, match=message):
+        checkpoint.llama_config(tmp_path)

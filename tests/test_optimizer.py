@@ -1,0 +1,60 @@
+"""The schedule against the formula of the reference, Adam against torch's."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from configs import base, final
+from viavsp_jax.optimizer import make_optimizer, tri_stage
+
+
+def reference_rate(update, peak, warmup, hold, decay):
+    """Warm-up, hold and decay, written out."""
+    if update < warmup:
+        return peak * (0.01 + 0.99 * update / warmup)
+    if update < warmup + hold:
+        return peak
+    if update <= warmup + hold + decay:
+        return peak * np.exp(np.log(0.05) * (update - warmup - hold) / decay)
+    return peak * 0.05
+
+
+@pytest.mark.parametrize(("warmup", "hold", "decay"), [(10_000, 0, 20_000), (100, 50, 200), (1, 0, 3)])
+def test_tri_stage(warmup, hold, decay):
+    schedule = tri_stage(5e-4, warmup, hold, decay)
+    end = warmup + hold + decay
+    for update in {0, 1, warmup // 2, warmup, warmup + hold, warmup + hold + decay // 2, end, end + 10}:
+        expected = reference_rate(update, 5e-4, warmup, hold, decay)
+        np.testing.assert_allclose(schedule(update), expected, rtol=2e-5, err_msg=str(update))
+
+
+def test_optimizer_follows_torch_adam():
+    config = base.get_config()
+    config.optimizer.update({"peak_lr": 0.01, "warmup_updates": 4, "decay_updates": 6})
+    optimizer, schedule = make_optimizer(config)
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=5).astype(np.float32)
+    weights, peer = jnp.asarray(start), torch.tensor(start, requires_grad=True)
+    adam = torch.optim.Adam([peer], betas=(0.9, 0.98), eps=1e-8)
+    state = optimizer.init(weights)
+    for update in range(12):
+        gradient = rng.normal(size=5).astype(np.float32)
+        changes, state = optimizer.update(jnp.asarray(gradient), state, weights)
+        weights = optax.apply_updates(weights, changes)
+        adam.param_groups[0]["lr"] = float(schedule(update))
+        peer.grad = torch.tensor(gradient)
+        adam.step()
+    np.testing.assert_allclose(weights, peer.detach().numpy(), atol=1e-6)
+    assert np.abs(weights - start).max() > 0.01
+
+
+def test_recipes_keep_the_references_numbers():
+    reference = final.get_config("reference")
+    assert (reference.updates, reference.data.rows, reference.data.row.clips) == (300_000, 1, 8)
+    assert (reference.optimizer.warmup_updates, reference.optimizer.decay_updates) == (100_000, 200_000)
+    assert reference.optimizer.peak_lr == base.get_config().optimizer.peak_lr == 5e-4
+    scaled = final.get_config()
+    assert scaled.updates * final.CLIPS_PER_UPDATE == reference.updates * 8
+    assert scaled.optimizer.warmup_updates + scaled.optimizer.decay_updates == scaled.updates

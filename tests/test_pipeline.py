@@ -1,0 +1,161 @@
+"""Packed rows against the records they were made of."""
+
+import collections
+
+import numpy as np
+import pytest
+from small_run import DEMO_LLAMA, WIDTH, make_example, make_shards, small_config
+
+from viavsp_jax.data import pipeline, records
+from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    return load_prompt(DEMO_LLAMA, "</s>")
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_shards(tmp_path / "av_clean")
+    make_shards(tmp_path / "video_clean", seed=1)
+    return small_config(tmp_path / "llm", tmp_path)
+
+
+def unpack(batch, prompt):
+    """Every utterance of a batch as (transcript, frame count, means by position), read off the arrays alone."""
+    found = []
+    for row in range(len(batch["tokens"])):
+        arrays = {name: value[row] for name, value in batch.items()}
+        for segment in range(1, arrays["segment_ids"].max() + 1):
+            (places,) = np.nonzero(arrays["segment_ids"] == segment)
+            assert np.array_equal(places, np.arange(places[0], places[-1] + 1)), "utterances are contiguous"
+            assert np.array_equal(arrays["positions"][places], np.arange(len(places)))
+            labels = [
+                i for i in range(len(arrays["targets"]))
+                if arrays["weights"][i] > 0 and arrays["label_index"][i] in places
+            ]  # fmt: skip
+            targets = arrays["targets"][labels]
+            assert arrays["weights"][labels].sum() == pytest.approx(1)
+            # A label token is read one position after the position that predicts it.
+            after = arrays["label_index"][labels][:-1] + 1
+            assert np.array_equal(arrays["tokens"][after], targets[:-1])
+            frames = np.isin(arrays["frame_slot"], places)
+            slots = arrays["frame_slot"][frames]
+            assert arrays["is_speech"][slots].all()
+            assert set(slots) == set(places[arrays["is_speech"][places]])
+            text = arrays["tokens"][places[~arrays["is_speech"][places]]]
+            instruction = prompt.instruction("vi", "vi")
+            assert text.tolist() == instruction + targets[:-1].tolist()
+            counts = tuple(np.unique(slots, return_counts=True)[1])
+            found.append((prompt.text(targets.tolist()), counts, arrays["features"][frames]))
+    return found
+
+
+def test_rows_hold_the_records_exactly(config, prompt):
+    config.data.train = ("av_clean", "video_clean")
+    source = [r for name in config.data.train for r in records.open_split(f"{config.data.path}/{name}", "valid")]
+    expected = {r["transcript"]: (tuple(r["cluster_counts"]), r["features"]) for r in source}
+    found = [u for batch in pipeline.validation_batches(config, prompt) for u in unpack(batch, prompt)]
+    assert sorted(text for text, *_ in found) == sorted(expected)
+    for text, counts, features in found:
+        assert counts == expected[text][0]
+        assert np.array_equal(features, expected[text][1].astype(np.float32))
+
+
+def test_padding_is_harmless(config, prompt):
+    last = list(pipeline.validation_batches(config, prompt))[-1]
+    shape = pipeline.RowShape(**config.data.row)
+    padding = last["weights"] == 0
+    assert padding.any() and not last["label_index"][padding].any()
+    assert last["tokens"].shape == last["segment_ids"].shape == (config.data.rows, shape.positions)
+    filled = last["segment_ids"].any(1)
+    used = np.isin(last["frame_slot"], np.arange(shape.positions))
+    assert np.array_equal(used[filled], np.abs(last["features"][filled]).sum(-1) > 0)
+
+
+def test_training_sees_every_clip_each_epoch_in_new_order(config, prompt):
+    batches = pipeline.training_batches(config, prompt)
+    seen = []
+    while len(seen) < 60:
+        seen += [text for text, *_ in unpack(next(batches), prompt)]
+    epochs = collections.Counter(seen)
+    assert len(epochs) == 24 and min(epochs.values()) >= 2
+    order = [text for text, *_ in unpack(next(pipeline.training_batches(config, prompt)), prompt)]
+    stored = [r["transcript"] for r in records.open_split(f"{config.data.path}/av_clean", "train")]
+    assert order != stored[: len(order)]
+    assert seen[: len(order)] == order, "the same seed gives the same order"
+    config.seed = 1
+    assert order != [text for text, *_ in unpack(next(pipeline.training_batches(config, prompt)), prompt)]
+
+
+def test_state_restores_the_stream_bit_for_bit(config, prompt):
+    batches = pipeline.training_batches(config, prompt)
+    for _ in range(5):
+        next(batches)
+    state = batches.get_state()
+    expected = [next(batches) for _ in range(6)]
+    again = pipeline.training_batches(config, prompt)
+    again.set_state(state)
+    for batch in expected:
+        for name, value in next(again).items():
+            assert np.array_equal(value, batch[name]), name
+
+
+def test_a_row_holds_no_more_clips_than_asked(config, prompt):
+    config.data.row.clips = 2
+    batches = pipeline.training_batches(config, prompt)
+    counts = [next(batches)["segment_ids"].max(1) for _ in range(4)]
+    assert np.max(counts) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [("labels", "label tokens"), ("frames", "frames"), ("positions", "positions")]
+)
+def test_a_record_longer_than_a_row_is_named(config, prompt, field, what):
+    config.data.row[field] = 9
+    with pytest.raises(InputError, match=rf"record \w+ needs \d+ {what}, a row holds 9: raise config.data.row.{field}"):
+        next(pipeline.training_batches(config, prompt))
+
+
+def test_wrong_width_and_missing_folders(config, prompt):
+    config.data.feature_width = WIDTH + 1
+    with pytest.raises(InputError, match="av_clean holds features of width 12, but config.data.feature_width is 13"):
+        pipeline.training_batches(config, prompt)
+    config.data.feature_width = WIDTH
+    config.data.train = ("audio_clean",)
+    with pytest.raises(InputError, match="audio_clean: no such folder"):
+        pipeline.training_batches(config, prompt)
+    config.data.path = ""
+    with pytest.raises(InputError, match="config.data.path is not set"):
+        pipeline.training_batches(config, prompt)
+
+
+def test_decoding_batches_hold_each_clip_once_in_few_sizes(config, prompt):
+    seen, sizes = [], set()
+    for group, batch in pipeline.decoding_batches(config, prompt, "av_clean"):
+        sizes.add((batch["features"].shape, batch["tokens"].shape))
+        for row, record in enumerate(group):
+            seen.append(record["id"])
+            length = batch["lengths"][row]
+            instruction = prompt.instruction("vi", "vi")
+            assert length == len(instruction) + len(record["cluster_counts"])
+            assert batch["tokens"][row, : len(instruction)].tolist() == instruction
+            assert batch["is_speech"][row].nonzero()[0].tolist() == list(range(len(instruction), length))
+            frames = len(record["features"])
+            assert np.array_equal(batch["features"][row, :frames], record["features"].astype(np.float32))
+            assert (batch["frame_slot"][row, frames:] == batch["tokens"].shape[1]).all()
+    assert sorted(seen) == sorted(r["id"] for r in records.open_split(f"{config.data.path}/av_clean", "test"))
+    for features, tokens in sizes:
+        assert features[0] == config.evaluate.rows and features[1] % 32 == 0 and tokens[1] % 32 == 0
+
+
+def test_features_reach_the_model_in_its_dtype(config, prompt):
+    config.dtype = "bfloat16"
+    assert next(pipeline.training_batches(config, prompt))["features"].dtype == np.dtype("bfloat16")
+
+
+def test_examples_are_valid_records():
+    example = make_example(np.random.default_rng(0), "x", "một hai")
+    records.validate(example, "memory", 0)
