@@ -1,6 +1,5 @@
 """The command as a user meets it: one sentence for each mistake, and no traceback."""
 
-import os
 import subprocess
 import sys
 
@@ -26,57 +25,63 @@ def folders(tmp_path_factory):
     return make_llm(folder / "llm"), folder / "shards"
 
 
-def error_of(capsys, tmp_path, *arguments):
-    """What the command prints to standard error when it ends with status 2."""
-    flags.FLAGS.unparse_flags()
-    # An absl config flag keeps its overrides, so a fresh one is parsed each time.
-    flags.FLAGS(["main", "--config=configs/final.py", f"--workdir={tmp_path / 'work'}", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main.main(["main"])
-    assert exit_.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
+@pytest.fixture
+def error_of(capsys, monkeypatch, tmp_path):
+    """A function from arguments to what the command prints to standard error when it ends with status 2."""
+
+    def run(*arguments):
+        command = ["main", "--config=configs/final.py", f"--workdir={tmp_path / 'work'}", *arguments]
+        monkeypatch.setattr(sys, "argv", command)  # where the config's own overrides are read from
+        flags.FLAGS.unparse_flags()
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # overrides of the run before, each defined as a flag of its own
+        flags.FLAGS(command)
+        with pytest.raises(SystemExit) as exit_:
+            main.main(["main"])
+        assert exit_.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
 
 
 def given(llm, shards):
     return (f"--config.llm.path={llm}", f"--config.data.path={shards}", *SMALL)
 
 
-def test_language_model_folder(capsys, tmp_path, folders):
-    assert "config.llm.path is not set" in error_of(capsys, tmp_path, *given("", folders[1]))
+def test_language_model_folder(error_of, tmp_path, folders):
+    assert "config.llm.path is not set" in error_of(*given("", folders[1]))
     missing = tmp_path / "nowhere"
-    assert f"{missing}/config.json does not exist" in error_of(capsys, tmp_path, *given(missing, folders[1]))
-    assert "is not a converted language model" in error_of(capsys, tmp_path, *given(DEMO_LLAMA, folders[1]))
+    assert f"{missing}/config.json does not exist" in error_of(*given(missing, folders[1]))
+    assert "is not a converted language model" in error_of(*given(DEMO_LLAMA, folders[1]))
 
 
-def test_shard_folder(capsys, tmp_path, folders):
+def test_shard_folder(error_of, tmp_path, folders):
     missing = tmp_path / "nowhere"
-    assert f"{missing}/av_clean: no such folder" in error_of(capsys, tmp_path, *given(folders[0], missing))
+    assert f"{missing}/av_clean: no such folder" in error_of(*given(folders[0], missing))
 
 
-def test_feature_width(capsys, tmp_path, folders):
+def test_feature_width(error_of, tmp_path, folders):
     arguments = (*given(*folders), "--config.data.feature_width=1024")
-    assert "av_clean holds features of width 12, but config.data.feature_width is 1024" in error_of(
-        capsys, tmp_path, *arguments
-    )
+    assert "av_clean holds features of width 12, but config.data.feature_width is 1024" in error_of(*arguments)
 
 
-def test_label_longer_than_a_row(capsys, tmp_path, folders):
-    message = error_of(capsys, tmp_path, *given(*folders), "--config.data.row.labels=5")
+def test_label_longer_than_a_row(error_of, tmp_path, folders):
+    message = error_of(*given(*folders), "--config.data.row.labels=5")
     assert "label tokens, a row holds 5: raise config.data.row.labels or drop the record" in message
     assert "record train0_" in message
 
 
-def test_broken_record(capsys, tmp_path, folders):
+def test_broken_record(error_of, tmp_path, folders):
     shards = tmp_path / "shards"
     make_shards(shards / "av_clean")
     path = records.shard_path(shards / "av_clean", "train", 0, 1)
     data = bytearray(path.read_bytes())
     # Damage the bytes in the middle of the file, where the records lie.
-    data[len(data) // 2 : len(data) // 2 + 400] = os.urandom(400)
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(range(200)) * 2
     path.write_bytes(bytes(data))
-    message = error_of(capsys, tmp_path, *given(folders[0], shards))
+    message = error_of(*given(folders[0], shards))
     assert str(path) in message and "record" in message
 
 
