@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.dtype = "float32"
     config.remat = False
-    config.updates = 1000
+    config.updates = 400
     config.log_every = 20
     config.llm.path = "runs/demo/llm"
     config.data.path = "runs/demo/shards"
@@ -25,9 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.rows = 8
     config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8}
     config.optimizer.peak_lr = 5e-3
-    config.optimizer.warmup_updates = 100
-    config.optimizer.decay_updates = 900
-    config.checkpoint.every = 250
+    config.optimizer.warmup_updates = 40
+    config.optimizer.decay_updates = 360
+    config.checkpoint.every = 100
     config.evaluate.names = ("av_clean", "audio_clean", "video_clean", "audio_babble_0db", "av_babble_0db")
     config.evaluate.max_new_tokens = 48
     return config

@@ -34,7 +34,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
     return [
         ("corpus", [[*prepare, "demo", "--output", corpus]]),
         ("manifest", [[*prepare, "manifest", "--data", corpus, "--output", manifest]]),
-        ("kmeans", [[*prepare, "kmeans", *encoder, "--output", kmeans, *"--layer 2 --num_clusters 100".split()]]),
+        ("kmeans", [[*prepare, "kmeans", *encoder, "--output", kmeans, *"--layer 2 --num_clusters 100 --percent 0.1".split()]]),
         ("shards", [
             [*shard, "--modalities", "av", "audio", "video"],
             [*shard, "--modalities", "av", "audio", "--split", "test", *"--noise babble --snr 0".split()],

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the stage."""
     extract.add_arguments(parser)
     parser.add_argument("--output", required=True, help="file for the centres, e.g. kmeans.safetensors")
     parser.add_argument("--split", default="train", help="split to learn from (default train)")

@@ -55,6 +55,7 @@ class Clip:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the stage."""
     parser.add_argument("--data", required=True, help="corpus folder: metadata.parquet, visual/, audio/")
     parser.add_argument("--output", required=True, help="folder for {split}.tsv and {split}.wrd")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to list (default: all there are)")

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the stage."""
     extract.add_arguments(parser)
     parser.add_argument("--kmeans", required=True, help="file that the kmeans stage wrote")
     parser.add_argument("--output", required=True, help="folder that holds the dataset folders")

@@ -1,1 +1,22 @@
-"""The demo corpus: synthesized Vietnamese speech and a rendered mouth, in the layout of VASR."""
+"""Stage 0, for the demo: a corpus of synthesized Vietnamese speech and rendered mouths, in the layout of VASR."""
+
+import argparse
+import os
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the stage."""
+    parser.add_argument("--output", required=True, help="folder of the corpus")
+    parser.add_argument("--num_train", type=int, default=1500, help="training clips (default 1500)")
+    parser.add_argument("--num_valid", type=int, default=100, help="validation clips (default 100)")
+    parser.add_argument("--num_test", type=int, default=100, help="test clips (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sentences and voices (default 0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the corpus, or what is missing of it."""
+    # Its generator needs packages that only the demo installs.
+    from viavsp_jax.prepare.demo.corpus import write_corpus
+
+    write_corpus(args.output, args.num_train, args.num_valid, args.num_test, seed=args.seed, workers=args.workers)
