@@ -27,6 +27,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
     corpus, manifest, shards, llm = (str(workdir / name) for name in ("corpus", "manifest", "shards", "llm"))
     kmeans, exported = str(workdir / "kmeans.safetensors"), str(workdir / "huggingface")
     encoder = ["--manifest", manifest, "--encoder", str(MODELS / "avhubert")]
+    clusters = "--layer 2 --num_clusters 100 --percent 0.1".split()
     shard = [*prepare, "shards", *encoder, "--kmeans", kmeans, "--output", shards]
     run = ["-m", "viavsp_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
     run += [f"--config.llm.path={llm}", f"--config.data.path={shards}"]
@@ -34,7 +35,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
     return [
         ("corpus", [[*prepare, "demo", "--output", corpus]]),
         ("manifest", [[*prepare, "manifest", "--data", corpus, "--output", manifest]]),
-        ("kmeans", [[*prepare, "kmeans", *encoder, "--output", kmeans, *"--layer 2 --num_clusters 100 --percent 0.1".split()]]),
+        ("kmeans", [[*prepare, "kmeans", *encoder, "--output", kmeans, *clusters]]),
         ("shards", [
             [*shard, "--modalities", "av", "audio", "video"],
             [*shard, "--modalities", "av", "audio", "--split", "test", *"--noise babble --snr 0".split()],

@@ -9,4 +9,4 @@ started=$SECONDS
 install_extra demo
 installed=$((SECONDS - started))
 cd "$root"
-exec python scripts/demo.py --workdir "$workdir" --install_seconds "$installed"
+exec python -m scripts.demo --workdir "$workdir" --install_seconds "$installed"
