@@ -19,11 +19,12 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from convert.names import Tensor, Tree, abstract_weights, check_names, tensors
+from convert.names import Tensor, Tree, check_names, tensors
 from viavsp_jax import __version__
 from viavsp_jax.checkpoint import llama_config, save_llm
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.state import abstract_model
 
 # Names of dtypes in safetensors headers, and ours.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -81,7 +82,7 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
     if config.tie_word_embeddings:  # the embedding again, under another name
         files.pop("lm_head.weight", None)
     # The frozen weights do not depend on the adapter and the encoder.
-    wanted = tensors(abstract_weights(config, LoRAConfig(), 1, np.float32)[1])
+    wanted = tensors(abstract_model(config, LoRAConfig(), 1, np.float32)[2])
     check_names([tensor.name for tensor in wanted], files, str(folder))
     headers = {tensor: files[tensor.name].get_slice(tensor.name) for tensor in wanted}
     wrong = [

@@ -10,14 +10,9 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-from flax import nnx, traverse_util
-from jax.typing import DTypeLike
+from flax import traverse_util
 
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.llama import LlamaConfig
-from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.viavsp import ViAVSP
-from viavsp_jax.state import split
 
 Tree = dict[str, Any]
 
@@ -95,15 +90,3 @@ def check_names(expected: Collection[str], found: Collection[str], where: str) -
     problems = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
     if problems:
         raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
-
-
-def abstract_weights(
-    llama: LlamaConfig, lora: LoRAConfig, feature_width: int, param_dtype: DTypeLike
-) -> tuple[Tree, Tree]:
-    """Shapes and dtypes (jax.ShapeDtypeStruct) of the trainable and the frozen weights, as nested dicts."""
-
-    def build():
-        return ViAVSP(llama, lora, feature_width, dtype=param_dtype, param_dtype=param_dtype, rngs=nnx.Rngs(params=0))
-
-    _, trainable, frozen = split(nnx.eval_shape(build))
-    return trainable, frozen

@@ -25,11 +25,12 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from convert.from_hf import TOKENIZER_FILES, copy_files
-from convert.names import Tensor, Tree, abstract_weights, tensors
+from convert.names import Tensor, Tree, tensors
 from viavsp_jax.checkpoint import Checkpoints, llama_config, load_llm, read_conversion
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
+from viavsp_jax.state import abstract_model
 
 SHARD_BYTES = 2 * 10**9
 
@@ -165,8 +166,9 @@ def export(
     config = checkpoints.restore_config(chosen)
     llm = llm or config["llm"]["path"]
     conversion, lora = read_conversion(llm), LoRAConfig(**config["lora"])
+    checkpoints.check_fits(chosen, {"language model sha256": conversion["sha256"]})
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
-    abstract, frozen = abstract_weights(llama_config(llm), lora, config["data"]["feature_width"], dtype)
+    _, abstract, frozen = abstract_model(llama_config(llm), lora, config["data"]["feature_width"], dtype)
     trainable = jax.tree.map(np.asarray, checkpoints.restore_trainable(chosen, abstract))
     checkpoints.close()
     prompt = load_prompt(llm, config["llm"]["end_token"])

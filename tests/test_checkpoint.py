@@ -32,7 +32,7 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
         next(batches)
         bigger = jax.tree.map(lambda x, step=step: x + step if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
         state = type(state)(jnp.int32(step), bigger.trainable, bigger.opt_state)
-        checkpoints.save(state, batches, config.to_json(), {"accuracy": accuracy, "loss": 1.0})
+        checkpoints.save(state, batches, config.to_json(), exp.fits, {"accuracy": accuracy, "loss": 1.0})
         expected[step] = jax.device_get(state), next(batches)
     checkpoints.close()
     again = checkpoint.Checkpoints(tmp_path)
@@ -45,6 +45,9 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     following = next(fresh)
     assert all(np.array_equal(following[name], value) for name, value in expected[4][1].items())
     assert again.restore_config(2)["lora"]["rank"] == config.lora.rank
+    again.check_fits(2, exp.fits)
+    with pytest.raises(InputError, match=r"checkpoint 2 in .* was trained with config.lora.rank 16, not 8"):
+        again.check_fits(2, exp.fits | {"config.lora.rank": 8})
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])
 

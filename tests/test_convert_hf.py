@@ -16,14 +16,14 @@ from flax import nnx
 from safetensors.torch import load_file, save_file
 
 from convert import decode_hf, from_hf, to_hf
-from convert.names import abstract_weights, check_names, tensors
+from convert.names import check_names, tensors
 from viavsp_jax.checkpoint import Checkpoints, llama_config, load_llm, read_conversion
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import instruction_text, load_prompt
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ViAVSP
-from viavsp_jax.state import TrainState
+from viavsp_jax.state import TrainState, abstract_model
 
 WIDTH, FEATURES, WHOLE = 32, 6, 1e-4
 LORA = LoRAConfig(rank=2, alpha=6.0, dropout=0.05)
@@ -75,7 +75,7 @@ def llm(raw, tmp_path_factory):
 
 
 def frozen_shapes(folder, dtype=jnp.float32):
-    return abstract_weights(llama_config(folder), LORA, FEATURES, dtype)[1]["llm"]
+    return abstract_model(llama_config(folder), LORA, FEATURES, dtype)[2]["llm"]
 
 
 def edit(raw, target, change):
@@ -263,7 +263,7 @@ def test_a_raw_folder_is_no_language_model_folder(raw):
 def trained(llm, tmp_path_factory):
     """A work folder with a checkpoint of random learnt weights, and those weights."""
     workdir = tmp_path_factory.mktemp("work")
-    shapes = abstract_weights(llama_config(llm), LORA, FEATURES, jnp.float32)[0]
+    shapes = abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)[1]
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), shapes)
     config = {
@@ -274,11 +274,12 @@ def trained(llm, tmp_path_factory):
         "evaluate": {"max_new_tokens": 7},
     }
     data = iter(grain.MapDataset.range(4).to_iter_dataset())
+    model = {"language model sha256": json.loads((llm / "conversion.json").read_text())["sha256"]}
     checkpoints = Checkpoints(workdir)
     for step, accuracy in ((3, 0.9), (5, 0.1)):
         shifted = jax.tree.map(lambda x, step=step: x + (step - 3), trainable)
         state = TrainState(jnp.int32(step), shifted, optax.sgd(0.1).init(shifted))
-        checkpoints.save(state, data, json.dumps(config), {"accuracy": accuracy})
+        checkpoints.save(state, data, json.dumps(config), model, {"accuracy": accuracy})
     checkpoints.close()
     return workdir, trainable
 

@@ -5,22 +5,20 @@ import subprocess
 import sys
 import textwrap
 
-import jax
 import pytest
-from flax import nnx
 
 from configs import base
 from viavsp_jax import sharding, state
 from viavsp_jax.errors import InputError
-from viavsp_jax.experiment import model_builder
 from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.lora import LoRAConfig
 
 TINY = LlamaConfig(96, 32, 64, 2, 4, 2, 8, 1e4, 1e-5, False)
 
 
 def test_every_weight_has_a_rule():
     mesh = sharding.make_mesh(base.get_config())
-    _, trainable, frozen = state.split(nnx.eval_shape(model_builder(base.get_config(), TINY), jax.random.key(0)))
+    _, trainable, frozen = state.abstract_model(TINY, LoRAConfig(), 10, "float32")
     for tree in (trainable, frozen):
         sharding.shard_params(mesh, tree)
     with pytest.raises(KeyError, match="no sharding rule for llm/layers/router/kernel"):
@@ -41,7 +39,7 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
         from configs import base
         from test_sharding import TINY
         from viavsp_jax import sharding, state
-        from viavsp_jax.experiment import model_builder
+        from viavsp_jax.models.lora import LoRAConfig
         from viavsp_jax.metrics import label_loss
 
         rng = np.random.default_rng(0)
@@ -60,10 +58,10 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
 
         def run(**sizes):
             config = base.get_config()
-            config.dtype, config.data.feature_width, config.remat = "float32", E, False
             config.mesh.update(sizes)
             mesh = sharding.make_mesh(config)
-            structure, trainable, frozen = state.split(model_builder(config, TINY)(jax.random.key(0)))
+            model = state.make_model(jax.random.key(0), TINY, LoRAConfig(), E, "float32")
+            structure, trainable, frozen = state.split(model)
             trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             trainable, frozen = (jax.device_put(x, sharding.shard_params(mesh, x)) for x in (trainable, frozen))
             placed = sharding.put_batch(mesh, batch)

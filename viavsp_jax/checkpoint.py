@@ -128,13 +128,28 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, config: str, metrics: dict[str, float]) -> None:
-        """Starts saving in the background; `metrics` must hold the validation `accuracy`."""
+    def save(
+        self,
+        state: TrainState,
+        data: grain.DatasetIterator,
+        config: str,
+        fits: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> None:
+        """Starts saving in the background.
+
+        Args:
+          state, data: what a restart needs.
+          config: the run's config as JSON.
+          fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
+          metrics: of the validation split, with its `accuracy`.
+        """
         items = ocp.args.Composite(
             trainable=ocp.args.StandardSave(state.trainable),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
             data=grain.checkpoint.CheckpointSave(data),
             config=ocp.args.JsonSave(json.loads(config)),
+            fits=ocp.args.JsonSave(fits),
         )
         self._manager.save(int(state.step), args=items, metrics=metrics)
 
@@ -158,6 +173,15 @@ class Checkpoints:
         if step not in steps:
             raise InputError(f"{self.folder} holds no checkpoint {which}: expected best, latest or one of {steps}")
         return step
+
+    def check_fits(self, step: int, fits: dict[str, Any]) -> None:
+        """InputError when anything in `fits` has another value than it had for `save` at `step`."""
+        trained = self._manager.restore(step, args=ocp.args.Composite(fits=ocp.args.JsonRestore())).fits
+        for name, value in fits.items():
+            if trained[name] != value:
+                raise InputError(
+                    f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
+                )
 
     def restore(self, step: int, state: TrainState, data: grain.DatasetIterator) -> TrainState:
         """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was."""

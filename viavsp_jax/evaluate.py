@@ -64,6 +64,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
     workdir = epath.Path(workdir)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
+    checkpoints.check_fits(step, experiment.fits)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
     print(f"decoding with the checkpoint of update {step}")
     decode_step = functools.partial(make_decode_step(experiment), trainable, experiment.load_frozen())

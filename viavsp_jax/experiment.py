@@ -1,6 +1,7 @@
 """What training and evaluation share: a config turned into mesh, prompt, model structure and weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ from jax.sharding import Mesh
 from viavsp_jax import checkpoint, sharding, state
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ViAVSP
 
@@ -30,7 +30,8 @@ class Experiment:
     structure: nnx.GraphDef
     trainable: Tree  # jax.ShapeDtypeStruct
     frozen: Tree  # jax.ShapeDtypeStruct
-    build: Callable[[jax.Array], ViAVSP]
+    fits: dict[str, Any]  # what learnt weights fit, see Checkpoints.save
+    build: Callable[[jax.Array], ViAVSP]  # from a PRNG key
 
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
@@ -46,29 +47,25 @@ class Experiment:
         return {"llm": checkpoint.load_llm(self.config.llm.path, self.frozen["llm"])}
 
 
-def model_builder(config: ml_collections.ConfigDict, llama: LlamaConfig) -> Callable[[jax.Array], ViAVSP]:
-    """A function from a PRNG key to a randomly initialised model of this config."""
-    lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
-    dtype = jnp.dtype(config.dtype)
-
-    def build(key):
-        rngs = nnx.Rngs(params=key)
-        return ViAVSP(llama, lora, config.data.feature_width, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-    return build
-
-
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Reads all that is small and checks it; InputError before anything large is touched."""
     if not config.llm.path:
         raise InputError("config.llm.path is not set: expected a folder made by python -m convert.from_hf")
-    checkpoint.read_conversion(config.llm.path)
+    conversion = checkpoint.read_conversion(config.llm.path)
     llama = checkpoint.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
     mesh = sharding.make_mesh(config)
-    build = model_builder(config, llama)
-    structure, trainable, frozen = state.split(nnx.eval_shape(build, jax.random.key(0)))
+    lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    sizes = {"llama": llama, "lora": lora, "feature_width": config.data.feature_width, "dtype": jnp.dtype(config.dtype)}
+    structure, trainable, frozen = state.abstract_model(**sizes)
     trainable, frozen = (
         sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
     )
-    return Experiment(config, mesh, prompt, structure, trainable, frozen, build)
+    fits = {
+        "config.lora.rank": lora.rank,
+        "config.lora.alpha": lora.alpha,
+        "config.data.feature_width": config.data.feature_width,
+        "language model sha256": conversion["sha256"],
+    }
+    build = functools.partial(state.make_model, **sizes)
+    return Experiment(config, mesh, prompt, structure, trainable, frozen, fits, build)

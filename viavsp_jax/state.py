@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ViAVSP
 
 Tree = dict[str, Any]
@@ -34,3 +37,16 @@ def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:
     """
     structure, trainable, frozen = nnx.split(model, is_trainable, ...)
     return structure, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
+
+
+def make_model(key: jax.Array, llama: LlamaConfig, lora: LoRAConfig, feature_width: int, dtype: DTypeLike) -> ViAVSP:
+    """A randomly initialised model that computes in `dtype` and stores its frozen weights in it."""
+    rngs = nnx.Rngs(params=key)
+    return ViAVSP(llama, lora, feature_width, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def abstract_model(
+    llama: LlamaConfig, lora: LoRAConfig, feature_width: int, dtype: DTypeLike
+) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """As `split`, with shapes (jax.ShapeDtypeStruct) for weights; nothing is computed."""
+    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), llama, lora, feature_width, dtype)))

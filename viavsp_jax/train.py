@@ -82,6 +82,7 @@ class Trainer:
         step = self.checkpoints.latest_step()
         if step is not None:
             tqdm.write(f"continuing from update {step} in {workdir}", file=sys.stderr)
+            self.checkpoints.check_fits(step, self.experiment.fits)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
@@ -103,7 +104,7 @@ class Trainer:
         self.writer.write(step, {f"valid/{name}": value for name, value in scores.items()})
         text = f"update {step}: validation loss {scores['loss']:.4f}, token accuracy {scores['accuracy']:.4f}"
         tqdm.write(text, file=sys.stderr)
-        self.checkpoints.save(self.state, self.batches, self.config.to_json(), scores)
+        self.checkpoints.save(self.state, self.batches, self.config.to_json(), self.experiment.fits, scores)
         return scores
 
     def log(self, step: int, pending: list[Metrics]) -> dict[str, float]:
