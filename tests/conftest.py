@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import hypothesis
 import jax
 import torch
+from tiny_llama import export, llm, raw, trained  # noqa: F401  fixtures
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from tensorboard_events import scalars
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
+from viavsp_jax.errors import InputError
 from viavsp_jax.metrics import label_loss
 from viavsp_jax.optimizer import make_optimizer
 
@@ -146,7 +147,9 @@ def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(config, tmp_path):
     assert curves[0]["train/loss"][4] < curves[0]["train/loss"][2]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
-    config.optimizer.peak_lr = 1e30
-    with pytest.raises(FloatingPointError, match="the loss is nan at update"):
+@pytest.mark.parametrize(("log_every", "update"), [(1, 2), (100, 2)])
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(config, tmp_path, log_every, update):
+    config.optimizer.peak_lr, config.log_every = 1e30, log_every
+    with pytest.raises(InputError, match=f"the loss is nan at update {update}, expected a number"):
         train.train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() is None

@@ -1,5 +1,6 @@
 """Training: the update, the validation pass and the loop around them."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from viavsp_jax import sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
+from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.metrics import Metrics, Writer, label_loss
 from viavsp_jax.optimizer import make_optimizer
@@ -93,14 +95,23 @@ class Trainer:
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
         self.validation_step = jax.jit(make_validation_step(self.experiment.structure), out_shardings=whole)
 
+    def checked(self, step: int, scores: dict[str, float]) -> dict[str, float]:
+        """The scores, unless the loss is no number any more: InputError stops the run before that is saved."""
+        if not jnp.isfinite(scores["loss"]):
+            raise InputError(
+                f"the loss is {scores['loss']} at update {step}, expected a number: lower config.optimizer.peak_lr or "
+                f"look for broken records; the last checkpoint is of update {self.checkpoints.latest_step()}"
+            )
+        return scores
+
     def validate_and_save(self) -> dict[str, float]:
         """Scores the validation split, writes the scores and starts saving a checkpoint."""
         metrics = [
             self.validation_step(self.state.trainable, self.frozen, sharding.put_batch(self.experiment.mesh, batch))
             for batch in pipeline.validation_batches(self.config, self.experiment.prompt)
         ]
-        scores = summarize(metrics)
         step = int(self.state.step)
+        scores = self.checked(step, summarize(metrics))
         self.writer.write(step, {f"valid/{name}": value for name, value in scores.items()})
         text = f"update {step}: validation loss {scores['loss']:.4f}, token accuracy {scores['accuracy']:.4f}"
         tqdm.write(text, file=sys.stderr)
@@ -108,10 +119,8 @@ class Trainer:
         return scores
 
     def log(self, step: int, pending: list[Metrics]) -> dict[str, float]:
-        """Writes the mean of the last updates' metrics; stops the run when the loss is no number any more."""
-        scores = summarize(pending)
-        if not jnp.isfinite(scores["loss"]):
-            raise FloatingPointError(f"the loss is {scores['loss']} at update {step}; the last checkpoint is good")
+        """Writes the mean of the last updates' metrics."""
+        scores = self.checked(step, summarize(pending))
         utterances = sum(float(one.loss.count) for one in pending)
         rate = float(self.schedule(step - 1))
         self.writer.write(step, {
@@ -138,10 +147,14 @@ class Trainer:
                     pending = []
                 if step % config.checkpoint.every == 0 or step == config.updates:
                     self.validate_and_save()
+
+    def close(self) -> None:
+        """Waits for saves under way and closes the files."""
         self.checkpoints.close()
         self.writer.close()
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Trains `config` in `workdir`; called again after a stop, it continues."""
-    Trainer(config, workdir).run()
+    with contextlib.closing(Trainer(config, workdir)) as trainer:
+        trainer.run()

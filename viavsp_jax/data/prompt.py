@@ -1,6 +1,7 @@
 """The instruction before the speech and the label after it, as token ids."""
 
 import os
+import tempfile
 
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -77,8 +78,6 @@ def _local(folder: epath.Path) -> str:
     """Transformers reads local files only: small files of a bucket are copied to a temporary folder."""
     if "://" not in str(folder):
         return os.fspath(folder)
-    import tempfile
-
     target = epath.Path(tempfile.mkdtemp(prefix="viavsp_tokenizer_"))
     for file in folder.iterdir():
         if file.suffix in (".json", ".model") and not file.is_dir():

@@ -1,0 +1,192 @@
+"""Conversion from Hugging Face folders, and back through the same table, against transformers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tiny_llama import LORA, frozen_shapes, write_llama
+
+from convert import from_hf, to_hf
+from convert.names import check_names, tensors
+from viavsp_jax.checkpoint import llama_config, load_llm, read_conversion
+from viavsp_jax.errors import InputError
+
+
+def edit(raw, target, change):
+    """Copies a folder, with its tensors changed by `change(tensors)` and the config by what that returns."""
+    target.mkdir(exist_ok=True)
+    weights = load_file(raw / "model.safetensors")
+    config = json.loads((raw / "config.json").read_text())
+    config |= change(weights) or {}
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    "dtype, tied, sharded", [("float32", False, True), ("bfloat16", True, False), ("float16", False, False)]
+)
+def test_round_trip_is_bit_exact(tmp_path, dtype, tied, sharded):
+    source, folder, back = tmp_path / "hf", tmp_path / "llm", tmp_path / "back"
+    theirs = write_llama(source, getattr(torch, dtype), tied, "20KB" if sharded else "1GB")
+    assert (source / "model.safetensors.index.json").exists() == sharded
+    from_hf.convert(source, folder)
+    assert read_conversion(folder)["dtype"] == dtype
+    assert read_conversion(folder)["source"] == str(source)
+    assert not {file.name for file in folder.iterdir()} - {
+        "params", "config.json", "generation_config.json", "conversion.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+
+    abstract = {"llm": frozen_shapes(folder, jnp.dtype(dtype))}
+    weights = load_llm(folder, abstract["llm"])
+    loaded = from_hf.load_params(source)["llm"]
+    jax.tree.map(np.testing.assert_array_equal, weights, loaded)
+    assert {str(x.dtype) for x in jax.tree.leaves(weights)} == {dtype}
+
+    back.mkdir()
+    stacks = to_hf.MergedStacks(folder, abstract, {}, LORA)
+    to_hf.write_merged(back, folder, abstract, stacks)
+    exported, state = load_file(back / "model.safetensors"), theirs.state_dict()
+    assert exported.keys() == state.keys() - ({"lm_head.weight"} if tied else set())
+    for name, value in exported.items():
+        assert value.dtype == state[name].dtype and torch.equal(value, state[name]), name
+
+
+def test_cast_and_sharding(raw, tmp_path):
+    from_hf.convert(raw, tmp_path / "llm", "bfloat16")
+    assert read_conversion(tmp_path / "llm")["dtype"] == "bfloat16"
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), frozen_shapes(raw, jnp.float32)
+    )
+    weights = load_llm(tmp_path / "llm", wanted)
+    expected = load_file(raw / "model.safetensors")["model.layers.1.mlp.up_proj.weight"].bfloat16().float().T
+    assert weights["layers"]["up"]["kernel"].sharding == sharding
+    np.testing.assert_array_equal(weights["layers"]["up"]["kernel"][1], expected)
+
+
+def test_hash_depends_on_the_weights_only(raw, llm, tmp_path):
+    def move(weights):
+        weights["model.norm.weight"][3] += 1e-3
+
+    from_hf.convert(edit(raw, tmp_path / "same", lambda weights: None), tmp_path / "a")
+    from_hf.convert(edit(raw, tmp_path / "moved", move), tmp_path / "b")
+    hashes = [read_conversion(folder)["sha256"] for folder in (llm, tmp_path / "a", tmp_path / "b")]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_both_forms_of_the_rope_config(raw, tmp_path):
+    def old_form(config):
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+        return config | {"rope_scaling": None}
+
+    config = json.loads((raw / "config.json").read_text())
+    assert config["rope_parameters"]["rope_theta"] == 37.0 and "rope_theta" not in config
+    (tmp_path / "config.json").write_text(json.dumps(old_form(config)))
+    assert llama_config(tmp_path) == llama_config(raw)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 37.0
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 2.0}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "rope_parameters"} | {"rope_scaling": {"type": "linear"}})
+    )
+    with pytest.raises(InputError, match="rope type is 'linear'"):
+        llama_config(tmp_path)
+
+
+def test_names_are_listed_together(raw, tmp_path):
+    def change(weights):
+        del weights["model.norm.weight"], weights["model.layers.1.mlp.up_proj.weight"]
+        weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(40)
+        weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(48, 32)
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(5)
+
+    with pytest.raises(InputError) as error:
+        from_hf.convert(edit(raw, tmp_path / "hf", change), tmp_path / "llm")
+    missing, unknown = str(error.value).split("; unknown: ")
+    assert missing.endswith("missing: model.layers.1.mlp.up_proj.weight, model.norm.weight")
+    assert unknown == "model.layers.0.self_attn.q_proj.bias, model.layers.2.mlp.up_proj.weight"
+    assert not (tmp_path / "llm").exists()
+
+
+def test_weights_of_ours_without_a_name_are_listed():
+    with pytest.raises(InputError, match="llm/gate, llm/layers/q/bias$"):
+        tensors({"llm": {"layers": {"q": {"bias": np.zeros(3)}}, "gate": np.zeros(2), "embedding": np.zeros((2, 2))}})
+    check_names(["a"], ["a", "model.layers.31.self_attn.rotary_emb.inv_freq"], "here")
+
+
+def test_inverse_frequencies_and_a_tied_head_are_accepted(tmp_path):
+    write_llama(tmp_path / "tied", tied=True)
+
+    def change(weights):
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(5)
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+
+    changed = from_hf.load_params(edit(tmp_path / "tied", tmp_path / "changed", change))
+    jax.tree.map(np.testing.assert_array_equal, changed, from_hf.load_params(tmp_path / "tied"))
+    assert "head" not in changed["llm"]
+
+
+def test_shapes_that_contradict_the_config(raw, tmp_path):
+    folder = edit(raw, tmp_path / "hf", lambda weights: {"num_key_value_heads": 4})
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.v_proj\.weight is \[20, 32\] and not \[40, 32\]"):
+        from_hf.convert(folder, tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
+@pytest.mark.parametrize("value, dtype", [(float("nan"), None), (float("inf"), None), (1e6, "float16")])
+def test_values_that_are_not_finite(raw, tmp_path, value, dtype):
+    def change(weights):
+        weights["model.layers.1.mlp.down_proj.weight"][3, 4] = value
+
+    with pytest.raises(InputError, match="model.layers.1.mlp.down_proj.weight holds values that are not finite"):
+        from_hf.convert(edit(raw, tmp_path / "hf", change), tmp_path / "llm", dtype)
+    with pytest.raises(InputError, match="not a converted language model"):
+        load_llm(tmp_path / "llm", frozen_shapes(raw))
+    from_hf.convert(raw, tmp_path / "llm")  # a second try goes over the remains of the first
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_llm(tmp_path / "llm", frozen_shapes(raw)),
+        from_hf.load_params(raw)["llm"],
+    )
+
+
+def test_files_that_cannot_be_read(raw, tmp_path):
+    (tmp_path / "config.json").write_text((raw / "config.json").read_text())
+    with pytest.raises(InputError, match="no model.safetensors"):
+        from_hf.load_params(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\*\.bin only.*save_pretrained"):
+        from_hf.load_params(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((raw / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(InputError, match="model.safetensors is not a safetensors file, or damaged"):
+        from_hf.load_params(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}')
+    with pytest.raises(InputError, match="lacks files that its index names: gone.safetensors"):
+        from_hf.load_params(tmp_path)
+
+
+def test_mixed_dtypes_need_a_choice(raw, tmp_path):
+    def change(weights):
+        weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()
+
+    folder = edit(raw, tmp_path / "hf", change)
+    with pytest.raises(InputError, match="mixes weights of type BF16, F32: choose one with --dtype"):
+        from_hf.load_params(folder)
+    assert from_hf.load_params(folder, "float32")["llm"]["final_norm"]["scale"].dtype == np.float32
+
+
+def test_folders_that_are_no_output(raw, llm):
+    with pytest.raises(InputError, match="already holds a converted model"):
+        from_hf.convert(raw, llm)
+    with pytest.raises(InputError, match="is the Hugging Face folder itself"):
+        from_hf.convert(raw, raw)
+
+
+def test_a_raw_folder_is_no_language_model_folder(raw):
+    with pytest.raises(InputError, match=f"python -m convert.from_hf {raw} --output"):
+        load_llm(raw, frozen_shapes(raw))

@@ -1,0 +1,91 @@
+"""Exports, loaded by peft and transformers, against our own logits."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.torch import load_file
+from tiny_llama import FEATURES, WHOLE, frozen_shapes, structure
+
+from convert import to_hf
+from viavsp_jax.checkpoint import llama_config, load_llm
+from viavsp_jax.errors import InputError
+
+
+def our_logits(llm, trainable, tokens):
+    """The whole model on text only, float32[B, S, V]."""
+    graph = structure(llm)
+    frozen = {"llm": load_llm(llm, frozen_shapes(llm))}
+
+    @jax.jit
+    def run(trainable, frozen):
+        model = nnx.merge(graph, trainable, frozen)
+        positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
+        x = model.llm(model.llm.embed(tokens), jnp.ones(tokens.shape, int), positions, None, False)
+        return model.llm.logits(x)
+
+    return run(trainable, frozen)
+
+
+def test_peft_and_transformers_load_the_export(raw, llm, trained, export):
+    tokens = np.random.default_rng(0).integers(0, llama_config(llm).vocab_size, (2, 9))
+    expected = our_logits(llm, trained[1], tokens)
+    base = transformers.AutoModelForCausalLM.from_pretrained(raw)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(export / "merged")
+    with torch.no_grad():
+        plain = base(torch.tensor(tokens)).logits.numpy()
+        adapted = peft.PeftModel.from_pretrained(base, export / "adapter").eval()
+        np.testing.assert_allclose(adapted(torch.tensor(tokens)).logits, expected, atol=WHOLE, rtol=WHOLE)
+        np.testing.assert_allclose(merged(torch.tensor(tokens)).logits, expected, atol=WHOLE, rtol=WHOLE)
+    assert np.abs(plain - expected).max() > 0.1, "the adapter must change the output"
+    config = json.loads((export / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(raw) and config["lora_alpha"] == 6
+    saved = peft.get_peft_model_state_dict(adapted)
+    written = load_file(export / "adapter" / "adapter_model.safetensors")
+    assert saved.keys() == written.keys() and all(torch.equal(saved[name], written[name]) for name in saved)
+
+
+def test_projector_and_settings(trained, export):
+    projector = load_file(export / "projector.safetensors")
+    np.testing.assert_array_equal(projector["avfeat_to_llm.weight"].T, trained[1]["projector"]["kernel"])
+    np.testing.assert_array_equal(projector["avfeat_to_llm.bias"], trained[1]["projector"]["bias"])
+    settings = json.loads((export / "viavsp.json").read_text())
+    assert settings["feature_width"] == FEATURES and settings["step"] == 3 and settings["max_new_tokens"] == 7
+    assert transformers.AutoConfig.from_pretrained(export / "merged").dtype == torch.float32
+    generation = transformers.GenerationConfig.from_pretrained(export / "merged")
+    assert generation.eos_token_id == 2 and generation.repetition_penalty in (None, 1.0)
+
+
+def test_merged_model_in_several_files(llm, trained, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_hf, "SHARD_BYTES", 30_000)
+    to_hf.export(trained[0], tmp_path / "hf", "3", merge=True)
+    files = sorted((tmp_path / "hf" / "merged").glob("model-*-of-*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 32_000 for file in files)
+    many, one = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder / "merged").state_dict()
+        for folder in (tmp_path / "hf", export)
+    )
+    assert many.keys() == one.keys() and all(torch.equal(many[name], one[name]) for name in one)
+
+
+def test_steps_and_what_is_not_there(trained, tmp_path):
+    workdir, trainable = trained
+    to_hf.export(workdir, tmp_path / "hf", "latest")
+    bias = load_file(tmp_path / "hf" / "projector.safetensors")["avfeat_to_llm.bias"]
+    np.testing.assert_array_equal(bias, trainable["projector"]["bias"] + 2)
+    assert not (tmp_path / "hf" / "merged").exists() and not (tmp_path / "hf.partial").exists()
+    with pytest.raises(InputError, match=r"no checkpoint 4: expected best, latest or one of \[3, 5\]"):
+        to_hf.export(workdir, tmp_path / "hf", "4")
+    with pytest.raises(InputError, match="holds no checkpoints: train first"):
+        to_hf.export(tmp_path, tmp_path / "hf")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("keep me")
+    with pytest.raises(InputError, match="is not empty and no earlier export"):
+        to_hf.export(workdir, tmp_path / "other")
+    assert (tmp_path / "other" / "notes.txt").read_text() == "keep me"
