@@ -84,6 +84,7 @@ def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.from_fairseq", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="fairseq checkpoint of AV-HuBERT")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # VASR to shards: scripts/prepare_vasr.sh VASR_FOLDER AVHUBERT_CHECKPOINT.pt OUTPUT [NUM_SHARDS SHARD_INDEX]
-# Wants a CUDA GPU for the full set. With NUM_SHARDS and SHARD_INDEX, several machines share the last step: run it
-# once without them up to the K-Means, then on machine i with SHARD_INDEX i. A stopped run continues.
+# Wants a CUDA GPU for the full set. A stopped run continues. With NUM_SHARDS and SHARD_INDEX, several machines that
+# share OUTPUT divide the last step among them: let the first get past the K-Means before the others start.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 3 ] || { sed -n 2,4p "${BASH_SOURCE[0]}" >&2; exit 2; }

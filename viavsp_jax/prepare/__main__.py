@@ -18,6 +18,7 @@ _EPILOG = "The stages run in this order; each has its own --help. Only kmeans an
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs one stage."""
     parser = argparse.ArgumentParser(prog="python -m viavsp_jax.prepare", description=__doc__, epilog=_EPILOG)
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     stage = None

@@ -185,6 +185,7 @@ def _tone_of_position(text: str) -> dict[int, int]:
 
 
 def is_vowel(name: str) -> bool:
+    """Whether a phoneme, by its IPA name, is a vowel."""
     return name[:1] in _VOWEL_LETTERS
 
 
