@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import hypothesis
 import jax
 import torch
+from small_shards import prepared  # noqa: F401  fixture
 from tiny_llama import export, llm, raw, trained  # noqa: F401  fixtures
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,128 +1,24 @@
-import functools
-import itertools
+"""What the shards hold, against the encoder run on each clip alone."""
+
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from small_corpus import LAYERS, WIDTH, write_corpus, write_encoder
+from small_corpus import LAYERS, WIDTH
+from small_shards import (
+    FRAMES,
+    alone,
+    options,
+    prepare,
+    read,
+    refused,
+)
 
 from viavsp_jax.data import records
 from viavsp_jax.prepare import extract, kmeans, media, noise
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.avhubert_torch import load_encoder
-from viavsp_jax.prepare.manifest import Clip, read_manifest
-
-LAYER = 2
-FRAMES = {"train": [7, 12, 5, 9, 12, 8, 6], "test": [6, 10, 4]}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A corpus, its manifest, an encoder and centres; read only."""
-    return prepare(tmp_path_factory.mktemp("prepared"))
-
-
-def prepare(folder: Path) -> Path:
-    torch.set_num_threads(1)
-    write_corpus(folder / "corpus", FRAMES)
-    main(["manifest", "--data", str(folder / "corpus"), "--output", str(folder / "manifest")])
-    write_encoder(folder / "encoder")
-    main(
-        [
-            "kmeans",
-            "--manifest",
-            str(folder / "manifest"),
-            "--encoder",
-            str(folder / "encoder"),
-            "--workers",
-            "0",
-        ]
-        + [
-            "--output",
-            str(folder / "kmeans"),
-            "--layer",
-            str(LAYER),
-            "--num_clusters",
-            "7",
-            "--device",
-            "cpu",
-        ]
-    )
-    return folder
-
-
-def options(folder: Path, output: Path, *more: str, **paths: Path) -> list[str]:
-    paths = {name: folder / name for name in ("manifest", "encoder", "kmeans")} | {"output": output} | paths
-    inputs = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    return ["shards", *inputs, "--device", "cpu", "--workers", "0", "--batch_size", "3", *more]
-
-
-def refused(capsys, arguments: list[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
-def read(folder: Path, split: str) -> dict[str, dict]:
-    return {example["id"]: example for example in records.open_split(folder, split)}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_same_datasets(ours: Path, theirs: Path) -> None:
-    """The same files, but that the fields of a record may be stored in another order."""
-    found, expected = contents(ours), contents(theirs)
-    leftovers = [name for name in found if name.endswith(".tmp")]
-    assert not [name for name in leftovers if "array_record" in name]
-    assert found.keys() - set(leftovers) == expected.keys()
-    for name in expected:
-        if "array_record" not in name:
-            assert found[name] == expected[name], name
-    for info in theirs.rglob("dataset_info.json"):
-        folder = info.parent.relative_to(theirs)
-        for split in FRAMES:
-            pairs = zip(
-                records.open_split(ours / folder, split),
-                records.open_split(theirs / folder, split),
-                strict=True,
-            )
-            for left, right in pairs:
-                assert left.keys() == right.keys()
-                assert all(np.array_equal(left[name], right[name]) for name in left)
-
-
-def identity(path: Path) -> tuple[int, int]:
-    return path.stat().st_mtime_ns, path.stat().st_ino
-
-
-@functools.cache
-def encoder_and_centers(folder: Path) -> tuple[torch.nn.Module, np.ndarray]:
-    return load_encoder(folder / "encoder"), kmeans.load_centers(str(folder / "kmeans"))[0]
-
-
-def alone(folder: Path, clip: Clip, modality: str, samples: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Features float32[T, D] and run lengths of one clip, without batches, padding or the stage's code."""
-    model, centers = encoder_and_centers(folder)
-    frames = media.read_video(clip.video)
-    with torch.inference_mode():
-        audio = torch.from_numpy(media.audio_features(samples, len(frames)))[None]
-        heard = None if modality == "video" else model.audio_features(audio)
-        seen = None if modality == "audio" else model.video_features(torch.from_numpy(media.video_input(frames))[None])
-        layer, final = model.encode(heard, seen, None, LAYER)
-    labels = np.linalg.norm(layer[0, :, None].double() - torch.from_numpy(centers), axis=2).argmin(1)
-    counts = [len(list(run)) for _, run in itertools.groupby(labels.tolist())]
-    return final[0].numpy(), counts
+from viavsp_jax.prepare.manifest import read_manifest
 
 
 def test_records_hold_what_the_encoder_gives_for_each_clip_alone(prepared, tmp_path):
@@ -170,64 +66,6 @@ def test_workers_and_batches_change_nothing(prepared, tmp_path):
         "train-001",
         "train-004",
     ]
-
-
-def test_a_killed_run_goes_on_where_it_was(prepared, tmp_path):
-    """kill -9 on a real run when its first shard is there."""
-    more = ["--modalities", "av", "audio", "--num_shards", "4"]
-    main(options(prepared, tmp_path / "whole", *more))
-    command = [sys.executable, "-m", "viavsp_jax.prepare", *options(prepared, tmp_path / "out", *more)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.DEVNULL)
-    first = [records.shard_path(tmp_path / "out" / f"{name}_clean", "train", 0, 4) for name in ("av", "audio")]
-    deadline = time.monotonic() + 60
-    while not all(path.exists() for path in first) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-    finished = {path: identity(path) for path in (tmp_path / "out").rglob("viavsp-*")}
-    assert {Path(path) for path in first} <= finished.keys() and len(finished) < 14
-    assert not (tmp_path / "out/av_clean/dataset_info.json").exists()
-
-    main(options(prepared, tmp_path / "out", *more))
-    assert {path: identity(path) for path in finished} == finished
-    assert_same_datasets(tmp_path / "out", tmp_path / "whole")
-
-
-def test_only_the_modality_that_is_missing_is_done_again(prepared, tmp_path):
-    more = ["--modalities", "av", "audio", "--split", "train"]
-    main(options(prepared, tmp_path, *more))
-    before = contents(tmp_path)
-    kept, lost = (Path(records.shard_path(tmp_path / f"{name}_clean", "train", 0, 1)) for name in ("av", "audio"))
-    kept_identity = identity(kept)
-    lost.unlink()
-    stale = lost.with_name(f".{lost.name}.abc.tmp")
-    stale.write_bytes(b"left by a killed run")
-    main(options(prepared, tmp_path, *more))
-    assert identity(kept) == kept_identity
-    assert contents(tmp_path) == before
-
-
-def test_shards_may_be_written_by_several_processes(prepared, tmp_path, caplog):
-    caplog.set_level("INFO")
-    main(options(prepared, tmp_path / "whole", "--num_shards", "5"))
-    for index in (3, 0, 4, 2):
-        main(options(prepared, tmp_path / "parts", "--num_shards", "5", "--shard_index", str(index)))
-    folder = tmp_path / "parts/av_clean"
-    assert "split train: other shards are still missing" in caplog.text
-    assert not (folder / "dataset_info.json").exists() and not (folder / "train.tsv").exists()
-    main(options(prepared, tmp_path / "parts", "--num_shards", "5", "--shard_index", "1"))
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
-    assert records.complete_splits(folder) == {"test": 3, "train": 5}, "at most one shard a clip"
-
-
-def test_metadata_is_there_as_soon_as_one_split_is(prepared, tmp_path):
-    main(options(prepared, tmp_path, "--split", "test"))
-    assert len(read(tmp_path / "av_clean", "test")) == 3
-    main(options(prepared, tmp_path, "--split", "train", "--num_shards", "2", "--shard_index", "0"))
-    assert len(read(tmp_path / "av_clean", "test")) == 3
-    main(options(prepared, tmp_path, "--split", "train", "--num_shards", "2"))
-    assert (len(read(tmp_path / "av_clean", "test")), len(read(tmp_path / "av_clean", "train"))) == (3, 7)
 
 
 def test_clips_that_cannot_be_read_are_skipped_and_listed(tmp_path, caplog, capsys):
@@ -310,39 +148,6 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
             assert found[clip.id]["cluster_counts"].tolist() == counts
             clean, _ = alone(prepared, clip, modality, media.read_audio(clip.audio))
             assert np.abs(found[clip.id]["features"] - clean).max() > 0.05
-
-
-def test_shards_of_other_settings_are_refused(prepared, tmp_path, capsys):
-    out = tmp_path / "out"
-    main(options(prepared, out, "--num_shards", "2", "--split", "test"))
-    before = contents(out)
-
-    def message(*more: str, **paths: Path) -> str:
-        return refused(capsys, options(prepared, out, *more, **paths))
-
-    two = ("--num_shards", "2", "--split", "test")
-    assert "provenance.json: the shards of split 'test' there were made with another num_shards (2)" in message(
-        "--num_shards", "3", "--split", "test"
-    )
-    write_encoder(tmp_path / "encoder", seed=1)
-    assert "provenance.json: the shards there were made with another encoder" in message(
-        *two, encoder=tmp_path / "encoder"
-    )
-    centers, _ = kmeans.load_centers(str(prepared / "kmeans"))
-    kmeans.save_centers(tmp_path / "k", centers + 1, {"layer": LAYER, "seed": 0, "num_frames": 1})
-    assert "another kmeans" in message(*two, kmeans=tmp_path / "k")
-    assert "another dtype (float32) than asked for now (bfloat16)" in message(*two, "--dtype", "bfloat16")
-    (tmp_path / "manifest").mkdir()
-    for file in (prepared / "manifest").iterdir():
-        (tmp_path / "manifest" / file.name).write_text(file.read_text().replace("số", "thứ"))
-    assert "of split 'test' there were made with another manifest" in message(*two, manifest=tmp_path / "manifest")
-    assert contents(out) == before
-
-    noisy = ("--noise", "babble", "--snr", "0", "--split", "test")
-    main(options(prepared, out, *noisy))
-    assert "another noise ({'kind': 'babble', 'snr_db': 0.0, 'seed': 0})" in message(*noisy, "--seed", "1")
-    main(options(prepared, out, *two, "--seed", "1"))  # without noise the seed decides nothing
-    main(options(prepared, out, "--num_shards", "3", "--split", "train"))  # another split has shards of its own
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
