@@ -5,7 +5,7 @@
 It learns to name the phoneme and the tone of every frame of clips that the demo corpus does not hold: the sentences are
 kept for pre-training, validation and test speakers do not occur. A batch shows audio and video, audio alone or video
 alone (modality dropout), and half of the audio has babble or white noise added. The two classifiers are thrown away.
-About 40 minutes on two CPU cores.
+The shipped weights took 35 minutes on one of two busy CPU cores.
 """
 
 import argparse

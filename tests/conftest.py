@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import hypothesis
 import jax
 import torch
+from small_run import folders  # noqa: F401  fixture
 from small_shards import prepared  # noqa: F401  fixture
 from tiny_llama import export, llm, raw, trained  # noqa: F401  fixtures
 

@@ -4,6 +4,7 @@ import pathlib
 
 import ml_collections
 import numpy as np
+import pytest
 
 import viavsp_jax
 from configs import demo
@@ -58,3 +59,11 @@ def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.Conf
     config.evaluate.names = ("av_clean",)
     config.evaluate.rows, config.evaluate.bucket, config.evaluate.max_new_tokens = 4, 32, 12
     return config
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """The converted language model, and a folder with the shards av_clean; read only."""
+    folder = tmp_path_factory.mktemp("small_run")
+    make_shards(folder / "shards" / "av_clean")
+    return make_llm(folder / "llm"), folder / "shards"

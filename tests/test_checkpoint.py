@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_run import DEMO_LLAMA, make_llm, make_shards, small_config
+from small_run import DEMO_LLAMA, small_config
 
 from viavsp_jax import checkpoint, experiment, train
 from viavsp_jax.data import pipeline
@@ -14,11 +14,9 @@ from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_shards(folder / "shards" / "av_clean")
-    return small_config(make_llm(folder / "llm"), folder / "shards")
+@pytest.fixture
+def config(folders):
+    return small_config(*folders)
 
 
 def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):

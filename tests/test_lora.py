@@ -94,8 +94,8 @@ def test_logits_and_gradients_equal_peft(adapted):
     assert len(compared) == 3 * 3 * 2  # layers, projections, a and b
     for tensor in compared:
         expected = weights[tensor.name.replace(".weight", ".default.weight")].grad.numpy()
-        assert np.abs(expected).max() > 1e-4
-        np.testing.assert_allclose(tensor.turned(ours[tensor.path][tensor.index]), expected, atol=1e-5, rtol=1e-3)
+        error = np.abs(tensor.turned(ours[tensor.path][tensor.index]) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, (tensor.name, error)
 
 
 def test_new_adapter_changes_nothing(adapted):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from absl import flags
-from small_run import DEMO_LLAMA, make_llm, make_shards
+from small_run import DEMO_LLAMA, make_shards
 
 from viavsp_jax import main
 from viavsp_jax.data import records
@@ -16,13 +16,6 @@ SMALL = (
     "--config.data.row.positions=128", "--config.data.row.frames=96", "--config.data.row.labels=40",
     "--config.mesh.fsdp=1",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("main")
-    make_shards(folder / "shards" / "av_clean")
-    return make_llm(folder / "llm"), folder / "shards"
 
 
 @pytest.fixture

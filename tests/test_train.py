@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_run import make_llm, make_shards, small_config
+from small_run import small_config
 from tensorboard_events import scalars
 
 from viavsp_jax import experiment, sharding, state, train
@@ -15,13 +15,6 @@ from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.metrics import label_loss
 from viavsp_jax.optimizer import make_optimizer
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_shards(folder / "shards" / "av_clean")
-    return make_llm(folder / "llm"), folder / "shards"
 
 
 @pytest.fixture
@@ -115,20 +108,6 @@ def test_every_setting_of_the_update_changes_it(config):
         assert ("remat" in str(jaxpr)) == remat
     norms = [norm] + [moments(**one)[0] for one in ({"label_smoothing": 0.2}, {"seed": 5}, {"lora.dropout": 0.0})]
     assert len(set(norms)) == len(norms)
-
-
-def test_remat_changes_no_number(config):
-    exp, trainable, frozen, batch = loaded(config)
-
-    def gradient(remat):
-        def loss(trainable):
-            logits = nnx.merge(exp.structure, trainable, frozen)(batch, None, remat)
-            return label_loss(logits, batch["targets"], batch["weights"])[0]
-
-        return jax.jit(jax.grad(loss))
-
-    for a, b in zip(*(jax.tree.leaves(gradient(remat)(trainable)) for remat in (False, True)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(config, tmp_path):
