@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs import base, final
-from viavsp_jax.optimizer import make_optimizer, tri_stage
+from viavsp_jax.optimizer import make_optimizer, scale_by_adam, tri_stage
 
 
 def reference_rate(update, peak, warmup, hold, decay):
@@ -48,6 +48,21 @@ def test_optimizer_follows_torch_adam():
         adam.step()
     np.testing.assert_allclose(weights, peer.detach().numpy(), atol=1e-6)
     assert np.abs(weights - start).max() > 0.01
+
+
+def test_adam_adds_eps_before_the_bias_correction():
+    """fairseq's formula, written out, with an eps that matters."""
+    rng, b1, b2, eps = np.random.default_rng(1), 0.9, 0.98, 0.05
+    optimizer = scale_by_adam(b1, b2, eps)
+    state, m, v = optimizer.init(jnp.zeros(6)), np.zeros(6), np.zeros(6)
+    for update in range(1, 5):
+        gradient = rng.normal(size=6)
+        changes, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state)
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        expected = m * np.sqrt(1 - b2**update) / (1 - b1**update) / (np.sqrt(v) + eps)
+        np.testing.assert_allclose(changes, expected, rtol=1e-5)
+        np.testing.assert_allclose(state.nu, v, rtol=1e-5)
+        assert state.count == update
 
 
 def test_recipes_keep_the_references_numbers():

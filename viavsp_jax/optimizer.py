@@ -1,5 +1,7 @@
 """The reference's optimizer: Adam under a tri-stage learning rate."""
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -19,8 +21,27 @@ def tri_stage(
     return optax.join_schedules(stages, [warmup, warmup + hold])
 
 
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam (arXiv:1412.6980) in the form fairseq computes it: m·√(1 − b2ᵗ) / (1 − b1ᵗ) / (√v + eps).
+
+    optax.scale_by_adam adds eps after v's bias correction, which in the first updates makes it up to
+    1 / √(1 − b2) times as strong. The state is optax's.
+    """
+
+    def update(gradients, state, params=None):
+        del params
+        count = state.count + 1
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        correction = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
 def make_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Adam and its schedule from `config.optimizer`."""
     c = config.optimizer
     schedule = tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
-    return optax.adam(schedule, b1=c.b1, b2=c.b2, eps=c.eps), schedule
+    return optax.chain(scale_by_adam(c.b1, c.b2, c.eps), optax.scale_by_learning_rate(schedule)), schedule
