@@ -2,7 +2,7 @@
 
     python -m convert.from_hf HF_DIR --output DIR [--dtype bfloat16]
 
-One stack of layers is in memory at a time. DIR may lie in a bucket.
+One tensor is in memory at a time. DIR may lie in a bucket.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from itertools import groupby
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from convert.names import Tensor, Tree, check_names, tensors
 from viavsp_jax import __version__
-from viavsp_jax.checkpoint import llama_config, save_llm
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.llm_folder import llama_config, save_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.state import abstract_model
 
@@ -100,10 +100,10 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
     return wanted, files, dtype or DTYPES[stored.pop()]
 
 
-def stacks(
+def weights(
     folder: epath.PathLike, wanted: list[Tensor], files: dict[str, Any], dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
-    """What was planned, as (path in the language model, weights), one stack after the other, built when asked for.
+) -> Iterator[tuple[str, int | EllipsisType, np.ndarray]]:
+    """What was planned, as (path in the language model, layer in its stack or `...`, array), read when asked for.
 
     Raises InputError for a tensor with values that are not finite in `dtype`.
     """
@@ -113,28 +113,22 @@ def stacks(
             value = files[tensor.name].get_tensor(tensor.name).astype(dtype, copy=False)
         if not np.isfinite(value).all():
             raise InputError(f"{folder}: {tensor.name} holds values that are not finite numbers in {dtype}")
-        progress.update()
         return tensor.turned(value)
 
-    def build(group: list[Tensor]) -> np.ndarray:
-        first = read(group[0])
-        if group[0].index is ...:
-            return first
-        stack = np.empty((len(group), *first.shape), first.dtype)
-        stack[0] = first
-        for tensor in group[1:]:
-            stack[tensor.index] = read(tensor)
-        return stack
-
-    with tqdm(total=len(wanted), desc="converting", unit="tensor") as progress:
-        for path, group in groupby(wanted, lambda tensor: tensor.path):
-            # The stack is not named here: nothing must keep it while the next one is built.
-            yield path.removeprefix("llm/"), build(list(group))
+    for tensor in tqdm(wanted, desc="converting", unit="tensor"):
+        # The array is not named here: nothing must keep it while the next one is read.
+        yield tensor.path.removeprefix("llm/"), tensor.index, read(tensor)
 
 
 def load_params(folder: epath.PathLike, dtype: str | None = None) -> Tree:
     """The frozen weights of a Hugging Face folder as a nested dict of numpy arrays; `dtype` None: as stored."""
-    return {"llm": traverse_util.unflatten_dict(dict(stacks(folder, *plan(folder, dtype))), sep="/")}
+    flat = {}
+    for path, index, value in weights(folder, *plan(folder, dtype)):
+        if index is ...:
+            flat[path] = value
+        else:
+            flat.setdefault(path, []).append(value)
+    return {"llm": traverse_util.unflatten_dict({path: np.asarray(value) for path, value in flat.items()}, sep="/")}
 
 
 def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:
@@ -155,7 +149,7 @@ def convert(folder: epath.PathLike, output: epath.PathLike, dtype: str | None = 
     output.mkdir(parents=True, exist_ok=True)
     copy_files(folder, output, ("config.json", "generation_config.json", *TOKENIZER_FILES))
     conversion = {"source": os.path.abspath(folder), "dtype": dtype, "version": __version__}
-    save_llm(output, stacks(folder, wanted, files, dtype), conversion)
+    save_llm(output, weights(folder, wanted, files, dtype), conversion)
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """Checkpoints: which are kept, what comes back, and what is said when something is wrong."""
 
-import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_run import DEMO_LLAMA, small_config
+from etils import epath
+from small_run import small_config
 
 from viavsp_jax import checkpoint, experiment, train
 from viavsp_jax.data import pipeline
@@ -55,25 +56,7 @@ def test_no_checkpoint(tmp_path):
         checkpoint.Checkpoints(tmp_path).best_step()
 
 
-def test_folder_errors(tmp_path):
-    with pytest.raises(InputError, match="config.json does not exist"):
-        checkpoint.read_conversion(tmp_path)
-    with pytest.raises(InputError, match="is not a converted language model: run python -m convert.from_hf"):
-        checkpoint.read_conversion(DEMO_LLAMA)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "mistral"}, "model_type is 'mistral', only 'llama'"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope type is 'llama3'"),
-        ({"vocab_size": None}, "vocab_size"),
-    ],
-)
-def test_only_a_plain_llama_is_accepted(tmp_path, change, message):
-    config = json.loads((DEMO_LLAMA / "config.json").read_text()) | change
-    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    with pytest.raises(InputError, match=message):
-        checkpoint.llama_config(tmp_path)
+def test_addresses_of_buckets_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert os.fspath(checkpoint._absolute(epath.Path("gs://bucket/run"))) == "gs://bucket/run"
+    assert os.fspath(checkpoint._absolute(epath.Path("run"))) == str(tmp_path / "run")

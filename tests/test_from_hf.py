@@ -13,8 +13,9 @@ from tiny_llama import LORA, frozen_shapes, write_llama
 
 from convert import from_hf, to_hf
 from convert.names import check_names, tensors
-from viavsp_jax.checkpoint import llama_config, load_llm, read_conversion
+from viavsp_jax import llm_folder
 from viavsp_jax.errors import InputError
+from viavsp_jax.llm_folder import llama_config, load_llm, read_conversion
 
 
 def edit(raw, target, change):
@@ -28,12 +29,14 @@ def edit(raw, target, change):
     return target
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
     "dtype, tied, sharded", [("float32", False, True), ("bfloat16", True, False), ("float16", False, False)]
 )
-def test_round_trip_is_bit_exact(tmp_path, dtype, tied, sharded):
+def test_round_trip_is_bit_exact(tmp_path, monkeypatch, dtype, tied, sharded, kv_heads):
+    monkeypatch.setattr(llm_folder, "CHUNK_BYTES", 500)
     source, folder, back = tmp_path / "hf", tmp_path / "llm", tmp_path / "back"
-    theirs = write_llama(source, getattr(torch, dtype), tied, "20KB" if sharded else "1GB")
+    theirs = write_llama(source, getattr(torch, dtype), tied, "20KB" if sharded else "1GB", kv_heads)
     assert (source / "model.safetensors.index.json").exists() == sharded
     from_hf.convert(source, folder)
     assert read_conversion(folder)["dtype"] == dtype
@@ -49,8 +52,7 @@ def test_round_trip_is_bit_exact(tmp_path, dtype, tied, sharded):
     assert {str(x.dtype) for x in jax.tree.leaves(weights)} == {dtype}
 
     back.mkdir()
-    stacks = to_hf.MergedStacks(folder, abstract, {}, LORA)
-    to_hf.write_merged(back, folder, abstract, stacks)
+    to_hf.write_merged(back, abstract, lambda tensor: to_hf.merged(folder, tensor, {}, LORA, "none"))
     exported, state = load_file(back / "model.safetensors"), theirs.state_dict()
     assert exported.keys() == state.keys() - ({"lm_head.weight"} if tied else set())
     for name, value in exported.items():

@@ -1,116 +1,24 @@
-"""Checkpoints: the frozen language model in its folder, and what training learns. The only file with orbax in it.
+"""Checkpoints of training: what learns, the data iterator and the config. The only file with orbax in it."""
 
-A language-model folder, made by `python -m convert.from_hf`, holds `config.json` and the tokenizer files of the
-Hugging Face model, `conversion.json` (source, sha256 of the weights, dtype, version) and the weights in `params/`,
-one Orbax checkpoint for each stack of layers, so that neither side ever needs more than one stack in memory.
-"""
-
-import hashlib
 import json
-from collections.abc import Iterable
+import os
 from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
 
-# Stored in pieces of about this size, so that hosts that hold a part of an array read little more than that part.
-_CHUNK_BYTES = 64 * 2**20
 
-
-def llama_config(folder: epath.PathLike) -> LlamaConfig:
-    """Shape of the LLaMA in a folder with a Hugging Face `config.json`; InputError for anything but a plain LLaMA."""
-    path = epath.Path(folder) / "config.json"
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist: expected a folder with a LLaMA, as python -m convert.from_hf makes it"
-        )
-    try:
-        config = json.loads(path.read_text())
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        asked = {
-            "model_type": (config["model_type"], "llama"),
-            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (config.get("attention_bias", False), False),
-            "mlp_bias": (config.get("mlp_bias", False), False),
-            "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        }
-        heads = config["num_attention_heads"]
-        shape = LlamaConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not the config of a LLaMA: {error!r}") from None
-    for name, (found, wanted) in asked.items():
-        if found != wanted:
-            raise InputError(f"{path}: {name} is {found!r}, only {wanted!r} is supported")
-    return shape
-
-
-def save_llm(folder: epath.PathLike, weights: Iterable[tuple[str, np.ndarray]], conversion: dict[str, str]) -> None:
-    """Writes the weights, taken one by one as (path in the language model, array), and `conversion.json`.
-
-    The sha256 of all paths and bytes is added to `conversion`. That file comes last: it marks completion.
-    """
-    folder = epath.Path(folder).absolute()
-    (folder / "conversion.json").unlink(missing_ok=True)
-    digest = hashlib.sha256()
-    for path, array in weights:
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        with ocp.StandardCheckpointer() as checkpointer:
-            save_args = {"array": ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)}
-            checkpointer.save(_array_folder(folder, path), {"array": array}, save_args=save_args, force=True)
-        del array  # before the next one is made
-    (folder / "conversion.json").write_text(json.dumps(conversion | {"sha256": digest.hexdigest()}, indent=2))
-
-
-def _array_folder(folder: epath.Path, path: str) -> epath.Path:
-    return folder / "params" / path.replace("/", ".")
-
-
-def read_conversion(folder: epath.PathLike) -> dict[str, str]:
-    """`conversion.json` of a language-model folder: `source`, `sha256`, `dtype`, `version`."""
-    folder = epath.Path(folder)
-    llama_config(folder)
-    if not (folder / "conversion.json").exists():
-        raise InputError(
-            f"{folder} is not a converted language model: run python -m convert.from_hf {folder} --output FOLDER once "
-            "and give that folder"
-        )
-    return json.loads((folder / "conversion.json").read_text())
-
-
-def load_llm(folder: epath.PathLike, abstract: Tree) -> Tree:
-    """Reads frozen weights straight to the shape, dtype and sharding of `abstract` (jax.ShapeDtypeStruct).
-
-    `abstract` may leave weights out; without a sharding they come as numpy arrays.
-    """
-    read_conversion(folder)
-    folder, weights = epath.Path(folder).absolute(), {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for path, shape in traverse_util.flatten_dict(abstract, sep="/").items():
-            weights[path] = checkpointer.restore(_array_folder(folder, path), {"array": shape})["array"]
-    return traverse_util.unflatten_dict(weights, sep="/")
+def _absolute(path: epath.Path) -> epath.Path:
+    """What Orbax asks for; a bucket's address is absolute, though epath would put the working folder before it."""
+    return path if "://" in os.fspath(path) else path.absolute()
 
 
 class Checkpoints:
@@ -120,7 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 1):
-        self.folder = epath.Path(workdir).absolute() / "checkpoints"
+        self.folder = _absolute(epath.Path(workdir)) / "checkpoints"
         best = BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
@@ -131,7 +39,7 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        data: grain.DatasetIterator,
+        data: grain.DatasetIterator | None,
         config: str,
         fits: dict[str, Any],
         metrics: dict[str, float],
@@ -139,19 +47,20 @@ class Checkpoints:
         """Starts saving in the background.
 
         Args:
-          state, data: what a restart needs.
+          state, data: what a restart needs; without `data` a restart begins with the first batch.
           config: the run's config as JSON.
           fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
           metrics: of the validation split, with its `accuracy`.
         """
-        items = ocp.args.Composite(
-            trainable=ocp.args.StandardSave(state.trainable),
-            optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            data=grain.checkpoint.CheckpointSave(data),
-            config=ocp.args.JsonSave(json.loads(config)),
-            fits=ocp.args.JsonSave(fits),
-        )
-        self._manager.save(int(state.step), args=items, metrics=metrics)
+        items = {
+            "trainable": ocp.args.StandardSave(state.trainable),
+            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+            "config": ocp.args.JsonSave(json.loads(config)),
+            "fits": ocp.args.JsonSave(fits),
+        }
+        if data is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(data)
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -174,24 +83,33 @@ class Checkpoints:
             raise InputError(f"{self.folder} holds no checkpoint {which}: expected best, latest or one of {steps}")
         return step
 
+    def accuracy(self, step: int) -> float:
+        """The validation accuracy that was saved at `step`."""
+        return self._manager.metrics(step)["accuracy"]
+
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
         """InputError when anything in `fits` has another value than it had for `save` at `step`."""
         trained = self._manager.restore(step, args=ocp.args.Composite(fits=ocp.args.JsonRestore())).fits
         for name, value in fits.items():
-            if trained[name] != value:
+            if trained.get(name) != value:
                 raise InputError(
-                    f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
+                    f"checkpoint {step} in {self.folder} was trained with {name} {trained.get(name)}, not {value}"
                 )
 
-    def restore(self, step: int, state: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was."""
+    def restore(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+        """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was.
+
+        A checkpoint that was saved without `data`, as convert.from_reference does, leaves it where it is.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        items = self._manager.restore(step, args=ocp.args.Composite(
-            trainable=ocp.args.StandardRestore(abstract.trainable),
-            optimizer=ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
-            data=grain.checkpoint.CheckpointRestore(data),
-        ))  # fmt: skip
-        return TrainState(items.optimizer["step"], items.trainable, items.optimizer["state"])
+        items = {
+            "trainable": ocp.args.StandardRestore(abstract.trainable),
+            "optimizer": ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
+        }
+        if data is not None and (self.folder / str(step) / "data").exists():
+            items["data"] = grain.checkpoint.CheckpointRestore(data)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return TrainState(restored.optimizer["step"], restored.trainable, restored.optimizer["state"])
 
     def restore_trainable(self, step: int, abstract: Tree) -> Tree:
         """Only the learnt weights saved at `step`, in the shapes and shardings of `abstract`."""

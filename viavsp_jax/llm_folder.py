@@ -1,0 +1,196 @@
+"""The folder of a frozen language model, made by `python -m convert.from_hf`, read and written piece by piece.
+
+It holds `config.json` and the tokenizer files of the Hugging Face model, `conversion.json` (source, sha256 of the
+weights, dtype, version) and the weights: `params/` has one zarr (version 3) array for each of our paths, "." for "/",
+a stack of layers as [N, ...]. A chunk belongs to one layer and ends with its CRC-32C. Every chunk is written, zeros
+too, so that a missing one is known to be missing.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from types import EllipsisType
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore
+from etils import epath
+from flax import traverse_util
+from tqdm import tqdm
+
+from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.llama import LlamaConfig
+
+Tree = dict[str, Any]
+
+# Larger matrices are cut, so that a host that holds a part of one reads little more than that part.
+CHUNK_BYTES = 4 * 2**20
+
+
+def llama_config(folder: epath.PathLike) -> LlamaConfig:
+    """Shape of the LLaMA in a folder with a Hugging Face `config.json`; InputError for anything but a plain LLaMA."""
+    path = epath.Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist: expected a folder with a LLaMA, as python -m convert.from_hf makes it"
+        )
+    try:
+        config = json.loads(path.read_text())
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        asked = {
+            "model_type": (config["model_type"], "llama"),
+            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+            "attention_bias": (config.get("attention_bias", False), False),
+            "mlp_bias": (config.get("mlp_bias", False), False),
+            "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        }
+        heads = config["num_attention_heads"]
+        shape = LlamaConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
+            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+            tie_word_embeddings=config.get("tie_word_embeddings", False),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not the config of a LLaMA: {error!r}") from None
+    for name, (found, wanted) in asked.items():
+        if found != wanted:
+            raise InputError(f"{path}: {name} is {found!r}, only {wanted!r} is supported")
+    return shape
+
+
+def _spec(folder: epath.PathLike, path: str) -> dict[str, Any]:
+    """Where an array lies, as tensorstore wants it; a missing chunk is an error instead of zeros."""
+    place = os.fspath(epath.Path(folder) / "params" / path.replace("/", "."))
+    return {
+        "driver": "zarr3",
+        "kvstore": f"{place}/" if "://" in place else {"driver": "file", "path": f"{os.path.abspath(place)}/"},
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+    }
+
+
+def _chunk_shape(shape: tuple[int, ...], width: int) -> list[int]:
+    """Halves the longest side of one layer until it takes CHUNK_BYTES at most, at `width` bytes a value."""
+    chunk = np.array(shape)
+    while chunk.prod() * width > CHUNK_BYTES:
+        longest = chunk.argmax()
+        chunk[longest] = -(-chunk[longest] // 2)
+    return chunk.tolist()
+
+
+def _create(folder: epath.PathLike, path: str, stack: tuple[int, ...], layer: np.ndarray) -> tensorstore.TensorStore:
+    """A new array of shape `stack` + `layer.shape`, not compressed: bfloat16 weights shrink by a tenth only."""
+    metadata = {
+        "shape": [*stack, *layer.shape],
+        "data_type": layer.dtype.name,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [1] * len(stack) + _chunk_shape(layer.shape, layer.dtype.itemsize)},
+        },
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }
+    return tensorstore.open(_spec(folder, path) | {"metadata": metadata}, create=True).result()
+
+
+def save_llm(
+    folder: epath.PathLike, weights: Iterable[tuple[str, int | EllipsisType, np.ndarray]], conversion: dict[str, str]
+) -> None:
+    """Writes weights one after the other, and `conversion.json`.
+
+    Args:
+      folder: holds `config.json` already; weights left there by an interrupted conversion are replaced.
+      weights: (path in the language model, layer in its stack or `...`, array [I, O], [V, D] or [D]), all layers of
+        a path in order.
+      conversion: what `conversion.json` says. The sha256 of all paths and their bytes is added to it, and the file
+        comes last: it marks completion.
+    """
+    folder, layers = epath.Path(folder), llama_config(folder).num_layers
+    (folder / "conversion.json").unlink(missing_ok=True)
+    (folder / "params").rmtree(missing_ok=True)
+    digest, current, array = hashlib.sha256(), None, None
+    for path, index, value in weights:
+        value = np.ascontiguousarray(value)
+        if path != current:
+            current, array = path, _create(folder, path, () if index is ... else (layers,), value)
+            digest.update(path.encode())
+        digest.update(value.reshape(-1).view(np.uint8))
+        array[index].write(value).result()
+        del value  # before the next one is made
+    text = json.dumps(conversion | {"sha256": digest.hexdigest()}, indent=2)
+    write_bytes(folder / "conversion.json", text.encode())
+
+
+def read_conversion(folder: epath.PathLike) -> dict[str, str]:
+    """`conversion.json` of a language-model folder: `source`, `sha256`, `dtype`, `version`."""
+    folder = epath.Path(folder)
+    llama_config(folder)
+    path = folder / "conversion.json"
+    if not path.exists():
+        raise InputError(
+            f"{folder} is not a converted language model: run python -m convert.from_hf {folder} --output FOLDER once "
+            "and give that folder"
+        )
+    try:
+        conversion = json.loads(path.read_text())
+        return {name: conversion[name] for name in ("source", "sha256", "dtype", "version")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged, convert again: {error!r}") from None
+
+
+def _result(future: tensorstore.Future, folder: epath.PathLike, path: str) -> Any:
+    """What tensorstore opened or read; InputError names a weight that it could not."""
+    try:
+        return future.result()
+    except ValueError as error:  # tensorstore raises no other
+        reason = str(error).split(" [")[0]
+        raise InputError(
+            f"{folder}: the weight {path} cannot be read, convert again if it is missing or damaged ({reason})"
+        ) from None
+
+
+def read_layer(folder: epath.PathLike, path: str, index: int | EllipsisType) -> np.ndarray:
+    """One layer of a weight, or all of it (`...`), in the stored dtype; InputError when it is missing or damaged."""
+    array = _result(tensorstore.open(_spec(folder, path)), folder, path)
+    return _result(array[index].read(), folder, path)
+
+
+def _load(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
+    """One weight as `load_llm` gives it; each part is read once, and is on the host alone."""
+    array = _result(tensorstore.open(_spec(folder, path)), folder, path)
+    if array.shape != wanted.shape:
+        raise InputError(f"{folder}: the weight {path} is {array.shape} and not {wanted.shape}, as config.json says")
+    array = array.astype(wanted.dtype)
+    if wanted.sharding is None:
+        return _result(array.read(), folder, path)
+    places = {}
+    for device, index in wanted.sharding.addressable_devices_indices_map(wanted.shape).items():
+        places.setdefault(str(index), (index, []))[1].append(device)
+    parts = []
+    for index, devices in places.values():
+        value = _result(array[index].read(), folder, path)
+        parts += jax.block_until_ready([jax.device_put(value, device) for device in devices])
+        del value  # before the next one is read
+    return jax.make_array_from_single_device_arrays(wanted.shape, wanted.sharding, parts)
+
+
+def load_llm(folder: epath.PathLike, abstract: Tree) -> Tree:
+    """Reads frozen weights straight to the shape, dtype and sharding of `abstract` (jax.ShapeDtypeStruct).
+
+    `abstract` may leave weights out. Each process reads only the parts that its devices hold; without a sharding the
+    weights come as numpy arrays. Raises InputError when one is missing, damaged or has another shape.
+    """
+    read_conversion(folder)
+    weights = traverse_util.flatten_dict(abstract, sep="/")
+    for path, wanted in tqdm(weights.items(), desc="loading the language model", unit="weight", leave=False):
+        weights[path] = _load(folder, path, wanted)
+    return traverse_util.unflatten_dict(weights, sep="/")
