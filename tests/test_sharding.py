@@ -13,12 +13,13 @@ from viavsp_jax.errors import InputError
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 
-TINY = LlamaConfig(96, 32, 64, 2, 4, 2, 8, 1e4, 1e-5, False)
+TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 
 
-def test_every_weight_has_a_rule():
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_every_weight_has_a_rule(quantization):
     mesh = sharding.make_mesh(base.get_config())
-    _, trainable, frozen = state.abstract_model(TINY, LoRAConfig(), 10, "float32")
+    _, trainable, frozen = state.abstract_model(TINY, LoRAConfig(), 10, "float32", quantization)
     for tree in (trainable, frozen):
         sharding.shard_params(mesh, tree)
     with pytest.raises(KeyError, match="no sharding rule for llm/layers/router/kernel"):
@@ -32,7 +33,7 @@ def test_a_mesh_that_does_not_fit():
         sharding.make_mesh(config)
 
 
-def test_losses_and_gradients_do_not_depend_on_the_mesh():
+def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():
     script = """
         import jax, jax.numpy as jnp, numpy as np
         from flax import nnx
@@ -40,6 +41,7 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
         from test_sharding import TINY
         from viavsp_jax import sharding, state
         from viavsp_jax.models.lora import LoRAConfig
+        from viavsp_jax.models.quantize import quantize_stack
         from viavsp_jax.metrics import label_loss
 
         rng = np.random.default_rng(0)
@@ -56,17 +58,24 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
             "weights": np.full((B, L), 1 / L, np.float32),
         }
 
-        def run(**sizes):
+        def model(quantization):
+            made = state.split(state.make_model(jax.random.key(0), TINY, LoRAConfig(), E, "float32", quantization))
+            return jax.device_get(made)
+
+        models = {quantization: model(quantization) for quantization in ("none", "nf4")}
+
+        def run(quantization, **sizes):
             config = base.get_config()
             config.mesh.update(sizes)
             mesh = sharding.make_mesh(config)
-            model = state.make_model(jax.random.key(0), TINY, LoRAConfig(), E, "float32")
-            structure, trainable, frozen = state.split(model)
+            structure, trainable, frozen = models[quantization]
             trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             trainable, frozen = (jax.device_put(x, sharding.shard_params(mesh, x)) for x in (trainable, frozen))
             placed = sharding.put_batch(mesh, batch)
-            pieces = {s.data.shape for s in frozen["llm"]["layers"]["up"]["kernel"].addressable_shards}
-            assert pieces == {(2, 32 // mesh.shape["fsdp"], 64 // mesh.shape["tensor"])}, pieces
+            stored = frozen["llm"]["layers"]["up"]["kernel"]
+            inputs, stored = (128, stored) if quantization == "none" else (64, stored["codes"])
+            pieces = {s.data.shape for s in stored.addressable_shards}
+            assert pieces == {(2, inputs // mesh.shape["fsdp"], 192 // mesh.shape["tensor"])}, pieces
             assert placed["tokens"].addressable_shards[0].data.shape[0] == B // mesh.shape["data"] // mesh.shape["fsdp"]
 
             def loss(trainable, frozen, batch):
@@ -76,11 +85,27 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
             return jax.device_get(jax.jit(jax.value_and_grad(loss))(trainable, frozen, placed))
 
         assert jax.device_count() == 8
-        expected = run(data=8, fsdp=1, tensor=1)
-        for data, fsdp, tensor in ((1, 8, 1), (1, 1, -1), (2, 2, 2)):
-            found = run(data=data, fsdp=fsdp, tensor=tensor)
-            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        meshes = [dict(data=1, fsdp=8, tensor=1), dict(data=1, fsdp=1, tensor=-1), dict(data=2, fsdp=2, tensor=2)]
+        for quantization in models:
+            expected = run(quantization, data=8, fsdp=1, tensor=1)
+            for sizes in meshes if quantization == "none" else meshes[-1:]:
+                found = run(quantization, **sizes)
+                for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+        whole, quantized = ({"llm": {"layers": models[name][2]["llm"]["layers"]}} for name in ("none", "nf4"))
+        for sizes in (meshes[0], meshes[-1]):
+            config = base.get_config()
+            config.mesh.update(sizes)
+            mesh = sharding.make_mesh(config)
+            placed = jax.device_put(whole, sharding.shard_params(mesh, whole))
+            shardings = sharding.shard_params(mesh, quantized)
+            for name in ("q", "down"):
+                kernel, target, expected = (
+                    tree["llm"]["layers"][name]["kernel"] for tree in (placed, shardings, quantized)
+                )
+                found = jax.jit(quantize_stack, out_shardings=target)(kernel)
+                jax.tree.map(np.testing.assert_array_equal, found, expected)
         print("equal")
     """
     environment = {

@@ -3,21 +3,25 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from viavsp_jax import checkpoint, sharding, state
+from viavsp_jax import llm_folder, sharding, state
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError
+from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
 from viavsp_jax.models.viavsp import ViAVSP
 
 Tree = dict[str, Any]
+Stacks = dict[tuple[str, ...], jax.ShapeDtypeStruct]  # by path in the language model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Experiment:
     structure: nnx.GraphDef
     trainable: Tree  # jax.ShapeDtypeStruct
     frozen: Tree  # jax.ShapeDtypeStruct
+    to_quantize: Stacks  # before they are
     fits: dict[str, Any]  # what learnt weights fit, see Checkpoints.save
     build: Callable[[jax.Array], ViAVSP]  # from a PRNG key
 
@@ -43,20 +48,58 @@ class Experiment:
         return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def load_frozen(self) -> Tree:
-        """The frozen language model, straight to its devices."""
-        return {"llm": checkpoint.load_llm(self.config.llm.path, self.frozen["llm"])}
+        """The frozen language model, straight to its devices; at most one stack is there before it is quantised."""
+        folder, frozen = self.config.llm.path, flatten_dict(self.frozen["llm"])
+        as_stored = {path: shape for path, shape in frozen.items() if path[:-1] not in self.to_quantize}
+        weights = flatten_dict(llm_folder.load_llm(folder, unflatten_dict(as_stored)))
+        for kernel, shape in self.to_quantize.items():
+            shardings = {path[-1]: target.sharding for path, target in frozen.items() if path[:-1] == kernel}
+            (stack,) = flatten_dict(llm_folder.load_llm(folder, unflatten_dict({kernel: shape}))).values()
+            weights[kernel] = jax.block_until_ready(jax.jit(quantize_stack, out_shardings=shardings)(stack))
+            del stack  # before the next one is read
+        return {"llm": unflatten_dict(weights)}
+
+
+def stacks_to_quantize(quantization: Quantization, folder: str, llama: LlamaConfig, mesh: Mesh) -> Stacks:
+    """The kernels that `config.llm.quantization` is about, in the shape and dtype the folder has them in.
+
+    Raises InputError for an unknown quantisation and for a kernel that does not fit its blocks.
+    """
+    if quantization not in get_args(Quantization):
+        raise InputError(f"config.llm.quantization is {quantization!r}, expected {' or '.join(get_args(Quantization))}")
+    if quantization == "none":
+        return {}
+    dtype = jnp.dtype(llm_folder.read_conversion(folder)["dtype"])
+    # The frozen weights do not depend on the adapter and the encoder.
+    _, _, frozen = state.abstract_model(llama, LoRAConfig(), 1, dtype)
+    frozen = sharding.with_sharding(frozen, sharding.shard_params(mesh, frozen))
+    stacks = {path: shape for path, shape in flatten_dict(frozen["llm"]).items() if path[-1] == "kernel"}
+    for path, shape in stacks.items():
+        if shape.shape[1] % BLOCK:
+            raise InputError(
+                f"{folder}: {'/'.join(path)} has {shape.shape[1]} inputs, config.llm.quantization=nf4 needs a multiple "
+                f"of {BLOCK}"
+            )
+    return stacks
 
 
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Reads all that is small and checks it; InputError before anything large is touched."""
     if not config.llm.path:
         raise InputError("config.llm.path is not set: expected a folder made by python -m convert.from_hf")
-    conversion = checkpoint.read_conversion(config.llm.path)
-    llama = checkpoint.llama_config(config.llm.path)
+    conversion = llm_folder.read_conversion(config.llm.path)
+    llama = llm_folder.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
     mesh = sharding.make_mesh(config)
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
-    sizes = {"llama": llama, "lora": lora, "feature_width": config.data.feature_width, "dtype": jnp.dtype(config.dtype)}
+    to_quantize = stacks_to_quantize(config.llm.quantization, config.llm.path, llama, mesh)
+    sizes = {
+        "llama": llama,
+        "lora": lora,
+        "feature_width": config.data.feature_width,
+        "dtype": jnp.dtype(config.dtype),
+        "quantization": config.llm.quantization,
+    }
     structure, trainable, frozen = state.abstract_model(**sizes)
     trainable, frozen = (
         sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
@@ -66,6 +109,7 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.lora.alpha": lora.alpha,
         "config.data.feature_width": config.data.feature_width,
         "language model sha256": conversion["sha256"],
+        "config.llm.quantization": config.llm.quantization,
     }
     build = functools.partial(state.make_model, **sizes)
-    return Experiment(config, mesh, prompt, structure, trainable, frozen, fits, build)
+    return Experiment(config, mesh, prompt, structure, trainable, frozen, to_quantize, fits, build)

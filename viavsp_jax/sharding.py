@@ -20,8 +20,12 @@ RULES = (
     (r"(^|/)scale$", PartitionSpec()),
     (r"^llm/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"^llm/head$", PartitionSpec("fsdp", "tensor")),
-    (r"^llm/layers/(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"^llm/layers/(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"^llm/layers/(q|k|v|gate|up)/kernel(/codes)?$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"^llm/layers/(o|down)/kernel(/codes)?$", PartitionSpec(None, "tensor", "fsdp")),
+    # NF4 keeps one scale for 64 inputs: too few to cut that width evenly on every mesh.
+    (r"^llm/layers/(q|k|v|gate|up)/kernel/scales$", PartitionSpec(None, None, "tensor")),
+    (r"^llm/layers/(o|down)/kernel/scales$", PartitionSpec(None, None, "fsdp")),
+    (r"^llm/layers/\w+/kernel/(nested_scales|offset)$", PartitionSpec()),
 )
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.models.viavsp import ViAVSP
 
 Tree = dict[str, Any]
@@ -39,14 +40,25 @@ def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:
     return structure, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
 
 
-def make_model(key: jax.Array, llama: LlamaConfig, lora: LoRAConfig, feature_width: int, dtype: DTypeLike) -> ViAVSP:
-    """A randomly initialised model that computes in `dtype` and stores its frozen weights in it."""
+def make_model(
+    key: jax.Array,
+    llama: LlamaConfig,
+    lora: LoRAConfig,
+    feature_width: int,
+    dtype: DTypeLike,
+    quantization: Quantization = "none",
+) -> ViAVSP:
+    """A randomly initialised model that computes in `dtype` and stores in it those frozen weights not quantised."""
     rngs = nnx.Rngs(params=key)
-    return ViAVSP(llama, lora, feature_width, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return ViAVSP(llama, lora, feature_width, dtype=dtype, param_dtype=dtype, quantization=quantization, rngs=rngs)
 
 
 def abstract_model(
-    llama: LlamaConfig, lora: LoRAConfig, feature_width: int, dtype: DTypeLike
+    llama: LlamaConfig,
+    lora: LoRAConfig,
+    feature_width: int,
+    dtype: DTypeLike,
+    quantization: Quantization = "none",
 ) -> tuple[nnx.GraphDef, Tree, Tree]:
     """As `split`, with shapes (jax.ShapeDtypeStruct) for weights; nothing is computed."""
-    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), llama, lora, feature_width, dtype)))
+    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), llama, lora, feature_width, dtype, quantization)))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from viavsp_jax.models.quantize import NF4Kernel, Quantization
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
@@ -51,15 +53,23 @@ class Linear(nnx.Module):
     """A frozen bias-free projection, or a stack of N, with an adapter when `lora` is given."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, stack: int, dtype: DTypeLike, rngs: nnx.Rngs, lora: LoRAConfig | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stack: int,
+        dtype: DTypeLike,
+        quantization: Quantization,
+        rngs: nnx.Rngs,
+        lora: LoRAConfig | None = None,
     ):
         kernel = jax.random.normal(rngs.params(), (stack, inputs, outputs), dtype) * inputs**-0.5
-        self.kernel = nnx.Param(kernel.astype(dtype))
+        self.kernel = NF4Kernel(kernel) if quantization == "nf4" else nnx.Param(kernel.astype(dtype))
         self.lora = LoRA(lora, inputs, outputs, stack=stack, rngs=rngs) if lora else None
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x: [..., I] → [..., O]. Called on one layer's slice of the stack."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = self.kernel(x) if isinstance(self.kernel, NF4Kernel) else x @ self.kernel[...].astype(x.dtype)
         return y if self.lora is None else y + self.lora(x, key)
 
 
