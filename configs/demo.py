@@ -29,5 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay_updates = 360
     config.checkpoint.every = 100
     config.evaluate.names = ("av_clean", "audio_clean", "video_clean", "audio_babble_0db", "av_babble_0db")
-    config.evaluate.max_new_tokens = 48
+    config.evaluate.rows = 16
+    config.evaluate.decoding.max_new_tokens = 48
+    config.evaluate.decoding.num_beams = 5
     return config

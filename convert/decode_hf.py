@@ -17,10 +17,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.records import Example, SplitSource, open_split
+from viavsp_jax.decode import DecodingConfig, load_decoding_config
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.scoring import normalize, score
 
@@ -33,6 +34,22 @@ class ExportedModel:
     projector: torch.nn.Linear
     prompt: Prompt
     feature_width: int
+    decoding: DecodingConfig
+
+
+def generation_config(decoding: DecodingConfig, prompt: Prompt) -> GenerationConfig:
+    """The same search in transformers, all but the repetition penalty: see `decode`."""
+    settings = dataclasses.asdict(decoding)
+    del settings["seed"], settings["repetition_penalty"]
+    if decoding.num_beams == 1:  # settings that would not count are warned of
+        del settings["early_stopping"], settings["length_penalty"]
+    if decoding.do_sample:
+        settings["top_k"] = 0  # off; transformers keeps the 50 likeliest unless told otherwise
+    else:
+        del settings["top_p"]
+    return GenerationConfig(
+        **settings, bos_token_id=prompt.begin_id, eos_token_id=prompt.end_id, pad_token_id=prompt.pad_id
+    )
 
 
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ExportedModel:
@@ -64,19 +81,13 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), root / "adapter")
         model = model.base_model.model
     # Replaces the base model's own, so that no repetition penalty or the like of it applies.
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=settings["max_new_tokens"],
-        bos_token_id=prompt.begin_id,
-        eos_token_id=prompt.end_id,
-        pad_token_id=prompt.pad_id,
-    )
+    decoding = load_decoding_config(settings["decoding"])
+    model.generation_config = generation_config(decoding, prompt)
     weights = load_file(root / "projector.safetensors")
     projector = torch.nn.Linear(settings["feature_width"], model.config.hidden_size, dtype=dtype)
     projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
     model, projector = model.to(device).eval(), projector.to(device)
-    return ExportedModel(model, projector, prompt, settings["feature_width"])
+    return ExportedModel(model, projector, prompt, settings["feature_width"], decoding)
 
 
 def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -106,7 +117,7 @@ def embed(model: ExportedModel, examples: list[Example]) -> tuple[torch.Tensor, 
 
 @torch.inference_mode()
 def decode(model: ExportedModel, source: SplitSource, batch_size: int) -> list[dict[str, str]]:
-    """Decodes all clips greedily: rows of id, reference and hypothesis, by id.
+    """Decodes all clips as the training's config says: rows of id, reference and hypothesis, by id.
 
     Raises InputError when the features have another width than the model was trained on.
     """
@@ -114,13 +125,17 @@ def decode(model: ExportedModel, source: SplitSource, batch_size: int) -> list[d
         raise InputError(
             f"{source.folder} holds features of width {source.width}, the model expects {model.feature_width}"
         )
+    # Given apart since generate's own would overlook as many generated tokens as a prompt has padding (transformers 5).
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(model.decoding.repetition_penalty))])
+    torch.manual_seed(model.decoding.seed)
     rows = []
     with tqdm(total=len(source), desc="decoding", unit="clip") as progress:
         for start in range(0, len(source), batch_size):
             examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
             x, mask = embed(model, examples)
             # Positions follow from the mask: the first token of each clip has position 0.
-            for example, ids in zip(examples, model.llm.generate(inputs_embeds=x, attention_mask=mask), strict=True):
+            generated = model.llm.generate(inputs_embeds=x, attention_mask=mask, logits_processor=processors)
+            for example, ids in zip(examples, generated, strict=True):
                 reference, hypothesis = normalize(example["transcript"]), normalize(model.prompt.text(ids.tolist()))
                 rows.append({"id": example["id"], "reference": reference, "hypothesis": hypothesis})
             progress.update(len(examples))

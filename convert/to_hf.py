@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,13 +26,16 @@ from tqdm import tqdm
 
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import Tensor, Tree, tensors
-from viavsp_jax.checkpoint import Checkpoints, llama_config, load_llm, read_conversion
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.llm_folder import llama_config, read_conversion, read_layer
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
+from viavsp_jax.models.quantize import Quantization, round_trip
 from viavsp_jax.state import abstract_model
 
-SHARD_BYTES = 2 * 10**9
+# One file is in memory at a time, twice: as arrays and as bytes.
+SHARD_BYTES = 512 * 2**20
 
 # What transformers and peft expect in the header of a file.
 HEADER = {"format": "pt"}
@@ -97,54 +100,50 @@ def shards(abstract: Tree) -> list[list[Tensor]]:
     return files
 
 
-class MergedStacks:
-    """The frozen stacks with their adapters folded in, read one at a time.
+def merged(
+    llm: epath.PathLike, tensor: Tensor, adapters: Tree, lora: LoRAConfig, quantization: Quantization
+) -> np.ndarray:
+    """One frozen tensor with its adapter folded in, in Hugging Face orientation.
 
     Args:
       llm: the converted language-model folder.
-      abstract: all its weights, jax.ShapeDtypeStruct.
-      trainable: the adapters, numpy.
+      tensor: which one.
+      adapters: learnt weights by our path, numpy float32; those of other tensors are passed over.
+      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against.
+
+    Sums are float32, the result is in the stored dtype.
     """
-
-    def __init__(self, llm: epath.PathLike, abstract: Tree, trainable: Tree, lora: LoRAConfig):
-        self._llm, self._abstract, self._adapters, self._lora = llm, flatten(abstract), flatten(trainable), lora
-        self._path, self._stack = "", np.empty(0)
-
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """One tensor in Hugging Face orientation; sums are float32, the result in the stored dtype."""
-        if tensor.path != self._path:
-            self._stack = np.empty(0)  # before the next one is read
-            inner = tensor.path.removeprefix("llm/")
-            tree = traverse_util.unflatten_dict({inner: self._abstract[tensor.path]}, sep="/")
-            self._path, self._stack = tensor.path, flatten(load_llm(self._llm, tree))[inner]
-        value, adapter = self._stack[tensor.index], tensor.path.removesuffix("kernel") + "lora/"
-        if adapter + "a" in self._adapters:
-            a, b = (self._adapters[adapter + name][tensor.index] for name in "ab")
-            value = merge_adapter(value, a, b, self._lora)
-        return np.ascontiguousarray(tensor.turned(value))
+    value, adapter = read_layer(llm, tensor.path.removeprefix("llm/"), tensor.index), tensor.path.removesuffix("kernel")
+    if quantization == "nf4" and tensor.path.endswith("/kernel"):
+        value = np.asarray(round_trip(value))
+    if f"{adapter}lora/a" in adapters:
+        a, b = (adapters[f"{adapter}lora/{name}"][tensor.index] for name in "ab")
+        value = np.asarray(merge_adapter(value, a, b, lora))
+    return np.ascontiguousarray(tensor.turned(value))
 
 
-def write_merged(folder: pathlib.Path, llm: epath.PathLike, abstract: Tree, stacks: MergedStacks) -> None:
-    """Writes the weights of a model that transformers loads, file after file."""
+def write_merged(folder: pathlib.Path, abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> None:
+    """Writes the weights of a model that transformers loads, file after file; `read` gives each tensor."""
     files, index = shards(abstract), {}
     with tqdm(total=sum(map(len, files)), desc="merging", unit="tensor") as progress:
         for number, group in enumerate(files, 1):
             name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
             values = {}
             for tensor in group:
-                values[tensor.name] = stacks.read(tensor)
+                values[tensor.name] = read(tensor)
                 progress.update()
             save_file(values, folder / name, HEADER)
             index |= dict.fromkeys(values, name)
+            del values  # before the next file's are read
     if len(files) > 1:
         size = sum(math.prod(value.shape) * value.dtype.itemsize for value in flatten(abstract).values())
         text = json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2)
         (folder / "model.safetensors.index.json").write_text(text)
-    copy_files(llm, folder, TOKENIZER_FILES)
 
 
 def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prompt, dtype: str) -> None:
-    """config.json in the stored dtype, and a generation config that stops at the end token."""
+    """The tokenizer, config.json in the stored dtype, and a generation config that stops at the end token."""
+    copy_files(llm, folder, TOKENIZER_FILES)
     config = json.loads((epath.Path(llm) / "config.json").read_text())
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -179,12 +178,14 @@ def export(
         copy_files(llm, folder, TOKENIZER_FILES)
         if merge:
             (folder / "merged").mkdir()
-            write_merged(folder / "merged", llm, frozen, MergedStacks(llm, frozen, trainable, lora))
+            quantization = config["llm"].get("quantization", "none")
+            adapters = flatten(trainable)
+            write_merged(folder / "merged", frozen, lambda tensor: merged(llm, tensor, adapters, lora, quantization))
             write_merged_configs(folder / "merged", llm, prompt, conversion["dtype"])
         settings = {
             "feature_width": config["data"]["feature_width"],
             "end_token": config["llm"]["end_token"],
-            "max_new_tokens": config["evaluate"]["max_new_tokens"],
+            "decoding": config["evaluate"]["decoding"],
             "dtype": config["dtype"],
             "step": chosen,
             "llm_sha256": conversion["sha256"],

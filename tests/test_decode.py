@@ -1,59 +1,192 @@
-"""Greedy search against a plain loop over the same table of logits."""
+"""The search on tables of logits: when it stops, that rows do not meet, and what sampling draws.
+
+That its results are those of transformers is shown in test_decode_transformers.py.
+"""
+
+import collections
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import scipy.stats
+import torch
+import transformers
 
-from viavsp_jax import decode
+from viavsp_jax.decode import DecodingConfig, decode, keep_top_p, load_decoding_config
+from viavsp_jax.errors import InputError
 
-VOCABULARY, END, LIMIT = 7, 2, 12
+V, END, LIMIT = 7, 2, 12
+SAMPLING = DecodingConfig(max_new_tokens=LIMIT, do_sample=True, top_p=0.9)
 
 
 @jax.jit
-def run(table, first):
-    """Greedy search where the logits depend on the last token and the number of tokens before it."""
+def run(table, first, config, keys=None):
+    """Logits that depend on the last token and the number of tokens before it: table [G, V, V], first [B, V]."""
 
-    def extend(tokens, step):
-        return table[step, tokens], step + 1
+    def extend(tokens, parents, step):
+        return table[step][tokens], step + 1
 
-    return decode.greedy(extend, first, jnp.int32(0), max_new_tokens=LIMIT, end_id=END)
-
-
-def search(table, first):
-    tokens, score, logits = [], 0.0, first
-    for step in range(LIMIT):
-        token = int(np.argmax(logits))
-        score += logits[token] - np.log(np.exp(logits.astype(np.float64)).sum())
-        tokens.append(token)
-        if token == END:
-            break
-        logits = table[step, token]
-    return tokens + [END] * (LIMIT - len(tokens)), score
+    return decode(extend, first, jnp.int32(0), config, END, keys)
 
 
-def test_equals_a_plain_loop():
-    lengths = set()
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        table = rng.normal(size=(LIMIT, VOCABULARY, VOCABULARY)).astype(np.float32)
-        first = rng.normal(size=(5, VOCABULARY)).astype(np.float32)
-        tokens, scores = run(table, first)
-        for row in range(5):
-            expected, score = search(table, first[row])
-            assert tokens[row].tolist() == expected
-            np.testing.assert_allclose(scores[row], score, atol=1e-4)
-            lengths.add(expected.index(END) if END in expected else LIMIT)
-    assert len(lengths) > 5, "the cases end at different steps"
+def draw(seed, rows=6, vocabulary=V):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(LIMIT, vocabulary, vocabulary)).astype(np.float32)
+    return table, rng.normal(size=(rows, vocabulary)).astype(np.float32)
 
 
-def test_stops_as_soon_as_all_rows_have_ended():
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_stops_as_soon_as_all_rows_have_ended(beams):
     calls = []
 
-    def extend(tokens, cache):
+    def extend(tokens, parents, cache):
         jax.debug.callback(lambda: calls.append(1))
-        return jnp.full((3, VOCABULARY), -1.0).at[:, END].set(5.0), cache
+        return jnp.full((3, beams, V), -1.0).at[..., END].set(9.0), cache
 
-    first = jnp.full((3, VOCABULARY), -1.0).at[:, 4].set(5.0)
-    tokens, _ = jax.jit(lambda x: decode.greedy(extend, x, (), max_new_tokens=30, end_id=END))(first)
+    first = jnp.full((3, V), -1.0).at[:, 4].set(5.0)
+    config = DecodingConfig(max_new_tokens=30, num_beams=beams, early_stopping=True)
+    tokens, _ = jax.jit(lambda x: decode(extend, x, (), config, END))(first)
     jax.effects_barrier()
-    assert tokens.tolist() == [[4] + [END] * 29] * 3 and len(calls) == 1
+    assert tokens[:, 0].tolist() == [[4] + [END] * 29] * 3 and len(calls) == 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_rows_do_not_meet(beams, do_sample):
+    config = dataclasses.replace(SAMPLING, num_beams=beams, do_sample=do_sample)
+    table, first = draw(0)
+    tokens, scores = run(table, first, config, keys(6))
+    assert len(np.unique(tokens[:, 0], axis=0)) > 3
+    order = np.array([4, 1, 1, 4, 5, 4])
+    some, their_scores = run(table, first[order], config, keys(6)[order])
+    np.testing.assert_array_equal(some, tokens[order])
+    np.testing.assert_array_equal(their_scores, scores[order])
+
+
+def test_hypotheses_of_one_row_differ_and_are_sorted():
+    tokens, scores = run(*draw(1), DecodingConfig(max_new_tokens=LIMIT, num_beams=5))
+    assert all(len(np.unique(row, axis=0)) == 5 for row in tokens)
+    assert (np.diff(scores) <= 0).all() and np.isfinite(scores).all()
+
+
+def test_fewer_tokens_than_beams():
+    """Places that nothing can fill score -inf; nothing else does."""
+    tokens, scores = run(*draw(2, vocabulary=4), DecodingConfig(max_new_tokens=1, num_beams=5))
+    assert np.isfinite(scores).sum(1).tolist() == [4] * 6 and np.isneginf(scores[:, -1]).all()
+    assert sorted(tokens[0, :4, 0].tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_top_p_equals_transformers(least):
+    scores = np.random.default_rng(0).normal(size=(500, 40), scale=3).astype(np.float32)
+    scores[:, 5] = -np.inf
+    for top_p in (0.0, 1e-4, 0.3, 0.9, 0.99):
+        warper = transformers.TopPLogitsWarper(top_p, min_tokens_to_keep=least)
+        expected = warper(None, torch.tensor(scores)).numpy()
+        np.testing.assert_array_equal(keep_top_p(jnp.array(scores), top_p, least), expected)
+        assert np.isfinite(expected).sum(1).min() == least or top_p > 0.9
+
+
+def test_sampling_follows_the_key_and_nearly_no_mass_is_greedy():
+    table, first = draw(3)
+    tokens, scores = run(table, first, SAMPLING, keys(6))
+    again, other = (run(table, first, SAMPLING, keys(6, seed))[0] for seed in (0, 1))
+    assert (tokens == again).all() and (tokens != other).any(-1).all()
+    greedy, their_scores = run(table, first, DecodingConfig(max_new_tokens=LIMIT))
+    assert (tokens != greedy).any() and (scores <= their_scores).any()
+    tokens, scores = run(table, first, dataclasses.replace(SAMPLING, top_p=1e-6), keys(6))
+    np.testing.assert_array_equal(tokens, greedy)
+    np.testing.assert_allclose(scores, their_scores, atol=1e-5)
+
+
+def assert_drawn_from(expected, sequences):
+    """Chi-square test of drawn sequences [count, G] against their exact probabilities."""
+    found = collections.Counter(map(tuple, np.asarray(sequences).tolist()))
+    assert abs(sum(expected.values()) - 1) < 1e-6 and set(found) <= set(expected)
+    count = len(sequences)
+    common = [s for s, p in expected.items() if p * count >= 10]
+    rare = 1 - sum(expected[s] for s in common)
+    observed = [found[s] for s in common] + [count - sum(found[s] for s in common)]
+    predicted = [expected[s] * count for s in common] + [rare * count]
+    if rare * count < 10:
+        observed[-2:], predicted[-2:] = [sum(observed[-2:])], [sum(predicted[-2:])]
+    assert len(observed) > 5 and scipy.stats.chisquare(observed, predicted, sum_check=False).pvalue > 1e-3
+
+
+def filtered(logits, top_p, least=1):
+    """float64 log-probabilities, those outside of the likeliest tokens -inf."""
+    log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    order = np.argsort(-log_probs)
+    before = np.cumsum(np.exp(log_probs[order])) - np.exp(log_probs[order])
+    kept = order[(before < top_p) | (np.arange(V) < least)]
+    return np.where(np.isin(np.arange(V), kept), log_probs, -np.inf)
+
+
+def test_sampling_draws_from_the_exact_distribution():
+    table, (first,) = draw(4, rows=1)
+    config = DecodingConfig(max_new_tokens=2, do_sample=True, top_p=0.8)
+    tokens, _ = run(table, np.tile(first, (20_000, 1)), config, keys(20_000))
+    expected = collections.Counter()
+    for a in range(V):
+        after = filtered(table[0, a], 0.8) if a != END else np.where(np.arange(V) == END, 0, -np.inf)
+        for b in range(V):
+            p, q = np.exp(filtered(first, 0.8)), np.exp(after)
+            if p[a] * q[b]:
+                expected[a, b] += p[a] / p.sum() * q[b] / q.sum()
+    assert 4 < len(expected) < V * V
+    assert_drawn_from(expected, tokens[:, 0])
+
+
+def ordered_draws(candidates, count):
+    """[(probability, candidates in the order drawn)] of drawing without replacement by the weights exp(score)."""
+    weight = {c: np.exp(score) for c, score in candidates.items() if np.isfinite(score)}
+    for chosen in itertools.permutations(weight, count):
+        left, p = sum(weight.values()), 1.0
+        for c in chosen:
+            p, left = p * weight[c] / left, left - weight[c]
+        yield p, chosen
+
+
+def test_beam_sampling_draws_from_the_exact_distribution():
+    """Two beams, two tokens: every order in which candidates can be drawn, by the rules of transformers."""
+    table, (first,) = draw(5, rows=1)
+    config = DecodingConfig(max_new_tokens=2, num_beams=2, do_sample=True, top_p=0.9, length_penalty=0.5)
+    tokens, _ = run(table, np.tile(first, (20_000, 1)), config, keys(20_000))
+    start = {(a,): score for a, score in enumerate(filtered(first, 0.9, 2))}
+    beginnings = collections.Counter()  # (open beams, hypothesis that has ended or None)
+    for p, drawn in ordered_draws(start, 4):
+        going_on = sorted((c for c in drawn if c != (END,)), key=start.get)[-2:]
+        ended = (END,) if (END,) in drawn[:2] else None
+        beginnings[tuple(going_on), ended] += p
+    expected = collections.Counter()
+    for (going_on, ended), p in beginnings.items():
+        scores = {
+            (*c, b): start[c] + score for c in going_on for b, score in enumerate(filtered(table[0, c[0]], 0.9, 2))
+        }
+        for q, drawn in ordered_draws(scores, 2):
+            final = {c: scores[c] / 2**0.5 for c in drawn} | ({(END, END): start[ended]} if ended else {})
+            expected[max(final, key=final.get)] += p * q
+    assert_drawn_from(expected, tokens[:, 0])
+
+
+@pytest.mark.parametrize("name, value", [
+    ("num_beams", 0), ("max_new_tokens", 0), ("early_stopping", "always"), ("min_new_tokens", 9),
+    ("repetition_penalty", 0.0), ("top_p", 1.5), ("beam", 3),
+])  # fmt: skip
+def test_wrong_settings_are_named(name, value):
+    settings = {"max_new_tokens": 8, "num_beams": 5}
+    assert load_decoding_config(settings) == DecodingConfig(8, 5)
+    with pytest.raises(InputError, match=name):
+        load_decoding_config(settings | {name: value})
+
+
+def test_length_is_asked_for():
+    with pytest.raises(InputError, match="max_new_tokens is missing"):
+        load_decoding_config({"num_beams": 5})

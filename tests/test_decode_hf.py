@@ -10,10 +10,10 @@ from flax import nnx
 from tiny_llama import FEATURES, SENTENCES, frozen_shapes, structure
 
 from convert import decode_hf
-from viavsp_jax.checkpoint import load_llm
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
+from viavsp_jax.llm_folder import load_llm
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from small_run import make_llm, make_shards, small_config
 
-from convert import to_hf
+from convert import decode_hf, to_hf
 from viavsp_jax import evaluate, scoring, train
+from viavsp_jax.data.records import open_split
 from viavsp_jax.errors import InputError
 
 
@@ -25,8 +27,25 @@ def run(tmp_path_factory):
     make_shards(folder / "shards" / "av_clean")
     config = small_config(make_llm(folder / "llm"), folder / "shards")
     config.updates, config.checkpoint.every, config.optimizer.peak_lr = 20, 20, 0.02
+    config.evaluate.bucket = 128  # one program for all clips
     train.train(config, folder / "work")
     return folder / "work", config
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "hf"
+    to_hf.export(run[0], str(folder))
+    return folder
+
+
+def decoded(run, **settings):
+    """Rows of hypotheses of the run under these settings of `config.evaluate`."""
+    workdir, config = run
+    config = config.copy_and_resolve_references()
+    config.evaluate.decoding = settings
+    evaluate.evaluate(config, workdir)
+    return read_table(workdir / "hypotheses" / "av_clean.tsv")
 
 
 def test_report_adds_up(run, capsys):
@@ -34,7 +53,7 @@ def test_report_adds_up(run, capsys):
     scores = evaluate.evaluate(config, workdir)
     rows = read_table(workdir / "hypotheses" / "av_clean.tsv")
     assert [row["id"] for row in rows] == sorted(f"test0_{i}" for i in range(5))
-    assert len({row["hypothesis"] for row in rows}) > 1 and all(float(row["log_prob"]) < 0 for row in rows)
+    assert len({row["hypothesis"] for row in rows}) > 1 and all(float(row["score"]) < 0 for row in rows)
     expected = scoring.score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
     report = json.loads((workdir / "report.json").read_text())
     assert report["av_clean"] == expected == scores["av_clean"]
@@ -42,17 +61,47 @@ def test_report_adds_up(run, capsys):
     assert f"{100 * expected['wer']:.2f}" in capsys.readouterr().out
 
 
-def test_transformers_writes_the_same_words(run, tmp_path):
+def test_transformers_writes_the_same_words(run, exported, tmp_path):
     workdir, config = run
     evaluate.evaluate(config, workdir)
-    to_hf.export(workdir, str(tmp_path / "hf"))
-    arguments = ["--model", tmp_path / "hf", "--data", f"{config.data.path}/av_clean", "--output", tmp_path / "out.tsv"]
+    data = f"{config.data.path}/av_clean"
+    arguments = ["--model", exported, "--data", data, "--output", tmp_path / "out.tsv"]
     command = [sys.executable, "-m", "convert.decode_hf", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "generation flags" not in result.stderr
     ours = {row["id"]: row["hypothesis"] for row in read_table(workdir / "hypotheses" / "av_clean.tsv")}
     theirs = {row["id"]: row["hypothesis"] for row in read_table(tmp_path / "out.tsv")}
     assert ours == theirs
+
+
+@pytest.mark.parametrize("settings", [
+    {"num_beams": 3, "early_stopping": True, "length_penalty": -1.0, "min_new_tokens": 4, "repetition_penalty": 1.5},
+    {"num_beams": 1, "repetition_penalty": 1.5, "max_new_tokens": 9},
+])  # fmt: skip
+def test_settings_hold_in_transformers_too(run, exported, settings):
+    """As in the export's viavsp.json, which holds those of the training."""
+    recorded = json.loads((exported / "viavsp.json").read_text())
+    base = run[1].evaluate.decoding.to_dict()
+    assert recorded["decoding"] == base and set(settings) < set(base)
+    rows = decoded(run, **base | settings)
+    (exported / "viavsp.json").write_text(json.dumps(recorded | {"decoding": base | settings}))
+    model = decode_hf.load_model(exported, None, False, "cpu", None)
+    (exported / "viavsp.json").write_text(json.dumps(recorded))
+    theirs = decode_hf.decode(model, open_split(f"{run[1].data.path}/av_clean", "test"), 3)
+    assert [row["hypothesis"] for row in theirs] == [row["hypothesis"] for row in rows]
+
+
+def test_sampling(run):
+    settings = {"max_new_tokens": 12, "do_sample": True, "top_p": 0.9}
+    assert decoded(run, **settings) != decoded(run, **settings, seed=1)
+
+
+def test_rows_without_a_clip_repeat_the_last_one():
+    batch = {"lengths": np.array([4, 7, 1, 1]), "tokens": np.arange(8).reshape(4, 2)}
+    full = evaluate.fill_up(batch, [{"id": "a"}, {"id": "b"}])
+    assert full["lengths"].tolist() == [4, 7, 7, 7] and full["tokens"].tolist() == [[0, 1], *[[2, 3]] * 3]
+    assert full["stream"].tolist()[1:] == [full["stream"][1]] * 3 != [full["stream"][0]] * 3
 
 
 def test_nothing_to_evaluate(run, tmp_path):

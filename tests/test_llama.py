@@ -11,7 +11,7 @@ import transformers
 from flax import nnx, traverse_util
 
 from convert.from_hf import load_params
-from viavsp_jax.checkpoint import llama_config
+from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.llama import Llama, packed_mask, rotate
 from viavsp_jax.models.lora import LoRAConfig
 
@@ -157,26 +157,28 @@ def test_padding_is_ignored_and_finite(pair):
 
 
 def test_prefill_and_extend_equal_the_full_forward(pair):
-    lengths, room = np.array([3, 6, 5]), 4
-    rows = [draw(n + room, seed) for seed, n in enumerate(lengths)]
-    prompts = np.stack([np.pad(row[:n], (0, 6 - n), constant_values=7) for row, n in zip(rows, lengths, strict=True)])
+    """Two beams a row that fork: at every step each goes on from either, whatever it was."""
+    lengths, room, beams, rng = np.array([3, 6, 5]), 4, 2, np.random.default_rng(0)
+    prompts = draw((3, 6))
     graph, params = split(pair.ours)
 
     @jax.jit
     def prefill(params, prompts, lengths):
         model = nnx.merge(graph, params)
-        return model.prefill(model.embed(prompts), lengths, room)
+        return model.prefill(model.embed(prompts), lengths, room, beams)
 
-    extend = jax.jit(lambda params, tokens, cache: nnx.merge(graph, params).extend(tokens, cache))
+    extend = jax.jit(lambda params, *inputs: nnx.merge(graph, params).extend(*inputs))
     logits, cache = prefill(params, prompts, lengths)
-    full = [their_logits(pair.theirs, row[None])[0] for row in rows]
+    texts = [[list(row[:n])] * beams for row, n in zip(prompts, lengths, strict=True)]
+    for row, (text, _) in enumerate(texts):
+        np.testing.assert_allclose(logits[row], their_logits(pair.theirs, [text])[0, -1], atol=WHOLE, rtol=WHOLE)
     for step in range(room):
-        expected = np.stack([f[n - 1 + step] for f, n in zip(full, lengths, strict=True)])
+        tokens, parents = draw((3, beams), step), rng.integers(0, beams, (3, beams))
+        logits, cache = extend(params, tokens, parents, cache)
+        texts = [[text[parents[b, m]] + [tokens[b, m]] for m in range(beams)] for b, text in enumerate(texts)]
+        expected = np.stack([their_logits(pair.theirs, text)[:, -1] for text in texts])
         np.testing.assert_allclose(logits, expected, atol=WHOLE, rtol=WHOLE)
-        logits, cache = extend(params, np.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)]), cache)
-    expected = np.stack([f[-1] for f in full])
-    np.testing.assert_allclose(logits, expected, atol=WHOLE, rtol=WHOLE)
-    assert int(cache.index) == 10 and cache.positions.tolist() == [7, 10, 9]
+    assert int(cache.index) == cache.k.shape[2] == 6 + room * beams and cache.positions.tolist() == [7, 10, 9]
 
 
 def test_remat_keeps_the_gradients(pair):

@@ -9,13 +9,14 @@ import peft
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from flax import nnx
 from safetensors.torch import load_file
-from tiny_llama import FEATURES, WHOLE, frozen_shapes, structure
+from tiny_llama import DECODING, FEATURES, LORA, WHOLE, frozen_shapes, structure, write_checkpoints, write_llama
 
-from convert import to_hf
-from viavsp_jax.checkpoint import llama_config, load_llm
+from convert import from_hf, to_hf
 from viavsp_jax.errors import InputError
+from viavsp_jax.llm_folder import llama_config, load_llm
 
 
 def our_logits(llm, trainable, tokens):
@@ -56,7 +57,7 @@ def test_projector_and_settings(trained, export):
     np.testing.assert_array_equal(projector["avfeat_to_llm.weight"].T, trained[1]["projector"]["kernel"])
     np.testing.assert_array_equal(projector["avfeat_to_llm.bias"], trained[1]["projector"]["bias"])
     settings = json.loads((export / "viavsp.json").read_text())
-    assert settings["feature_width"] == FEATURES and settings["step"] == 3 and settings["max_new_tokens"] == 7
+    assert settings["feature_width"] == FEATURES and settings["step"] == 3 and settings["decoding"] == DECODING
     assert transformers.AutoConfig.from_pretrained(export / "merged").dtype == torch.float32
     generation = transformers.GenerationConfig.from_pretrained(export / "merged")
     assert generation.eos_token_id == 2 and generation.repetition_penalty in (None, 1.0)
@@ -72,6 +73,27 @@ def test_merged_model_in_several_files(llm, trained, export, tmp_path, monkeypat
         for folder in (tmp_path / "hf", export)
     )
     assert many.keys() == one.keys() and all(torch.equal(many[name], one[name]) for name in one)
+
+
+def test_adapters_trained_on_nf4_are_merged_into_what_nf4_holds(tmp_path):
+    """Against bitsandbytes, whose sums are in another order: 1e-5 of a weight at most."""
+    theirs = write_llama(tmp_path / "raw", hidden_size=64, intermediate_size=128, head_dim=16)
+    from_hf.convert(tmp_path / "raw", tmp_path / "llm")
+    trainable = write_checkpoints(tmp_path / "work", tmp_path / "llm", "nf4")
+    to_hf.export(tmp_path / "work", tmp_path / "hf", merge=True)
+    merged = load_file(tmp_path / "hf" / "merged" / "model.safetensors")
+    assert merged.keys() == theirs.state_dict().keys()
+    for name, weight in theirs.state_dict().items():
+        expected = weight
+        if name.endswith("_proj.weight"):
+            packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+            expected = dequantize_4bit(packed, state)
+            assert (expected - weight).abs().max() > 0.02, "4 bits must show"
+            layer, kind = int(name.split(".")[2]), name.split(".")[-2].removesuffix("_proj")
+            if kind in "qkv":
+                a, b = (np.array(trainable["llm"]["layers"][kind]["lora"][side][layer]) for side in "ab")
+                expected = expected + LORA.scale * torch.from_numpy(a @ b).T
+        np.testing.assert_allclose(merged[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_steps_and_what_is_not_there(trained, tmp_path):

@@ -13,12 +13,14 @@ import torch
 import transformers
 
 from convert import from_hf, to_hf
-from viavsp_jax.checkpoint import Checkpoints, llama_config
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import instruction_text
+from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.state import TrainState, abstract_model
 
 WIDTH, FEATURES, WHOLE = 32, 6, 1e-4
+DECODING = {"max_new_tokens": 7}
 LORA = LoRAConfig(rank=2, alpha=6.0, dropout=0.05)
 SENTENCES = ["xin chào các bạn", "hôm nay trời đẹp", "một hai ba bốn"]
 
@@ -41,10 +43,9 @@ def write_llama(folder, dtype=torch.float32, tied=False, shard_size="1GB", kv_he
     """A random LLaMA as transformers saves it, with a tokenizer."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=write_tokenizer(folder), hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=kv_heads, head_dim=10, rms_norm_eps=3e-3,
-        rope_parameters={"rope_type": "default", "rope_theta": 37.0}, tie_word_embeddings=tied,
-        initializer_range=0.3, **settings,
+        vocab_size=write_tokenizer(folder), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv_heads,
+        rms_norm_eps=3e-3, rope_parameters={"rope_type": "default", "rope_theta": 37.0}, tie_word_embeddings=tied,
+        initializer_range=0.3, **({"hidden_size": WIDTH, "intermediate_size": 48, "head_dim": 10} | settings),
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).to(dtype).eval()
     # A penalty that decoding here must not inherit.
@@ -76,19 +77,17 @@ def structure(llm):
     return abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)[0]
 
 
-@pytest.fixture(scope="session")
-def trained(llm, tmp_path_factory):
-    """A work folder with a checkpoint of random learnt weights, and those weights."""
-    workdir = tmp_path_factory.mktemp("work")
+def write_checkpoints(workdir, llm, quantization="none"):
+    """Saves random learnt weights as those of two steps, the first the better one; returns these."""
     shapes = abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)[1]
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), shapes)
     config = {
         "dtype": "float32",
-        "llm": {"path": str(llm), "end_token": "</s>"},
+        "llm": {"path": str(llm), "end_token": "</s>", "quantization": quantization},
         "lora": {"rank": LORA.rank, "alpha": LORA.alpha, "dropout": LORA.dropout},
         "data": {"feature_width": FEATURES},
-        "evaluate": {"max_new_tokens": 7},
+        "evaluate": {"decoding": DECODING},
     }
     data = iter(grain.MapDataset.range(4).to_iter_dataset())
     model = {"language model sha256": json.loads((llm / "conversion.json").read_text())["sha256"]}
@@ -98,7 +97,14 @@ def trained(llm, tmp_path_factory):
         state = TrainState(jnp.int32(step), shifted, optax.sgd(0.1).init(shifted))
         checkpoints.save(state, data, json.dumps(config), model, {"accuracy": accuracy})
     checkpoints.close()
-    return workdir, trainable
+    return trainable
+
+
+@pytest.fixture(scope="session")
+def trained(llm, tmp_path_factory):
+    """A work folder with checkpoints of random learnt weights, and those of the best one."""
+    workdir = tmp_path_factory.mktemp("work")
+    return workdir, write_checkpoints(workdir, llm)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import zlib
 
 import jax
 import ml_collections
@@ -19,29 +20,45 @@ from viavsp_jax.experiment import Experiment, load_experiment
 
 
 def make_decode_step(experiment: Experiment):
-    """(trainable, frozen, batch) → tokens int32[B, G] and log-probabilities float32[B], jitted."""
-    prompt, room = experiment.prompt, experiment.config.evaluate.max_new_tokens
+    """(trainable, frozen, batch) → the best hypothesis int32[B, G] and its score float32[B], jitted.
+
+    The batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
+    Raises InputError for wrong settings in `config.evaluate.decoding`.
+    """
+    config, end_id = decode.load_decoding_config(experiment.config.evaluate.decoding), experiment.prompt.end_id
 
     def decode_step(trainable, frozen, batch):
         model = nnx.merge(experiment.structure, trainable, frozen)
-        logits, cache = model.prefill(batch, room)
-        return decode.greedy(model.extend, logits, cache, max_new_tokens=room, end_id=prompt.end_id)
+        logits, cache = model.prefill(batch, config.max_new_tokens, config.num_beams)
+        # Threefry draws alike whatever the batch holds besides; rbg does not.
+        key = jax.random.key(config.seed, impl="threefry2x32")
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["stream"])
+        tokens, scores = decode.decode(model.extend, logits, cache, config, end_id, keys)
+        return tokens[:, 0], scores[:, 0]
 
     return jax.jit(decode_step, out_shardings=sharding.replicated(experiment.mesh))
 
 
+def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.ndarray]:
+    """Empty rows repeat the last record, so as not to end later than all others; adds `stream`, from the ids."""
+    rows = np.minimum(np.arange(len(batch["lengths"])), len(records) - 1)
+    streams = np.array([zlib.crc32(record["id"].encode()) for record in records], np.uint32)
+    return {name: value[rows] for name, value in (batch | {"stream": streams}).items()}
+
+
 def decode_folder(experiment: Experiment, decode_step, name: str) -> list[dict[str, str | float]]:
-    """Decodes one shard folder: a row of id, reference, hypothesis and log_prob for each clip, by id."""
+    """Decodes one shard folder: a row of id, reference, hypothesis and score for each clip, by id."""
     progress = functools.partial(tqdm, desc=name, unit="clip")
     rows = []
     for records, batch in pipeline.decoding_batches(experiment.config, experiment.prompt, name, progress):
-        tokens, scores = jax.device_get(decode_step(sharding.put_batch(experiment.mesh, batch)))
-        for record, ids, log_prob in zip(records, tokens, scores, strict=False):
+        batch = sharding.put_batch(experiment.mesh, fill_up(batch, records))
+        tokens, scores = jax.device_get(decode_step(batch))
+        for record, ids, score in zip(records, tokens, scores, strict=False):
             rows.append({
                 "id": record["id"],
                 "reference": scoring.normalize(record["transcript"]),
                 "hypothesis": scoring.normalize(experiment.prompt.text(np.asarray(ids).tolist())),
-                "log_prob": round(float(log_prob), 4),
+                "score": round(float(score), 4),
             })  # fmt: skip
     return sorted(rows, key=lambda row: row["id"])
 

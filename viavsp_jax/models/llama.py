@@ -1,9 +1,9 @@
-"""LLaMA with adapters on q, k and v: embed, run packed rows, prefill a cache, extend it by one token.
+"""LLaMA with adapters on q, k and v: embed, run packed rows, prefill a cache, extend it by one token a beam.
 
 The numbers equal those of transformers' `LlamaForCausalLM`. Layers are stacked and run by one `lax.scan`.
 
-Letters: B rows, S positions, C cached positions, D model width, H query heads, G key/value heads, K head width,
-F feed-forward width, V vocabulary, N layers.
+Letters: B rows, M beams (continuations of one prompt), S positions, C cached positions, D model width, H query heads,
+G key/value heads, K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.lora import Linear, LoRAConfig
+from viavsp_jax.models.quantize import Quantization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +42,24 @@ AttentionPart = tuple[jax.Array, jax.Array, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What decoding remembers. Generated tokens follow the padded prompt, so all rows write to one index."""
+    """What decoding remembers: the prompt's keys and values once a row, then those of every step's M tokens.
+
+    Nothing that was written moves. A beam that continues another one takes over what that one sees, so the reordering
+    of a beam search gathers `visible` only, and the beams of a row read its keys and values together.
+    """
 
     k: jax.Array  # [N, B, C, G, K], rotated
     v: jax.Array  # [N, B, C, G, K]
-    valid: jax.Array  # bool[B, C]: holds a prompt or generated position, not padding
+    visible: jax.Array  # bool[B, M, C]: the row's prompt and the beam's own past
     positions: jax.Array  # int32[B]: position of the next token, for rotation
-    index: jax.Array  # int32: where the next token is written
+    index: jax.Array  # int32: where the next M tokens are written
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary embedding in LLaMA's half-split order. x [B, S, H, K], positions int32[B, S]; float32 angles."""
     half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32).reshape(1, 1, 1, half) / half)
+    # Constants of the program, so they may be exact: positions multiply their error.
+    frequencies = np.float32(theta ** (-np.arange(half).reshape(1, 1, 1, half) / half))
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
@@ -112,9 +119,11 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """All N decoder layers, stacked on axis 0; inside the scan, one of them."""
 
-    def __init__(self, config: LlamaConfig, lora: LoRAConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, config: LlamaConfig, lora: LoRAConfig, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs
+    ):
         c, stack = config, config.num_layers
-        linear = {"stack": stack, "dtype": dtype, "rngs": rngs}
+        linear = {"stack": stack, "dtype": dtype, "quantization": quantization, "rngs": rngs}
         self.config = config
         self.attention_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
         self.q = Linear(c.hidden_size, c.num_heads * c.head_dim, lora=lora, **linear)
@@ -153,16 +162,26 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The language model. Frozen weights are stored in `param_dtype`; activations follow the embeddings' dtype."""
+    """The language model. Frozen weights are stored in `param_dtype`; activations follow the embeddings' dtype.
+
+    `quantization` is of the kernels of the layers: none, or nf4, which stores them in 4 bits a weight.
+    """
 
     def __init__(
-        self, config: LlamaConfig, lora: LoRAConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: LlamaConfig,
+        lora: LoRAConfig,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        quantization: Quantization = "none",
+        rngs: nnx.Rngs,
     ):
         self.config = config
         self.dtype = dtype
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), param_dtype)
         self.embedding = nnx.Param(embedding * jnp.asarray(0.02, param_dtype))
-        self.layers = Block(config, lora, param_dtype, rngs)
+        self.layers = Block(config, lora, param_dtype, quantization, rngs)
         self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, param_dtype)
         if config.tie_word_embeddings:
             self.head = None
@@ -197,10 +216,10 @@ class Llama(nnx.Module):
 
         return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (params, keys))[0]
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, room: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
 
-        Returns the logits after each prompt, float32[B, V], and a cache with `room` more places than S.
+        Returns the logits after each prompt, float32[B, V], and a cache with room for `room` tokens of each beam.
         """
         batch, size = x.shape[:2]
         valid = jnp.arange(size)[None] < lengths[:, None]
@@ -212,31 +231,37 @@ class Llama(nnx.Module):
             return nnx.merge(graph, params)(x, positions, mask)
 
         x, (k, v) = jax.lax.scan(layer, x, params)
-        grow = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
+        places = room * beams
+        grow = [(0, 0), (0, 0), (0, places), (0, 0), (0, 0)]
+        visible = jnp.tile(jnp.pad(valid, [(0, 0), (0, places)])[:, None], (1, beams, 1))
         cache = Cache(
-            k=jnp.pad(k, grow), v=jnp.pad(v, grow), valid=jnp.pad(valid, [(0, 0), (0, room)]),
-            positions=lengths, index=jnp.int32(size),
+            k=jnp.pad(k, grow), v=jnp.pad(v, grow), visible=visible, positions=lengths, index=jnp.int32(size)
         )  # fmt: skip
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
         return self.logits(last), cache
 
-    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Appends one token to every row. int32[B] → next logits float32[B, V], and the cache with it."""
-        itself = jnp.ones((tokens.shape[0], 1, 1), bool)
-        positions = cache.positions[:, None]
+    def extend(self, tokens: jax.Array, parents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Appends one token to every beam; beam m of row b continues what beam `parents[b, m]` of that row was.
+
+        tokens, parents int32[B, M] → the next logits float32[B, M, V], and the cache with the tokens in it.
+        """
+        batch, beams = tokens.shape
+        visible = jnp.take_along_axis(cache.visible, parents[..., None], 1)
+        itself = jnp.tile(jnp.eye(beams, dtype=bool), (batch, 1, 1))
+        positions = jnp.tile(cache.positions[:, None], (1, beams))
         graph, params = nnx.split(self.layers)
 
         def layer(x, inputs):
             params, k, v = inputs
-            return nnx.merge(graph, params)(x, positions, itself, cached=(k, v, cache.valid[:, None]))
+            return nnx.merge(graph, params)(x, positions, itself, cached=(k, v, visible))
 
-        x, (k, v) = jax.lax.scan(layer, self.embed(tokens)[:, None], (params, cache.k, cache.v))
+        x, (k, v) = jax.lax.scan(layer, self.embed(tokens), (params, cache.k, cache.v))
         here = (0, 0, cache.index, 0, 0)
         cache = Cache(
             k=jax.lax.dynamic_update_slice(cache.k, k, here),
             v=jax.lax.dynamic_update_slice(cache.v, v, here),
-            valid=jax.lax.dynamic_update_slice(cache.valid, itself[:, 0], (0, cache.index)),
+            visible=jax.lax.dynamic_update_slice(visible, itself, (0, 0, cache.index)),
             positions=cache.positions + 1,
-            index=cache.index + 1,
+            index=cache.index + beams,
         )
-        return self.logits(x[:, 0]), cache
+        return self.logits(x), cache

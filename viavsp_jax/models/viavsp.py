@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Cache, Llama, LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.quantize import Quantization
 
 
 class Projector(nnx.Module):
@@ -37,10 +38,11 @@ class ViAVSP(nnx.Module):
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
+        quantization: Quantization = "none",
         rngs: nnx.Rngs,
     ):
         self.projector = Projector(feature_width, llama.hidden_size, rngs)
-        self.llm = Llama(llama, lora, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.llm = Llama(llama, lora, dtype=dtype, param_dtype=param_dtype, quantization=quantization, rngs=rngs)
 
     def embed(self, batch: dict[str, jax.Array]) -> jax.Array:
         """Input embeddings [B, S, D]: projected segment means where `is_speech`, else token embeddings.
@@ -56,10 +58,10 @@ class ViAVSP(nnx.Module):
         at_labels = jnp.take_along_axis(hidden, batch["label_index"][..., None], 1)
         return self.llm.logits(at_labels)
 
-    def prefill(self, batch: dict[str, jax.Array], room: int) -> tuple[jax.Array, Cache]:
-        """Prompts, one a row, of int32[B] `lengths` → logits float32[B, V] and a cache with `room` free places."""
-        return self.llm.prefill(self.embed(batch), batch["lengths"], room)
+    def prefill(self, batch: dict[str, jax.Array], room: int, beams: int) -> tuple[jax.Array, Cache]:
+        """Prompts, one a row, of int32[B] `lengths` → logits float32[B, V] and a cache for `room` tokens a beam."""
+        return self.llm.prefill(self.embed(batch), batch["lengths"], room, beams)
 
-    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One more token a row: int32[B] → logits float32[B, V] and the longer cache."""
-        return self.llm.extend(tokens, cache)
+    def extend(self, tokens: jax.Array, parents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """One more token a beam, see `Llama.extend`: int32[B, M] twice → logits float32[B, M, V], longer cache."""
+        return self.llm.extend(tokens, parents, cache)
