@@ -1,21 +1,20 @@
-"""Safe reading of fairseq checkpoints: nothing in the file is ever imported or called.
+"""Safe reading of fairseq checkpoints, without fairseq or omegaconf.
 
-A fairseq `.pt` is a zip archive with a pickle (`data.pkl`) and one raw entry for each tensor storage. The
-pickle names classes and functions; here each of them is replaced by an inert stand-in that only records its
-arguments, and a name that is not on the allow-list is refused.
+A fairseq `.pt` is a zip archive with a pickle (`data.pkl`) and one raw entry for each tensor storage. The pickle is
+read by `convert.unpickle`, so that nothing in the file is ever imported or called.
 """
 
+import contextlib
 import dataclasses
 import io
-import pickle
-import pickletools
 import zipfile
-from collections import OrderedDict, defaultdict
-from typing import Any, ClassVar
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from etils import epath
 
+from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
 from viavsp_jax.errors import InputError
 
 STORAGE_DTYPES = {
@@ -33,24 +32,11 @@ STORAGE_DTYPES = {
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 NAMESPACE = "argparse.Namespace"
 
-# The only real classes: a pickle stores items into them, and neither they nor a method of theirs can be
-# altered from a pickle (they are immutable C types).
-CONTAINERS = {"collections.OrderedDict": OrderedDict, "collections.defaultdict": defaultdict}
-STAND_INS = (
-    {REBUILD_TENSOR, NAMESPACE, "typing.Any", "_codecs.encode"}
-    | STORAGE_DTYPES.keys()
-    | {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")}
-    | {"numpy.dtype", "numpy.ndarray"}
-    | {f"builtins.{name}" for name in "bool bytes dict float int list long set str tuple".split()}
-)
-# Whatever these packages name is a class of settings or bookkeeping; a stand-in serves for all of them.
-STAND_IN_PACKAGES = ("fairseq.", "omegaconf.")
+# Whatever fairseq and omegaconf name is a class of settings or bookkeeping; a stand-in serves for all of them.
+ALLOWED = VALUES | STORAGE_DTYPES.keys() | {REBUILD_TENSOR, NAMESPACE, "typing.Any", "fairseq.", "omegaconf."}
 
-# What a damaged or hostile file makes the zip reader, the unpickler or the tensor views raise.
-DAMAGED = (
-    pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, LookupError, TypeError, ValueError,
-    AttributeError, ArithmeticError, MemoryError, RuntimeError,
-)  # fmt: skip
+# State that is no parameter: the optimizer does not count it.
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +44,112 @@ class FairseqCheckpoint:
     """What a fairseq checkpoint holds of use.
 
     Attributes:
-      model: parameter name -> tensor on the CPU, in the dtype of the file.
+      model: parameter name -> tensor on the CPU, in the dtype of the file; all finite.
       cfg: settings as nested dict, list, str, int, float, bool and None, by fairseq's names. The flat `args`
         of old checkpoints are given as both cfg["model"] and cfg["task"].
+      num_updates: updates made so far; None where the file does not say.
     """
 
     model: dict[str, torch.Tensor]
     cfg: dict[str, Any]
+    num_updates: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamMoments:
+    """Adam's running means of some parameters: name -> tensor in the parameter's shape.
+
+    Attributes:
+      step: updates that they were gathered in.
+      exp_avg, exp_avg_sq: of the gradients and of their squares.
+    """
+
+    step: int
+    exp_avg: dict[str, torch.Tensor]
+    exp_avg_sq: dict[str, torch.Tensor]
 
 
 def read_fairseq(path: epath.PathLike) -> FairseqCheckpoint:
-    """Reads the model and the settings of a fairseq checkpoint, without fairseq or omegaconf.
+    """Reads the model and the settings of a fairseq checkpoint; optimizer state stays on disk.
 
-    Only the model's tensors are read; optimizer state stays on disk.
+    Raises InputError if the file is missing, damaged, no such checkpoint, names anything not allowed, or holds
+    a weight that is not finite.
+    """
+    with _opened(path) as (content, archive):
+        storages = _Storages(*archive)
+        model = {name: storages.tensor(record) for name, record in content["model"].items()}
+        for name, tensor in model.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{path}: {name} holds values that are not finite numbers")
+        return FairseqCheckpoint(model, _settings(content, str(path)), _num_updates(content))
 
-    Raises InputError if the file is missing, damaged, no such checkpoint, or names anything not allowed.
+
+def read_moments(path: epath.PathLike, names: Collection[str]) -> AdamMoments | str:
+    """Reads Adam's moments of the named parameters, or says in a few words why the file does not give them.
+
+    fairseq stores them by the parameter's place among all that are trained, or, for training in half precision, as
+    one vector for all of them. Both are matched to names by the order of the model and checked by shape or size.
+
+    Raises InputError for the same files as read_fairseq does.
+    """
+    with _opened(path) as (content, archive):
+        sizes = {name: torch.Size(record.args[2]) for name, record in content["model"].items()}
+        optimizer = content.get("last_optimizer_state")
+        if not isinstance(optimizer, dict) or not optimizer.get("state"):
+            return "it holds no optimizer state"
+        order = [index for group in optimizer["param_groups"] for index in group["params"]]
+        parameters = [name for name in sizes if name.rpartition(".")[2] not in BUFFERS]
+        # Either everything was handed to the optimizer, or only what was wanted here.
+        for trained in (parameters, [name for name in parameters if name in names]):
+            if order == [0] and len(trained) > 1:
+                states = _flat_states(optimizer["state"][0], trained, sizes)
+            elif len(order) == len(trained):
+                states = {name: optimizer["state"].get(i) for i, name in zip(order, trained, strict=True)}
+            else:
+                continue
+            if states is not None:
+                return _moments({name: states.get(name) for name in names}, sizes, archive)
+        return f"its optimizer state is for {len(order)} parameters, which cannot be told apart by the model's names"
+
+
+def _flat_states(flat: dict, trained: list[str], sizes: dict[str, torch.Size]) -> dict[str, dict] | None:
+    """Views into vectors over all parameters, as states of each of them; None if the sizes do not add up."""
+    if flat["exp_avg"].args[2] != (sum(sizes[name].numel() for name in trained),):
+        return None
+    states, offset = {}, 0
+    for name in trained:
+        states[name] = flat | {"view": (offset, sizes[name])}
+        offset += sizes[name].numel()
+    return states
+
+
+def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archive: tuple) -> AdamMoments | str:
+    found = {"exp_avg": {}, "exp_avg_sq": {}}
+    if without := [name for name, state in states.items() if not state]:
+        return f"its optimizer has no state for {', '.join(sorted(without))}"
+    steps = {state.get("step") for state in states.values()}
+    if len(steps) != 1 or not all(type(step) is int and step >= 0 for step in steps):
+        return f"its optimizer's states are of different updates: {steps}"
+    for kind, tensors in found.items():
+        storages = _Storages(*archive)
+        for name, state in states.items():
+            tensor = storages.tensor(state[kind])
+            if "view" in state:
+                offset, size = state["view"]
+                tensor = tensor[offset : offset + size.numel()].view(size)
+            if tensor.shape != sizes[name]:
+                return f"its {kind} of {name} has shape {list(tensor.shape)}, not {list(sizes[name])}"
+            if not torch.isfinite(tensor).all():
+                return f"its {kind} of {name} holds values that are not finite numbers"
+            tensors[name] = tensor.float()
+    return AdamMoments(steps.pop(), **found)
+
+
+@contextlib.contextmanager
+def _opened(path: epath.PathLike) -> Iterator[tuple[dict, tuple[zipfile.ZipFile, str]]]:
+    """Yields the unpickled content and where its storages are: the archive and a folder in it.
+
+    Raises InputError for what is no such checkpoint, also for what is found so while it is open.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -82,79 +159,37 @@ def read_fairseq(path: epath.PathLike) -> FairseqCheckpoint:
             if not zipfile.is_zipfile(file):
                 raise InputError(f"{path}: not a PyTorch zip archive, expected a fairseq checkpoint of PyTorch >= 1.6")
             with zipfile.ZipFile(file) as archive:
-                return _read_archive(archive, str(path))
+                folder = _checked_folder(archive, path)
+                data_pkl = archive.read(folder + "data.pkl")
+                content = StandInUnpickler(io.BytesIO(data_pkl), str(path), ALLOWED).load()
+                if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+                    raise InputError(f"{path}: not a fairseq checkpoint, expected a dict with the entry 'model'")
+                if not all(isinstance(name, str) for name in content["model"]):
+                    raise InputError(f"{path}: not a fairseq checkpoint, expected tensor names as strings")
+                yield content, (archive, folder + "data/")
     except DAMAGED as error:
         raise InputError(f"{path}: not a readable fairseq checkpoint ({str(error) or type(error).__name__})") from error
 
 
-def _read_archive(archive: zipfile.ZipFile, path: str) -> FairseqCheckpoint:
+def _checked_folder(archive: zipfile.ZipFile, path: epath.Path) -> str:
+    """The folder of the archive that everything is in."""
+    entries = archive.infolist()
     # PyTorch does not compress; to refuse what is compressed rules out small files that unpack to huge ones.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError(f"{path}: a compressed zip archive, expected a fairseq checkpoint saved by PyTorch")
-    pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+    # So does this for entries that share their bytes.
+    if (declared := sum(entry.file_size for entry in entries)) > (size := path.stat().length):
+        raise InputError(
+            f"{path}: a file of {size} bytes whose entries declare {declared}, expected no more than it has"
+        )
+    pickles = [entry.filename for entry in entries if entry.filename.count("/") == 1]
+    pickles = [name for name in pickles if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise InputError(f"{path}: not a PyTorch checkpoint, expected one data.pkl in the archive")
     folder = pickles[0].removesuffix("data.pkl")
     if folder + "byteorder" in archive.namelist() and archive.read(folder + "byteorder") != b"little":
         raise InputError(f"{path}: saved on a big-endian machine, expected little-endian tensors")
-    content = _unpickled(archive.read(pickles[0]), path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{path}: not a fairseq checkpoint, expected a dict with the entry 'model'")
-    if not all(isinstance(name, str) for name in content["model"]):
-        raise InputError(f"{path}: not a fairseq checkpoint, expected tensor names as strings")
-    storages = _Storages(archive, folder + "data/")
-    model = {name: storages.tensor(record) for name, record in content["model"].items()}
-    return FairseqCheckpoint(model, _settings(content, path))
-
-
-def _unpickled(data: bytes, path: str) -> Any:
-    for opcode, argument, _ in pickletools.genops(data):
-        # The unpickler makes room for all indices up to the one named: a few bytes could fill the memory.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-            raise pickle.UnpicklingError(f"memo index {argument} in a pickle of {len(data)} bytes")
-    return StandInUnpickler(io.BytesIO(data), path).load()
-
-
-class StandIn:
-    """Takes the place of a class or function named by the pickle; a subclass is made for each name."""
-
-    symbol: ClassVar[str]
-    args: tuple
-    state: Any
-
-    def __new__(cls, *args: Any) -> "StandIn":
-        self = super().__new__(cls)
-        self.args = args
-        self.state = None
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class StandInUnpickler(pickle.Unpickler):
-    """Builds containers, and stand-ins for all else. Raises InputError for a name not on the allow-list."""
-
-    def __init__(self, file: Any, path: str):
-        super().__init__(file)
-        self._path = path
-        self._stand_ins: dict[str, type[StandIn]] = {}
-
-    def find_class(self, module: str, name: str) -> type:
-        # Pickle's protocol 2 writes Python 2's name of the module.
-        symbol = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        if symbol in CONTAINERS:
-            return CONTAINERS[symbol]
-        if symbol not in STAND_INS and not symbol.startswith(STAND_IN_PACKAGES):
-            raise InputError(f"{self._path}: refused, the checkpoint names {symbol}, which is not on the allow-list")
-        # Made anew for each file, so that nothing a pickle does to such a class outlives the reading.
-        if symbol not in self._stand_ins:
-            self._stand_ins[symbol] = type("StandIn", (StandIn,), {"symbol": symbol})
-        return self._stand_ins[symbol]
-
-    def persistent_load(self, pid: Any) -> Any:
-        # ("storage", storage class, entry name, device, number of elements), read when its tensor is wanted.
-        return pid
+    return folder
 
 
 class _Storages:
@@ -186,31 +221,50 @@ class _Storages:
         return self._loaded[key]
 
 
+def _num_updates(content: dict) -> int | None:
+    history = content.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else None
+    number = last.get("num_updates") if isinstance(last, dict) else None
+    return number if type(number) is int and number >= 0 else None
+
+
 def _settings(content: dict, path: str) -> dict[str, Any]:
+    plain = _Plain()
     if content.get("cfg") is not None:
-        cfg = _plain(content["cfg"])
+        cfg = plain(content["cfg"])
     else:
-        args = _plain(content.get("args"))
+        args = plain(content.get("args"))
         cfg = {"model": args, "task": args}
     if not isinstance(cfg, dict) or not isinstance(cfg.get("model"), dict):
         raise InputError(f"{path}: not a fairseq checkpoint, expected model settings in its 'cfg' or 'args'")
     return cfg
 
 
-def _plain(value: Any) -> Any:
+class _Plain:
     """Settings without stand-ins: omegaconf nodes and a Namespace by content, enum members by value."""
-    if isinstance(value, StandIn):
-        state = value.state if isinstance(value.state, dict) else {}
-        if value.symbol == NAMESPACE:
-            return _plain(state)
-        for content in ("_content", "_val"):
-            if content in state:
-                return _plain(state[content])
-        return _plain(value.args[0]) if len(value.args) == 1 else value.symbol
-    if isinstance(value, type):
-        return value.symbol if issubclass(value, StandIn) else value.__name__
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+
+    def __init__(self):
+        # What is shared stays shared: nested lists of references would else grow exponentially.
+        self._done: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) not in self._done:
+            self._done[id(value)] = self._converted(value)
+        return self._done[id(value)]
+
+    def _converted(self, value: Any) -> Any:
+        if isinstance(value, StandIn):
+            state = value.state if isinstance(value.state, dict) else {}
+            if value.symbol == NAMESPACE:
+                return self(state)
+            for content in ("_content", "_val"):
+                if content in state:
+                    return self(state[content])
+            return self(value.args[0]) if len(value.args) == 1 else value.symbol
+        if isinstance(value, type):
+            return value.symbol if issubclass(value, StandIn) else value.__name__
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self(item) for item in value]
+        return value

@@ -1,11 +1,15 @@
 """Converts a pre-trained AV-HuBERT checkpoint of fairseq to config.json + model.safetensors.
 
 Usage: python -m convert.from_fairseq large_vox_iter5.pt --output avhubert_large
+
+pretraining.safetensors beside them keeps what only the pre-training used, for the way back (convert.to_reference).
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 
+import safetensors.torch
 import torch
 from etils import epath
 
@@ -41,6 +45,9 @@ FIXED_SETTINGS = {
 
 RESNET = "feature_extractor_video.resnet."
 
+# Weights of no use to the encoder; its header names the checkpoint as `source`.
+PRETRAINING_FILE = "pretraining.safetensors"
+
 
 def convert(checkpoint: epath.PathLike, output: epath.PathLike, dtype: torch.dtype = torch.float32) -> None:
     """Writes the folder that avhubert_torch.load_encoder reads.
@@ -48,9 +55,21 @@ def convert(checkpoint: epath.PathLike, output: epath.PathLike, dtype: torch.dty
     Raises InputError if the checkpoint is not a pre-trained AV-HuBERT or a weight does not fit `dtype`.
     """
     read = read_fairseq(checkpoint)
-    config = encoder_config(read, str(checkpoint))
-    weights = {name: tensor for name, tensor in read.model.items() if name not in UNUSED_KEYS}
-    save_encoder(encoder_from_weights(config, weights, str(checkpoint)), output, dtype)
+    write_encoder(output, encoder_config(read, str(checkpoint)), read.model, os.path.abspath(checkpoint), dtype)
+
+
+def write_encoder(
+    output: epath.PathLike, config: AVHubertConfig, weights: dict[str, torch.Tensor], source: str, dtype: torch.dtype
+) -> None:
+    """Writes an encoder's folder from all weights of a checkpoint, by fairseq's names.
+
+    Raises InputError, naming `source`, that lists every missing, unknown or misshapen weight.
+    """
+    used = {name: tensor for name, tensor in weights.items() if name not in UNUSED_KEYS}
+    save_encoder(encoder_from_weights(config, used, source), output, dtype)
+    unused = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items() if name in UNUSED_KEYS}
+    file = safetensors.torch.save(unused, {"source": source})
+    (epath.Path(output) / PRETRAINING_FILE).write_bytes(file)
 
 
 def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig:

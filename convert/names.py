@@ -1,4 +1,4 @@
-"""Names of weights, here and in Hugging Face files: one table, read in both directions.
+"""Names of weights, here, in Hugging Face files and in the reference's: one table, read in both directions.
 
 Letters: N layers (stacked on axis 0 here), I input width, O output width, R rank, E encoder width, D LLM width.
 """
@@ -44,6 +44,13 @@ TABLE = (
     ("projector/bias", "avfeat_to_llm.bias", False),
 )
 
+# Where the reference keeps the language model, its adapters included, and the encoder.
+REFERENCE_LLM = "decoder.base_model.model."
+REFERENCE_ENCODER = "encoder.w2v_model."
+
+_LINES = {ours: line for line, (ours, _, _) in enumerate(TABLE)}
+_WITH_ADAPTER = {ours.replace("lora/a", "kernel") for ours in _LINES if ours.endswith("lora/a")}
+
 # Buffers that older versions of transformers saved and that follow from the config.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -58,9 +65,30 @@ class Tensor:
     index: int | EllipsisType  # its layer in the stack; `...` when not stacked
     transposed: bool
 
+    @property
+    def reference_name(self) -> str:
+        """Its name in the reference, where the language model is peft's model in memory, not peft's file."""
+        if "/lora/" in self.path:
+            return f"decoder.{self.name.removesuffix('weight')}default.weight"
+        if not self.path.startswith("llm/"):
+            return self.name
+        base_layer = "base_layer." if self.path in _WITH_ADAPTER else ""
+        return f"{REFERENCE_LLM}{self.name.removesuffix('weight')}{base_layer}weight"
+
+    @property
+    def reference_order(self) -> tuple:
+        """Sorts tensors as the reference's modules hold them: layer by layer, the projector at the end."""
+        layer = -1 if self.index is ... else self.index
+        return self.path.startswith("projector/"), layer, _LINES[self.path]
+
     def turned(self, value: np.ndarray) -> np.ndarray:
         """From their orientation to ours, or back."""
         return value.T if self.transposed else value
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Nested dict → our paths."""
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def tensors(abstract: Tree) -> list[Tensor]:
@@ -69,7 +97,7 @@ def tensors(abstract: Tree) -> list[Tensor]:
     Raises InputError that lists all our paths without a line in the table.
     """
     table = {ours: (theirs, transposed) for ours, theirs, transposed in TABLE}
-    flat = traverse_util.flatten_dict(abstract, sep="/")
+    flat = flatten(abstract)
     if unknown := sorted(flat.keys() - table.keys()):
         raise InputError(f"weights without a Hugging Face name: {', '.join(unknown)}")
     found = []

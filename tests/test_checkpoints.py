@@ -1,6 +1,7 @@
 """Reading fairseq checkpoints: the recorded ones in full, hostile and damaged ones with one clear error."""
 
 import argparse
+import copy
 import io
 import json
 import lzma
@@ -9,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -107,8 +109,8 @@ def rewritten(folder, data_pkl, compression=zipfile.ZIP_STORED):
 class Call:
     """Pickles as a call."""
 
-    def __init__(self, function, *args):
-        self.call = (function, args)
+    def __init__(self, function, *args, state=None):
+        self.call = (function, args) if state is None else (function, args, state)
 
     def __reduce__(self):
         return self.call
@@ -117,6 +119,8 @@ class Call:
 HARMFUL = {
     "posix.system": lambda marker: Call(os.system, f"touch {marker}"),
     "builtins.eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
+    "builtins.exec": lambda marker: Call(exec, f"open({str(marker)!r}, 'w')"),
+    "subprocess.Popen": lambda marker: Call(subprocess.Popen, ["touch", str(marker)]),
     "builtins.getattr": lambda marker: Call(getattr, "", "upper"),
     "shutil.rmtree": lambda marker: Call(shutil.rmtree, str(marker.parent)),
     "torch.serialization.load": lambda marker: Call(torch.load, str(marker)),
@@ -124,7 +128,7 @@ HARMFUL = {
 }
 
 
-@pytest.mark.parametrize("place", ["cfg", "model", "nested", "args of a stand-in", "unused entry"])
+@pytest.mark.parametrize("place", ["cfg", "model", "nested", "args of a stand-in", "state", "tensor", "unused entry"])
 @pytest.mark.parametrize("symbol", HARMFUL)
 def test_any_other_name_is_refused(tmp_path, symbol, place):
     marker = tmp_path / "marker"
@@ -134,6 +138,8 @@ def test_any_other_name_is_refused(tmp_path, symbol, place):
         "model": {"model": {"weight": harmful}},
         "nested": {"cfg": {"model": OrderedDict(a=[(harmful,)])}},
         "args of a stand-in": {"cfg": {"model": argparse.Namespace(a=Call(list, (harmful,)))}},
+        "state": {"cfg": {"model": Call(bytearray, state={"a": harmful})}},
+        "tensor": {"model": {"weight": Call(torch._utils._rebuild_tensor_v2, harmful)}},
         "unused entry": {"last_optimizer_state": harmful},
     }[place]
     path = saved(tmp_path, **content)
@@ -150,6 +156,7 @@ def test_any_other_name_is_refused(tmp_path, symbol, place):
         b"\x80\x04\x8c\x08builtins\x8c\x09eval.call\x93.",  # dotted name
         b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__new__\x93.",  # an attribute of an allowed class
         b"(X\x01\0\0\0xios\nsystem\n.",
+        b"\x80\x02U\x04evil(cbuiltins\nexec\no.",
     ],
 )
 def test_raw_pickles_that_name_something_else_are_refused(tmp_path, data_pkl):
@@ -166,9 +173,60 @@ def test_a_pickle_cannot_alter_a_class(tmp_path, name):
     assert not hasattr(argparse.Namespace, "evil") and not hasattr(OrderedDict, "evil")
 
 
-def test_huge_memo_index_is_refused_before_memory_is_taken(tmp_path):
-    with pytest.raises(InputError, match="memo index 2147483647 in a pickle of 9 bytes"):
-        read_fairseq(rewritten(tmp_path, b"\x80\x02}r\xff\xff\xff\x7f."))
+@pytest.mark.parametrize(
+    "data_pkl",
+    [
+        b"\x80\x02}r\xff\xff\xff\x3f.",  # a memo index
+        b"\x80\x05\x96\0\0\0\x40\0\0\0\0.",  # a length of bytes
+        b"\x80\x04\x95\0\0\0\x40\0\0\0\0}.",  # a length of a frame
+    ],
+)
+def test_huge_numbers_in_a_few_bytes_take_no_memory(tmp_path, data_pkl):
+    path = rewritten(tmp_path, data_pkl)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="hostile.pt: "):
+            read_fairseq(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_shared_settings_do_not_grow(tmp_path):
+    """Lists of references to lists of references: 2^60 items if each were copied."""
+    nested = ["x"]
+    for _ in range(60):
+        nested = [nested, nested]
+    assert read_fairseq(saved(tmp_path, cfg={"model": {"a": nested}})).cfg["model"]["a"][0] is not None
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """A directory that names one entry many times unpacks to more than the file holds."""
+    path = saved(tmp_path, model={"weight": torch.arange(4000.0)})
+    with zipfile.ZipFile(path, "a") as archive:
+        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
+        for number in range(1, 50):
+            again = copy.copy(entry)
+            again.filename = entry.filename.replace("data/0", f"data/{number}")
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+            archive._didModify = True
+    with pytest.raises(InputError, match=r"hostile.pt: a file of \d+ bytes whose entries declare \d{6}"):
+        read_fairseq(path)
+
+
+def test_allowed_names_with_hostile_arguments_do_nothing(tmp_path):
+    marker = tmp_path / "marker"
+    calls = [Call(bytearray, 1 << 60), Call(list, Call(str, f"touch {marker}")), Call(np.dtype, "O,O" * 999)]
+    read = read_fairseq(saved(tmp_path, cfg={"model": {"a": calls}}))
+    assert read.cfg["model"]["a"] == [1 << 60, f"touch {marker}", "O,O" * 999] and not marker.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite_is_named(tmp_path, value):
+    model = {"good": torch.zeros(3), "a.bad.weight": torch.tensor([0, value]), "count": torch.tensor(1)}
+    with pytest.raises(InputError, match="hostile.pt: a.bad.weight holds values that are not finite"):
+        read_fairseq(saved(tmp_path, model=model))
 
 
 def tensor_record(**changed):
@@ -274,6 +332,20 @@ def test_truncated_at_any_point(tmp_path):
         path.write_bytes(whole[:end])
         with pytest.raises(InputError, match="damaged.pt: "):
             read_fairseq(path)
+
+
+def test_one_flipped_byte_of_the_directory(tmp_path):
+    whole = bytearray(LEGACY.read_bytes())
+    start = whole.index(b"PK\x01\x02")
+    path = tmp_path / "damaged.pt"
+    for place in range(start, min(start + 400, len(whole))):
+        damaged = whole.copy()
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read_fairseq(path)
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")

@@ -1,0 +1,183 @@
+"""The AV-HuBERT encoder's weights between the PyTorch folder of `convert.from_fairseq` and the Flax model.
+
+PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I input width, O output width.
+"""
+
+import dataclasses
+from types import EllipsisType
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from etils import epath
+from flax import nnx, traverse_util
+
+from convert.names import Tree, check_names, flatten
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import AVHubertConfig
+
+# Names of dtypes in safetensors headers, and numpy's.
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+
+# The weights of each kind of module: our name, PyTorch's, and which of its axes ours are (None: the same).
+LINEAR = (("kernel", "weight", (1, 0)), ("bias", "bias", None))
+NORM = (("scale", "weight", None), ("bias", "bias", None))
+STATISTICS = (
+    ("mean", "running_mean", None),
+    ("var", "running_var", None),
+    ("num_batches", "num_batches_tracked", None),
+)
+BATCH_NORM = NORM + STATISTICS
+PRELU = (("slope", "weight", None),)
+CONV_2D = (("kernel", "weight", (2, 3, 1, 0)),)
+CONV_3D = (("kernel", "weight", (3, 4, 2, 1, 0)),)
+POSITIONAL_CONV = (("v", "weight_v", (2, 1, 0)), ("g", "weight_g", (2, 1, 0)), ("bias", "bias", None))
+
+_VIDEO = "feature_extractor_video"
+_BLOCK = "encoder.layers.{block}"
+
+# Our module, PyTorch's, and its kind. Names with {block} are one module for each block there and one stack here.
+MODULES = (
+    ("audio", "feature_extractor_audio.proj", LINEAR),
+    ("video/frontend", f"{_VIDEO}.resnet.frontend3D.0", CONV_3D),
+    ("video/frontend/norm", f"{_VIDEO}.resnet.frontend3D.1", BATCH_NORM),
+    ("video/frontend/relu", f"{_VIDEO}.resnet.frontend3D.2", PRELU),
+    *(
+        (f"video/stage{stage}/block{block}/{ours}", f"{_VIDEO}.resnet.trunk.layer{stage}.{block - 1}.{theirs}", kind)
+        for stage in (1, 2, 3, 4)
+        for block in (1, 2)
+        for ours, theirs, kind in (
+            ("conv1", "conv1", CONV_2D),
+            ("norm1", "bn1", BATCH_NORM),
+            ("relu1", "relu1", PRELU),
+            ("conv2", "conv2", CONV_2D),
+            ("norm2", "bn2", BATCH_NORM),
+            ("relu2", "relu2", PRELU),
+            ("shortcut/conv", "downsample.0", CONV_2D),
+            ("shortcut/norm", "downsample.1", BATCH_NORM),
+        )
+    ),
+    ("video/proj", f"{_VIDEO}.proj", LINEAR),
+    ("fusion_norm", "layer_norm", NORM),
+    ("fusion_proj", "post_extract_proj", LINEAR),
+    ("positional_conv", "encoder.pos_conv.0", POSITIONAL_CONV),
+    ("blocks/attention_norm", f"{_BLOCK}.self_attn_layer_norm", NORM),
+    ("blocks/q", f"{_BLOCK}.self_attn.q_proj", LINEAR),
+    ("blocks/k", f"{_BLOCK}.self_attn.k_proj", LINEAR),
+    ("blocks/v", f"{_BLOCK}.self_attn.v_proj", LINEAR),
+    ("blocks/o", f"{_BLOCK}.self_attn.out_proj", LINEAR),
+    ("blocks/ffn_norm", f"{_BLOCK}.final_layer_norm", NORM),
+    ("blocks/up", f"{_BLOCK}.fc1", LINEAR),
+    ("blocks/down", f"{_BLOCK}.fc2", LINEAR),
+    ("transformer_norm", "encoder.layer_norm", NORM),
+)
+
+TABLE = {
+    f"{our_module}/{ours}": (f"{their_module}.{theirs}", axes)
+    for our_module, their_module, kind in MODULES
+    for ours, theirs, axes in kind
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of the PyTorch encoder, and where it lies in ours."""
+
+    name: str
+    shape: tuple[int, ...]  # there
+    path: str  # ours
+    index: int | EllipsisType  # its block in the stack; `...` when not stacked
+    axes: tuple[int, ...] | None
+
+    def to_ours(self, value: np.ndarray) -> np.ndarray:
+        return value if self.axes is None else value.transpose(self.axes)
+
+    def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        return value if self.axes is None else value.transpose(np.argsort(self.axes))
+
+
+def tensors(params: Tree) -> list[Tensor]:
+    """All PyTorch tensors that hold the weights of `params`, a nested dict of things with a shape.
+
+    Raises InputError that lists all our paths without a line in the table.
+    """
+    flat = flatten(params)
+    if unknown := sorted(flat.keys() - TABLE.keys()):
+        raise InputError(f"weights without a name in the PyTorch encoder: {', '.join(unknown)}")
+    found = []
+    for path, value in flat.items():
+        name, axes = TABLE[path]
+        stacked = "{block}" in name
+        shape = value.shape[1:] if stacked else value.shape
+        shape = tuple(shape) if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
+        for index in range(value.shape[0]) if stacked else [...]:
+            found.append(Tensor(name.format(block=index), shape, path, index, axes))
+    return found
+
+
+def abstract_params(config: AVHubertConfig) -> Tree:
+    """Shapes and dtypes (jax.ShapeDtypeStruct) of the Flax encoder's weights; nothing is computed."""
+    model = nnx.eval_shape(lambda: AVHubert(config, dtype=np.float32, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def load_flax(folder: epath.PathLike) -> tuple[AVHubertConfig, Tree]:
+    """Reads config.json and model.safetensors, as `convert.from_fairseq` wrote them.
+
+    Returns the config and the weights of `AVHubert(config)`: a nested dict of numpy arrays in the form of
+    nnx.to_pure_dict, float32 (int32 for BatchNorm's counters). `nnx.merge(structure, weights)` takes them.
+
+    Raises InputError if a file is missing or damaged, if names or shapes do not fit the config (all are listed),
+    or if a weight is not finite.
+    """
+    folder = epath.Path(folder)
+    config = AVHubertConfig.from_json(folder / "config.json")
+    path = folder / "model.safetensors"
+    read = read_weights(path)
+    abstract = abstract_params(config)
+    wanted = tensors(abstract)
+    check_names([tensor.name for tensor in wanted], read, str(path))
+    wrong = [
+        f"{tensor.name} is {list(read[tensor.name].shape)} and not {list(tensor.shape)}"
+        for tensor in wanted
+        if read[tensor.name].shape != tensor.shape
+    ]
+    if wrong:
+        raise InputError(f"{path} holds other shapes than config.json says: {'; '.join(wrong)}")
+    weights = {name: np.empty(value.shape, value.dtype) for name, value in flatten(abstract).items()}
+    for tensor in wanted:
+        value = read.pop(tensor.name)
+        if not np.isfinite(value).all():
+            raise InputError(f"{path}: {tensor.name} holds values that are not finite numbers")
+        weights[tensor.path][tensor.index] = tensor.to_ours(value)
+    return config, traverse_util.unflatten_dict(weights, sep="/")
+
+
+def read_weights(path: epath.Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file. Raises InputError if it is missing, damaged or of other types."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected the weights of an AV-HuBERT encoder")
+    try:
+        entries = dict(safetensors.deserialize(path.read_bytes()))
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if other := sorted({entry["dtype"] for entry in entries.values()} - DTYPES.keys()):
+        raise InputError(f"{path} holds weights of type {', '.join(other)}, expected one of {', '.join(DTYPES)}")
+    return {
+        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
+    }
+
+
+def to_torch_names(params: Tree) -> dict[str, np.ndarray]:
+    """The Flax encoder's weights (nnx.to_pure_dict form) by PyTorch's names, in its layout and dtypes."""
+    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
+    return {
+        # PyTorch counts BatchNorm's batches in int64.
+        tensor.name: np.asarray(
+            tensor.to_theirs(value), np.int64 if np.issubdtype(value.dtype, np.integer) else value.dtype, order="C"
+        )
+        for tensor in tensors(params)
+        for value in [flat[tensor.path][tensor.index]]
+    }

@@ -1,0 +1,154 @@
+"""Converts the K-Means model of scikit-learn (`.km`) to the centres file of `viavsp_jax.prepare`.
+
+    python -m convert.from_km model.km --output kmeans.safetensors [--layer 12]
+
+Read is what `joblib.dump` (uncompressed) and `pickle.dump` make of a MiniBatchKMeans or KMeans, without trusting the
+pickle in it: see convert/unpickle.py.
+"""
+
+import argparse
+import io
+import math
+import pickle
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.prepare.kmeans import save_centers
+
+JOBLIB_ARRAY = "joblib.numpy_pickle.NumpyArrayWrapper"
+ESTIMATORS = {f"sklearn.cluster._kmeans.{name}" for name in ("KMeans", "MiniBatchKMeans")}
+# A random state that the estimator was given; it is not looked at.
+RANDOM_STATE = {
+    "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random._mt19937.MT19937",
+}  # fmt: skip
+ALLOWED = VALUES | ESTIMATORS | RANDOM_STATE | {JOBLIB_ARRAY}
+
+# First bytes of what joblib compresses: zlib, gzip, bzip2, lzma, xz, lz4.
+COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\x5d\x00", b"\xfd7zXZ", b"\x04\x22\x4d\x18")
+
+
+def read_centers(path: epath.PathLike) -> np.ndarray:
+    """The cluster centres of a fitted K-Means, float32[K, D].
+
+    Raises InputError if the file is missing, damaged, compressed, no K-Means, names anything not allowed, or holds
+    centres that are not finite or contradict the estimator's own sizes.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected a K-Means model of scikit-learn")
+    content = path.read_bytes()
+    if content.startswith(COMPRESSED):
+        raise InputError(f"{path}: compressed, expected a K-Means model as joblib.dump writes it without compression")
+    try:
+        estimator = _KMUnpickler(content, str(path)).load()
+        if getattr(estimator, "symbol", None) not in ESTIMATORS:
+            raise InputError(f"{path}: holds no K-Means model of scikit-learn")
+        if "cluster_centers_" not in estimator.state:
+            raise InputError(f"{path}: the K-Means model in it has no cluster_centers_, expected one that was fitted")
+        centers = _array(estimator.state["cluster_centers_"])
+    except DAMAGED as error:
+        raise InputError(f"{path}: not a readable K-Means model ({str(error) or type(error).__name__})") from error
+    return _checked(centers, estimator.state, path)
+
+
+def _checked(centers: np.ndarray, attributes: dict[str, Any], path: epath.Path) -> np.ndarray:
+    if centers.ndim != 2 or 0 in centers.shape or centers.dtype.kind != "f":
+        raise InputError(f"{path}: cluster_centers_ are {centers.dtype}{list(centers.shape)}, expected floats [K, D]")
+    for name, found in zip(("n_clusters", "n_features_in_"), centers.shape, strict=True):
+        declared = attributes.get(name, found)
+        if type(declared) is int and declared != found:
+            raise InputError(f"{path}: {name} is {declared}, but cluster_centers_ are {list(centers.shape)}")
+    with np.errstate(over="ignore"):  # reported below
+        centers = centers.astype(np.float32)
+    if not np.isfinite(centers).all():
+        raise InputError(f"{path}: cluster_centers_ hold values that are not finite numbers in float32")
+    return centers
+
+
+class _KMUnpickler(StandInUnpickler):
+    """Also takes up the raw bytes that joblib puts behind the record of each array."""
+
+    dispatch = StandInUnpickler.dispatch.copy()
+
+    def __init__(self, content: bytes, path: str):
+        self._file = io.BytesIO(content)
+        self._size = len(content)
+        super().__init__(self._file, path, ALLOWED)
+
+    def load_build(self) -> None:
+        super().load_build()
+        record = self.stack[-1]
+        if isinstance(record, StandIn) and record.symbol == JOBLIB_ARRAY:
+            record.data = self._raw(record.state)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _raw(self, state: dict[str, Any]) -> bytes:
+        # Since joblib 1.2 a byte says how many more precede the data, for alignment.
+        if state.get("numpy_array_alignment_bytes") is not None:
+            self._file.seek(self._file.read(1)[0], io.SEEK_CUR)
+        size = _length(state["shape"]) * _dtype(state["dtype"]).itemsize
+        if size > self._size - self._file.tell():
+            raise ValueError(f"an array of shape {list(state['shape'])} is longer than the file")
+        return self._file.read(size)
+
+
+def _array(record: Any) -> np.ndarray:
+    """The array that a record of joblib or NumPy stands for."""
+    symbol, state = getattr(record, "symbol", ""), getattr(record, "state", None)
+    if symbol == JOBLIB_ARRAY:
+        data, dtype, shape, order = record.data, state["dtype"], state["shape"], state["order"]
+    elif symbol.endswith("multiarray._reconstruct"):
+        _, shape, dtype, by_columns, data = state
+        order = "F" if by_columns else "C"
+    elif symbol.endswith("numeric._frombuffer"):
+        data, dtype, shape, order = record.args
+    else:
+        raise TypeError("cluster_centers_ is no array")
+    if getattr(data, "symbol", None) == "_codecs.encode":  # bytes before pickle's protocol 3
+        data = data.args[0].encode(data.args[1])
+    dtype = _dtype(dtype)
+    if order not in ("C", "F") or not isinstance(data, bytes | bytearray):
+        raise TypeError("cluster_centers_ is no array of numbers")
+    if len(data) != _length(shape) * dtype.itemsize:
+        raise ValueError(f"cluster_centers_ has {len(data)} bytes, not those of an array of shape {list(shape)}")
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _length(shape: Any) -> int:
+    if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
+        raise TypeError(f"{shape!r} is no shape of an array")
+    return math.prod(shape)
+
+
+def _dtype(record: Any) -> np.dtype:
+    """The dtype that a recorded call of numpy.dtype stands for; numbers only."""
+    if getattr(record, "symbol", None) != "numpy.dtype" or not re.fullmatch("[fiub][1248]", str(record.args[0])):
+        raise TypeError(f"an array is of type {getattr(record, 'args', (record,))[0]!r}, expected numbers")
+    return np.dtype(record.args[0]).newbyteorder(record.state[1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m convert.from_km", description=__doc__.splitlines()[0])
+    parser.add_argument("model", metavar="MODEL.km", help="MiniBatchKMeans or KMeans, as joblib or pickle wrote it")
+    parser.add_argument("--output", required=True, help="file for the centres, e.g. kmeans.safetensors")
+    parser.add_argument("--layer", type=int, default=12, help="AV-HuBERT layer it was fitted on (default %(default)s)")
+    args = parser.parse_args(argv)
+    with reported_to_user():
+        if args.layer < 0:
+            raise InputError(f"--layer is {args.layer}, expected the number of an AV-HuBERT layer, from 0")
+        centers = read_centers(args.model)
+        save_centers(args.output, centers, {"layer": args.layer})
+        print(f"wrote {args.output}: {len(centers)} centres of width {centers.shape[1]}, of layer {args.layer}")
+
+
+if __name__ == "__main__":
+    main()

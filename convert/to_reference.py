@@ -1,0 +1,283 @@
+"""Gives a trained model back to the reference, as fairseq's `checkpoint_best.pt` or for its Hugging Face class.
+
+    python -m convert.to_reference --workdir DIR [--step best|latest|N] [--encoder DIR] \
+        [--fairseq checkpoint_best.pt] [--hf HF_DIR]
+
+--fairseq writes what fairseq's trainer would: weights, settings by the reference's names, and Adam's state.
+--hf writes the weights that `AVSPLLMModel.from_pretrained` reads, the language model included; copy the reference's
+`model.km` beside them. --encoder is the folder of the encoder (convert.from_fairseq, convert.from_reference); two of
+its weights that only the pre-training used are in its pretraining.safetensors, and left out where that is missing.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import ml_dtypes
+import numpy as np
+import torch
+from etils import epath
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from convert.fairseq_container import PRETRAINED_ONLY, container
+from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
+from convert.from_hf import TOKENIZER_FILES, copy_files
+from convert.names import REFERENCE_ENCODER, Tree, check_names, flatten, tensors
+from convert.to_hf import HEADER
+from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data.atomic import atomic_write
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.llm_folder import llama_config, read_conversion, read_layer
+from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE, AVHubert
+from viavsp_jax.state import TrainState, abstract_model
+
+# Names of dtypes in the headers of encoder folders.
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I64": np.dtype(np.int64)}
+
+# One file is in memory at a time, twice: as arrays and as bytes.
+SHARD_BYTES = 256 * 2**20
+
+# The reference fixes rank and alpha in its code.
+REFERENCE_LORA = (16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One tensor of an export, read when it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder folder: its config, its weights by the reference's names, and the checkpoint they came from."""
+
+    config: AVHubertConfig
+    pieces: list[Piece]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A training checkpoint with the language model it fits."""
+
+    state: TrainState  # on the host
+    config: ml_collections.ConfigDict
+    accuracy: float
+    llm: epath.PathLike
+    source: str  # of the language model
+    frozen: Tree  # jax.ShapeDtypeStruct in the stored dtype
+
+
+def load_trained(workdir: epath.PathLike, step: str = "best", llm: epath.PathLike | None = None) -> Trained:
+    """Reads a checkpoint; `llm` replaces the config's folder of the language model.
+
+    Raises InputError when there is no such checkpoint, or no such language model.
+    """
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
+    checkpoints = Checkpoints(workdir)
+    chosen = checkpoints.choose(step)
+    config = ml_collections.ConfigDict(checkpoints.restore_config(chosen))
+    llm = llm or config.llm.path
+    conversion = read_conversion(llm)
+    checkpoints.check_fits(chosen, {"language model sha256": conversion["sha256"]})
+    dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
+    lora = LoRAConfig(**config.lora)
+    _, trainable, frozen = abstract_model(llama_config(llm), lora, config.data.feature_width, dtype)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(make_optimizer(config)[0].init, trainable)
+    )
+    # Wherever it was trained, it is wanted here.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
+    state = jax.device_get(checkpoints.restore(chosen, state, None))
+    accuracy = checkpoints.accuracy(chosen)
+    checkpoints.close()
+    return Trained(state, config, accuracy, llm, conversion["source"], frozen)
+
+
+def llm_pieces(trained: Trained) -> Iterator[Piece]:
+    """Projector, language model and adapters, layer by layer."""
+    flat = flatten(trained.state.trainable)
+    dtypes = {path: value.dtype for path, value in flatten(trained.frozen).items()}
+    for tensor in sorted(
+        tensors(trained.state.trainable) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order
+    ):
+
+        def read(tensor=tensor) -> np.ndarray:
+            if tensor.path in flat:
+                value = flat[tensor.path][tensor.index]
+            else:
+                value = read_layer(trained.llm, tensor.path.removeprefix("llm/"), tensor.index)
+            return np.ascontiguousarray(tensor.turned(value))
+
+        yield Piece(tensor.reference_name, tensor.shape, dtypes.get(tensor.path, np.dtype(np.float32)), read)
+
+
+def read_encoder(folder: epath.PathLike) -> Encoder:
+    """An encoder folder. Raises InputError if a file is missing or unreadable, or its names do not fit its config."""
+    folder = epath.Path(folder)
+    config = AVHubertConfig.from_json(folder / CONFIG_FILE)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in AVHubert(config).state_dict().items()}
+    pieces, source = [], str(folder)
+    kept = (folder / PRETRAINING_FILE).exists()
+    for file_name in (PRETRAINING_FILE, WEIGHTS_FILE) if kept else (WEIGHTS_FILE,):
+        path = os.fspath(folder / file_name)
+        try:
+            file = safe_open(path, "np")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        if file_name == PRETRAINING_FILE:
+            names, source = (
+                [name for name in PRETRAINED_ONLY if name in file.keys()],
+                (file.metadata() or {}).get("source", source),
+            )
+        else:
+            names = list(expected)
+            check_names(names, file.keys(), path)
+        for name in names:
+            header = file.get_slice(name)
+            shape, dtype = tuple(header.get_shape()), DTYPES[header.get_dtype()]
+            if shape != expected.get(name, shape):
+                raise InputError(f"{path}: {name} is {list(shape)}, its config wants {list(expected[name])}")
+            pieces.append(
+                Piece(REFERENCE_ENCODER + name, shape, dtype, lambda file=file, name=name: file.get_tensor(name))
+            )
+    return Encoder(config, pieces, source)
+
+
+def write_fairseq(path: epath.PathLike, trained: Trained, encoder: Encoder | None) -> None:
+    """Writes a `checkpoint_best.pt` that PyTorch reads with weights_only=True."""
+    weights = {}
+    for piece in encoder.pieces if encoder else ():
+        value = torch.from_numpy(piece.read())
+        weights[piece.name] = value.float() if value.is_floating_point() else value
+    paths = {"w2v_path": encoder.source if encoder else "", "llm_ckpt_path": trained.source}
+    content = container(trained.state, trained.config, trained.accuracy, weights, paths)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def write_hugging_face(folder: epath.PathLike, trained: Trained, encoder: Encoder) -> None:
+    """Writes config.json and the weights in several files, one of which is in memory at a time."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give another --hf")
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces, files, size = [*encoder.pieces, *llm_pieces(trained)], [[]], 0
+    for piece in pieces:
+        size += piece.num_bytes
+        if files[-1] and size > SHARD_BYTES:
+            files, size = [*files, []], piece.num_bytes
+        files[-1].append(piece)
+    index = {}
+    with tqdm(total=len(pieces), desc="writing", unit="tensor") as progress:
+        for number, group in enumerate(files, 1):
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            values = {}
+            for piece in group:
+                values[piece.name] = piece.read()
+                progress.update()
+            save_file(values, folder / name, HEADER)
+            index |= dict.fromkeys(values, name)
+            del values  # before those of the next file are read
+    total = {"total_size": sum(piece.num_bytes for piece in pieces)}
+    text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
+    (folder / "model.safetensors.index.json").write_text(text)
+    copy_files(trained.llm, folder, TOKENIZER_FILES)
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(trained, encoder), indent=2) + "\n")
+
+
+def hugging_face_config(trained: Trained, encoder: Encoder) -> dict[str, object]:
+    """Settings of the reference's AVSPLLMConfig; its defaults hold for what is not in it."""
+    shapes = {piece.name: piece.shape for piece in encoder.pieces}
+    pretrained = {}
+    if labels := shapes.get(f"{REFERENCE_ENCODER}label_embs_concat"):
+        pretrained = {"num_classes": labels[0], "final_dim": labels[1]}
+    return {
+        "architectures": ["AVSPLLMModel"],
+        "model_type": "avsp_llm",
+        **{theirs: getattr(encoder.config, ours) for ours, theirs in CONFIG_NAMES.items()},
+        **pretrained,
+        "decoder_embed_dim": llama_config(trained.llm).hidden_size,
+        "llm_ckpt_path": trained.source,
+        "km_path": "model.km",
+    }
+
+
+def export(
+    workdir: epath.PathLike,
+    step: str = "best",
+    encoder: epath.PathLike | None = None,
+    fairseq: epath.PathLike | None = None,
+    hf: epath.PathLike | None = None,
+    llm: epath.PathLike | None = None,
+) -> None:
+    """Writes the forms that paths are given for; see the module's docstring. Prints what they lack.
+
+    Raises InputError when a part is missing or nothing is asked for.
+    """
+    if not fairseq and not hf:
+        raise InputError("nothing to write: expected --fairseq, --hf or both")
+    if hf and not encoder:
+        raise InputError("--hf needs --encoder: AVSPLLMModel holds the encoder too")
+    trained = load_trained(workdir, step, llm)
+    parts = read_encoder(encoder) if encoder else None
+    if parts and parts.config.embed_dim != trained.config.data.feature_width:
+        raise InputError(
+            f"{encoder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
+            f"width {trained.config.data.feature_width}"
+        )
+    if (trained.config.lora.rank, trained.config.lora.alpha) != REFERENCE_LORA:
+        print(f"note: the reference's code has LoRA rank and alpha {REFERENCE_LORA}; change them there for this model")
+    if parts is None:
+        print(
+            "note: without --encoder the file holds neither the encoder nor Adam's state, which counts its parameters"
+        )
+    elif not parts.pieces[0].name.endswith(PRETRAINED_ONLY):
+        print(f"note: {encoder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
+    if fairseq:
+        write_fairseq(fairseq, trained, parts)
+        print(f"wrote {fairseq}: update {trained.state.step}")
+    if hf:
+        write_hugging_face(hf, trained, parts)
+        print(f"wrote {hf}: update {trained.state.step}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m convert.to_reference", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, help="the work folder of the training")
+    parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
+    parser.add_argument("--encoder", metavar="DIR", help="the encoder's folder")
+    parser.add_argument("--fairseq", metavar="FILE.pt", help="write this checkpoint of fairseq")
+    parser.add_argument("--hf", metavar="DIR", help="write this folder for the reference's Hugging Face class")
+    parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
+    args = parser.parse_args(argv)
+    with reported_to_user():
+        export(**vars(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Reading scikit-learn's K-Means: recorded and fresh models in full, hostile and damaged ones with one error."""
+
+import datetime
+import os
+import pickle
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+
+from convert import from_km
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import kmeans
+
+GOLDEN = Path(__file__).parent / "golden" / "kmeans"
+TINY = GOLDEN / "tiny.km"
+
+
+def numbers(name):
+    return [[int(number) for number in line.split()] for line in (GOLDEN / name).read_text().splitlines() if line]
+
+
+def test_recorded_model_gives_the_recorded_labels_and_counts(tmp_path, capsys):
+    from_km.main([str(TINY), "--output", str(tmp_path / "centers.safetensors"), "--layer", "2"])
+    recorded = np.load(GOLDEN / "tiny_features.npz")
+    centers, layer = kmeans.load_centers(tmp_path / "centers.safetensors")
+    assert layer == 2 and f"{len(centers)} centres" in capsys.readouterr().out
+    np.testing.assert_array_equal(centers, recorded["cluster_centers"])
+    labels = kmeans.assign(torch.from_numpy(recorded["features"]), torch.from_numpy(centers)).numpy()
+    parts = np.split(labels, np.cumsum(recorded["lengths"])[:-1])
+    assert [part.tolist() for part in parts] == numbers("tiny_test_0_1.km")
+    assert [kmeans.run_lengths(part).tolist() for part in parts] == numbers("tiny_test.cluster_counts")
+
+
+def fitted(estimator=MiniBatchKMeans, dtype=np.float32, order="C", random_state=0):
+    features = np.random.default_rng(0).normal(size=(200, 6)).astype(dtype)
+    model = estimator(5, n_init=2, random_state=random_state).fit(features)
+    model.cluster_centers_ = np.asarray(model.cluster_centers_, order=order)
+    return model
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("dump", [joblib.dump, lambda model, path, protocol: path.write_bytes(
+    pickle.dumps(model, protocol))], ids=["joblib", "pickle"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"estimator": KMeans, "dtype": np.float64},
+        {"order": "F"},
+        {"random_state": np.random.RandomState(1)},
+        {"random_state": None},
+    ],
+)
+def test_equals_the_estimators_own_centres(tmp_path, protocol, dump, settings):
+    model, path = fitted(**settings), tmp_path / "model.km"
+    dump(model, path, protocol=protocol)
+    centers = from_km.read_centers(path)
+    assert centers.dtype == np.float32
+    np.testing.assert_array_equal(centers, model.cluster_centers_.astype(np.float32))
+
+
+def test_arrays_of_older_versions_and_other_machines(tmp_path, monkeypatch):
+    model, path = fitted(), tmp_path / "model.km"
+    model.cluster_centers_ = model.cluster_centers_.astype(">f4")
+    path.write_bytes(pickle.dumps(model, 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))  # NumPy 1
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+    # joblib before 1.2 did not align.
+    monkeypatch.setattr(joblib.numpy_pickle.NumpyArrayWrapper.__init__, "__defaults__", (False, None))
+    joblib.dump(model, path)
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args, state=None):
+        self.call = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.call
+
+
+HARMFUL = {
+    "posix.system": lambda marker: Call(os.system, f"touch {marker}"),
+    "builtins.eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
+    "builtins.exec": lambda marker: Call(exec, f"open({str(marker)!r}, 'w')"),
+    "builtins.getattr": lambda marker: Call(getattr, "", "upper"),
+    "subprocess.Popen": lambda marker: Call(subprocess.Popen, ["touch", str(marker)]),
+    "shutil.rmtree": lambda marker: Call(shutil.rmtree, str(marker.parent)),
+    "joblib.numpy_pickle.load": lambda marker: Call(joblib.load, str(marker)),
+    "datetime.date": lambda marker: datetime.date(2020, 1, 1),
+}
+
+
+@pytest.mark.parametrize("place", ["whole", "attribute", "object array", "args of a stand-in", "hidden in a state"])
+@pytest.mark.parametrize("dump", [joblib.dump, lambda model, path: path.write_bytes(pickle.dumps(model))])
+@pytest.mark.parametrize("symbol", HARMFUL)
+def test_any_other_name_is_refused(tmp_path, symbol, dump, place):
+    marker, path = tmp_path / "marker", tmp_path / "hostile.km"
+    harmful, model = HARMFUL[symbol](marker), fitted()
+    if place == "whole":
+        model = harmful
+    elif place == "object array":
+        model.cluster_centers_ = np.array([[harmful]], object)
+    else:
+        model.verbose = {
+            "attribute": harmful,
+            "args of a stand-in": Call(list, (harmful,)),
+            "hidden in a state": Call(bytearray, state={"a": [harmful]}),
+        }[place]
+    dump(model, path)
+    with pytest.raises(InputError) as caught:
+        from_km.read_centers(path)
+    message = str(caught.value)
+    # joblib writes objects of an array as a pickle of their own, which is not even opened.
+    own = dump is joblib.dump and place == "object array"
+    refused = "an array is of type 'O8', expected numbers" if own else f"names {symbol}, which is not on the allow-list"
+    assert str(path) in message and refused in message
+    assert path.exists() and not marker.exists()
+
+
+def test_allowed_names_with_hostile_arguments_do_nothing(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "model.km"
+    model = fitted()
+    model.verbose = Call(np.dtype, f"__import__('os').system('touch {marker}')".replace("(", "").replace(")", ""))
+    model.init = Call(bytearray, 1 << 60)
+    model.n_steps_ = Call(np.ndarray, (1 << 60,))
+    path.write_bytes(pickle.dumps(model))
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+    assert not marker.exists()
+
+
+def record(state):
+    """A pickle of a fitted estimator with these attributes."""
+    model = MiniBatchKMeans()
+    model.__dict__ = state
+    return pickle.dumps(model)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "no cluster_centers_, expected one that was fitted"),
+        ({"cluster_centers_": 3}, "is no array"),
+        ({"cluster_centers_": np.zeros(4, np.float32)}, r"are float32\[4\], expected floats \[K, D\]"),
+        ({"cluster_centers_": np.zeros((0, 4), np.float32)}, r"are float32\[0, 4\]"),
+        ({"cluster_centers_": np.zeros((2, 4), np.int32)}, r"are int32\[2, 4\]"),
+        ({"cluster_centers_": np.array([["a"]])}, "an array is of type 'U1', expected numbers"),
+        ({"cluster_centers_": np.array([[None]])}, "an array is of type 'O8', expected numbers"),
+        ({"cluster_centers_": np.full((2, 4), np.nan, np.float32)}, "not finite"),
+        ({"cluster_centers_": np.full((2, 4), 1e300)}, "not finite numbers in float32"),
+        ({"cluster_centers_": np.zeros((2, 4)), "n_clusters": 3}, r"n_clusters is 3, but .* are \[2, 4\]"),
+        ({"cluster_centers_": np.zeros((2, 4)), "n_features_in_": 5}, r"n_features_in_ is 5, but .* are \[2, 4\]"),
+    ],
+)
+def test_other_content_is_refused(tmp_path, state, message):
+    path = tmp_path / "model.km"
+    path.write_bytes(record(state))
+    with pytest.raises(InputError, match=f"model.km: .*{message}"):
+        from_km.read_centers(path)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 6), (1 << 63, 1 << 63), (-5, -6), (5, "6"), [5, 6], (4, 6), (5, 7)])
+@pytest.mark.parametrize("form", ["joblib", "pickle", "buffer"])
+def test_declared_shape_must_fit_the_bytes(tmp_path, shape, form):
+    path, data = tmp_path / "model.km", np.zeros((5, 6), np.float32)
+    if form == "joblib":
+        wrapper = joblib.numpy_pickle.NumpyArrayWrapper(np.ndarray, shape, "C", data.dtype)
+        # The data follows the record.
+        content = record({"cluster_centers_": wrapper})
+        end = content.index(b"ub", content.index(b"alignment_bytes")) + 2
+        content = content[:end] + b"\x00" + data.tobytes() + content[end:]
+    elif form == "pickle":
+        function, args, (version, _, dtype, fortran, raw) = data.__reduce__()
+        content = record({"cluster_centers_": Call(function, *args, state=(version, shape, dtype, fortran, raw))})
+    else:
+        content = record(
+            {"cluster_centers_": Call(np._core.numeric._frombuffer, data.tobytes(), data.dtype, shape, "C")}
+        )
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model.km: not a readable K-Means model"):
+        from_km.read_centers(path)
+
+
+def test_huge_numbers_in_a_few_bytes_take_no_memory(tmp_path):
+    path = tmp_path / "model.km"
+    for content in (b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f."):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="model.km: "):
+            from_km.read_centers(path)
+
+
+def test_files_that_are_no_model(tmp_path):
+    path = tmp_path / "model.km"
+    with pytest.raises(InputError, match="model.km: no such file"):
+        from_km.read_centers(path)
+    for method in ("zlib", "gzip", "bz2", "lzma", "xz"):
+        joblib.dump(fitted(), path, compress=(method, 3))
+        with pytest.raises(InputError, match="model.km: compressed"):
+            from_km.read_centers(path)
+    for content in (b"", b"text", pickle.dumps({"cluster_centers_": 1}), zlib.compress(b"")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="model.km: "):
+            from_km.read_centers(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.parametrize("form", ["recorded", "pickle"])
+def test_damage_gives_one_clear_error(tmp_path, form):
+    """Cut anywhere before the end of the pickle, or with one bit flipped."""
+    whole = TINY.read_bytes() if form == "recorded" else pickle.dumps(fitted())
+    path, rng = tmp_path / "damaged.km", np.random.default_rng(0)
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError, match="damaged.km: "):
+            from_km.read_centers(path)
+    for _ in range(500):
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            assert np.isfinite(from_km.read_centers(path)).all()
+        except InputError as error:
+            assert "damaged.km: " in str(error) and "\n" not in str(error)
+
+
+def test_command_reports_errors(tmp_path, capsys):
+    path = tmp_path / "model.km"
+    joblib.dump(Call(os.system, "true"), path)
+    for arguments, message in (
+        ([str(path)], "names posix.system, which is not on the allow-list"),
+        ([str(TINY), "--layer", "-1"], "--layer is -1"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            from_km.main([*arguments, "--output", str(tmp_path / "out")])
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
