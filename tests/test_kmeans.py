@@ -17,39 +17,6 @@ GOLDEN = Path(__file__).parent / "golden/kmeans"
 FRAMES = [5, 9, 12, 7, 11, 6]
 
 
-def numbers(line: str) -> list[int]:
-    return [int(number) for number in line.split()]
-
-
-def lines(name: str) -> list[list[int]]:
-    """The lines of a recorded file; merged .km files of the reference have blank lines in between."""
-    return [numbers(line) for line in (GOLDEN / name).read_text().splitlines() if line]
-
-
-def test_labels_and_counts_are_the_reference_s():
-    """Recorded features, centres, labels and run lengths of the reference's own k-means."""
-    recorded = np.load(GOLDEN / "tiny_features.npz")
-    features, centers = torch.from_numpy(recorded["features"]), torch.from_numpy(recorded["cluster_centers"])
-    labels = kmeans.assign(features, centers).numpy()
-    ends = np.cumsum(recorded["lengths"])
-    for found, label, counts in zip(
-        np.split(labels, ends[:-1]), lines("tiny_test_0_1.km"), lines("tiny_test.cluster_counts"), strict=True
-    ):
-        assert found.tolist() == label
-        assert kmeans.run_lengths(found).tolist() == counts
-
-
-def test_run_lengths_are_the_reference_s_on_real_labels():
-    """Five utterances of the parent project's test set, in one file, in two, and as arrays."""
-    labels, counts = lines("test.km"), lines("test.cluster_counts")
-    recorded = np.load(GOLDEN / "real_features.npz")
-    assert labels == lines("test_0_2.km") + lines("test_1_2.km")
-    assert labels == [recorded[f"labels{i}"].tolist() for i in range(5)]
-    for label, count in zip(labels, counts, strict=True):
-        found = kmeans.run_lengths(np.array(label))
-        assert found.dtype == np.int32 and found.tolist() == count
-
-
 @pytest.mark.parametrize(
     ("labels", "counts"),
     [([], []), ([7], [1]), ([1, 1, 1], [3]), ([1, 2, 1], [1, 1, 1]), ([0, 0, 5, 5, 0], [2, 2, 1])],

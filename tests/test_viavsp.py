@@ -1,105 +1,75 @@
-"""The whole model against recorded runs of the reference: logits, loss and every gradient."""
+"""The whole model at another size than the recorded ones (test_golden.py): what it reads, and packing."""
 
-import json
-import pathlib
-
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
-from safetensors.numpy import load_file
+from tiny_llama import FEATURES, LORA, SENTENCES
 
-from convert import from_hf, names
-from viavsp_jax.checkpoint import llama_config
 from viavsp_jax.data import pipeline
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.metrics import label_loss
-from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.state import abstract_model
+from viavsp_jax.llm_folder import llama_config
+from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.state import make_model
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "avsp"
-SAMPLES = sorted(path.stem for path in GOLDEN.glob("*_sample?_*v.npz")) + sorted(
-    path.stem for path in GOLDEN.glob("*_sample?_a.npz")
-)
-
-
-def our_names(tensors):
-    """Recorded names of learnt weights → peft's names in files."""
-    return {name.removeprefix("decoder.").replace(".default.", "."): value for name, value in tensors.items()}
-
-
-def to_ours(abstract, tensors):
-    """Tensors under their Hugging Face names → our nested dict."""
-    flat = {
-        path: np.zeros(leaf.shape, np.float32) for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
-    }
-    for tensor in names.tensors(abstract):
-        flat[tensor.path][tensor.index] = tensor.turned(tensors[tensor.name])
-    return traverse_util.unflatten_dict(flat, sep="/")
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def models():
-    """kind → (structure, trainable, frozen) with the recorded weights."""
-    found = {}
-    for kind in ("gqa", "mha"):
-        weights = our_names(load_file(GOLDEN / f"{kind}_adapter.safetensors"))
-        width = weights["avfeat_to_llm.weight"].shape[1]
-        config = llama_config(GOLDEN / f"llm_{kind}")
-        structure, trainable, _ = abstract_model(config, LoRAConfig(), width, jnp.float32)
-        found[kind] = structure, to_ours(trainable, weights), from_hf.load_params(GOLDEN / f"llm_{kind}")
-    return found
+def model(llm) -> ViAVSP:
+    made = make_model(jax.random.key(0), llama_config(llm), LORA, FEATURES, jnp.float32)
+    for projection in (made.llm.layers.q, made.llm.layers.k, made.llm.layers.v):
+        projection.lora.b[...] = jax.random.normal(jax.random.key(1), projection.lora.b.shape)
+    return made
 
 
-def recorded_batch(sample, arrays):
-    """One utterance as the pipeline makes it from the recorded features, counts and transcript."""
-    kind, number, _ = sample.split("_")
-    transcript = (GOLDEN / "data" / "test.wrd").read_text().split("\n")[int(number.removeprefix("sample"))]
-    record = {
-        "id": sample, "features": arrays["encoder_out"][0], "cluster_counts": arrays["cluster_counts"],
-        "transcript": transcript, "source_language": "vi", "target_language": "vi",
-    }  # fmt: skip
-    prompt = load_prompt(GOLDEN / f"llm_{kind}", "</s>")
-    shape = pipeline.RowShape(positions=10_000, frames=10_000, labels=10_000, clips=1)
-    utterance = pipeline.ToUtterance(prompt, shape, np.float32).map(record)
-    size = len(utterance["tokens"])
-    row = utterance | {"segment_ids": np.ones(size, np.int32), "positions": np.arange(size, dtype=np.int32)}
-    return {name: value[None] for name, value in row.items()}
+def batch_of(llm, counts, rows):
+    """Random utterances with these run lengths, packed."""
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "id": str(number), "features": rng.normal(size=(sum(runs), FEATURES)).astype(np.float32),
+            "cluster_counts": np.array(runs), "transcript": SENTENCES[number], "source_language": "vi",
+            "target_language": "vi",
+        }
+        for number, runs in enumerate(counts)
+    ]  # fmt: skip
+    shape = pipeline.RowShape(positions=200, frames=60, labels=120, clips=-(-len(records) // rows))
+    to_utterance = pipeline.ToUtterance(load_prompt(llm, "</s>"), shape, np.float32)
+    return records, next(iter(pipeline.packed_batches(grain.MapDataset.source(records), to_utterance, rows)))
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
-def test_equals_the_recorded_run(models, sample):
-    structure, trainable, frozen = models[sample.split("_")[0]]
-    arrays = np.load(GOLDEN / f"{sample}.npz")
-    batch = recorded_batch(sample, arrays)
-    assert batch["targets"].tolist() == arrays["target"].tolist()
-    instruction = arrays["instruction_ids"].shape[1]
-    assert batch["tokens"][:, :instruction].tolist() == arrays["instruction_ids"].tolist()
-
-    def loss(trainable):
-        model = nnx.merge(structure, trainable, frozen)
-        logits = model(batch)
-        value, metrics = label_loss(logits, batch["targets"], batch["weights"])
-        return value, (logits, model.embed(batch))
-
-    (value, (logits, embedded)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-    # The reference also reads the last label token, whose output it does not use.
-    np.testing.assert_allclose(embedded, arrays["llm_input"][:, :-1], atol=1e-5)
-    np.testing.assert_allclose(logits[0], arrays["logits"][0][batch["label_index"][0]], atol=1e-4)
-    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
-    path = GOLDEN / f"{sample.removesuffix('_av')}_grads.npz"
-    if not path.exists():
-        return
-    recorded = to_ours(gradients, our_names(np.load(path)))
-    for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(recorded), strict=True
-    ):
-        error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        assert error < 1e-4, (jax.tree_util.keystr(path), error)
+def test_reads_projected_means_where_there_is_speech_and_tokens_elsewhere(model, llm):
+    (record,), batch = batch_of(llm, [[3, 1, 4]], 1)
+    found = np.asarray(model.embed(batch))[0]
+    means = np.stack([run.mean(0) for run in np.split(record["features"], [3, 4])])
+    projected = means @ np.asarray(model.projector.kernel[...]) + np.asarray(model.projector.bias[...])
+    np.testing.assert_allclose(found[batch["is_speech"][0]], projected, atol=TOLERANCE)
+    text = ~batch["is_speech"][0]
+    np.testing.assert_array_equal(found[text], model.llm.embedding[...][batch["tokens"][0][text]])
 
 
-def test_recordings_cover_what_is_claimed():
-    assert len(SAMPLES) == 12 and len(list(GOLDEN.glob("*_grads.npz"))) == 4
-    kv_heads = {json.loads(path.read_text())["num_key_value_heads"] for path in GOLDEN.glob("llm_*/config.json")}
-    assert len(kv_heads) == 2
+def test_logits_do_not_depend_on_the_packing(model, llm):
+    counts = [[2, 5], [1, 1, 3], [7]]
+    one_row, apart = (batch_of(llm, counts, rows)[1] for rows in (1, 3))
+    together, alone = (np.asarray(model(batch))[batch["weights"] > 0] for batch in (one_row, apart))
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert np.abs(together).max() > 1
+
+
+def test_nothing_is_read_from_other_utterances_or_the_future(model, llm):
+    _, batch = batch_of(llm, [[2, 5], [1, 1, 3]], 1)
+
+    def one_logit(features):
+        return model(batch | {"features": features})[0, 0, 3]
+
+    gradient = np.abs(jax.grad(one_logit)(jnp.asarray(batch["features"])))[0].sum(-1)
+    assert (gradient[:7] > 0).all() and not gradient[7:].any()
+
+
+def test_a_key_turns_dropout_on(model, llm):
+    _, batch = batch_of(llm, [[2, 5]], 1)
+    first, second = (np.asarray(model(batch, jax.random.key(seed))) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(first, model(batch, jax.random.key(0)))

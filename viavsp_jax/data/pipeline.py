@@ -122,7 +122,8 @@ def stack_rows(rows: list[Arrays], count: int) -> Arrays:
     return jax.tree.map(lambda *xs: np.stack(xs), *rows, *[empty] * (count - len(rows)))
 
 
-def _packed(dataset: grain.MapDataset, to_utterance: ToUtterance, rows: int) -> grain.IterDataset:
+def packed_batches(dataset: grain.MapDataset, to_utterance: ToUtterance, rows: int) -> grain.IterDataset:
+    """Batches of `rows` packed rows from a dataset of records."""
     shape = to_utterance.shape
     lengths = {
         **dict.fromkeys(("features", "frame_slot"), shape.frames),
@@ -166,7 +167,7 @@ def training_batches(config: ml_collections.ConfigDict, prompt: Prompt) -> grain
     dataset = _dataset(config, "train").seed(config.seed).shuffle()
     dataset = dataset[jax.process_index() :: jax.process_count()].repeat()
     rows = config.data.rows // jax.process_count()
-    batches = _packed(dataset, _to_utterance(config, prompt), rows)
+    batches = packed_batches(dataset, _to_utterance(config, prompt), rows)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
 
 
@@ -174,7 +175,7 @@ def validation_batches(config: ml_collections.ConfigDict, prompt: Prompt) -> Ite
     """One pass over the validation split, packed like training."""
     dataset = _dataset(config, "valid")[jax.process_index() :: jax.process_count()]
     rows = config.data.rows // jax.process_count()
-    return iter(_packed(dataset, _to_utterance(config, prompt), rows))
+    return iter(packed_batches(dataset, _to_utterance(config, prompt), rows))
 
 
 def decoding_batches(

@@ -1,0 +1,55 @@
+"""Files of the recording → what the encoder reads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from scripts.golden.report import EXACT, MODULE, Golden, Row, close, exact, worst
+from viavsp_jax.prepare import media
+
+
+def utterances(golden: Golden) -> list[str]:
+    """Names of the recorded utterances, e.g. utt0."""
+    return [name.removeprefix("media/").removesuffix(".npz") for name in golden.names("media/utt*.npz")]
+
+
+def encoder_inputs(golden: Golden, utterance: str) -> tuple[np.ndarray, np.ndarray]:
+    """(audio float32[T, 104], video float32[T, 88, 88]), from the mp4 and wav files as a user's clip would be."""
+    frames = media.read_video(golden.path(f"media/{utterance}.mp4"))
+    samples = media.read_audio(golden.path(f"media/{utterance}.wav"))
+    return media.audio_features(samples, len(frames)), media.video_input(frames)
+
+
+def padded(arrays: list[np.ndarray], length: int) -> torch.Tensor:
+    """Stacks [T, ...] arrays, zero-padded on the right to `length`."""
+    widths = [[(0, length - len(array))] + [(0, 0)] * (array.ndim - 1) for array in arrays]
+    return torch.from_numpy(np.stack([np.pad(array, width) for array, width in zip(arrays, widths, strict=True)]))
+
+
+def checks(golden: Golden) -> Iterator[Row]:
+    """Decoding, filterbank, stacking, alignment, normalisation and crop of every utterance."""
+    info = golden.json("media/info.json")["utts"]
+    for utterance in utterances(golden):
+        recorded = golden.arrays(f"media/{utterance}.npz")
+        frames = media.read_video(golden.path(f"media/{utterance}.mp4"))
+        samples = media.read_audio(golden.path(f"media/{utterance}.wav"))
+        yield exact(f"{utterance}.mp4 → frames", frames, recorded["frames"])
+        # The encoder of the mp4 is lossy: what it was given can only be near.
+        loss = np.abs(frames.astype(float) - recorded["frames_original"]).mean() / 255
+        yield Row(f"{utterance}.mp4 resembles what it was made from", float(loss), 0.1)
+        yield exact(f"{utterance}.wav → samples", samples, recorded["wav"])
+        bank = media.filterbank(samples)
+        stacked = media.stack(bank)
+        yield close(f"{utterance} log filterbank", bank, recorded["logfbank"], MODULE)
+        yield close(f"{utterance} four frames stacked", stacked, recorded["stacked"], MODULE)
+        aligned = media.align(stacked, len(frames))
+        yield close(f"{utterance} aligned to the video", aligned, recorded["audio_aligned"], MODULE)
+        features = media.audio_features(samples, len(frames))
+        yield close(f"{utterance} layer-normalised audio", features, recorded["audio_norm"], MODULE)
+        yield exact(f"{utterance} cropped and scaled video", media.video_input(frames), recorded["video_transformed"])
+        (counts,) = (one for one in info if f"utt{one['utt']}" == utterance)
+        found = [len(frames), len(samples), len(bank), len(stacked), len(stacked) - len(frames)]
+        yield exact(f"{utterance} lengths", found, [value for name, value in counts.items() if name != "utt"])
+    gaps = [value for name, value in golden.json("media/info.json")["max_abs_diff_padded_vs_single"].items()]
+    yield worst("the reference's own padding errors", [Row("recorded", gap, EXACT + MODULE) for gap in gaps])

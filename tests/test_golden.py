@@ -1,0 +1,82 @@
+"""Everything recorded of the reference's real code, through scripts/check_golden.py, and that the script can fail."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def check(folder, *options):
+    command = [sys.executable, ROOT / "scripts" / "check_golden.py", "--data", folder, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_all_recordings():
+    run = check(GOLDEN)
+    failures = [line for line in run.stdout.splitlines() if "FAIL" in line]
+    assert (run.returncode, failures) == (0, []), run.stderr[-2000:]
+    assert int(run.stdout.splitlines()[-1].split()[0]) > 300
+    assert "kmeans/centers.npz (absent)" in run.stdout
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The recordings, to be changed: links to them."""
+    for path in GOLDEN.rglob("*"):
+        target = tmp_path / path.relative_to(GOLDEN)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    return tmp_path
+
+
+def replace(folder, name, write):
+    """Writes another file in place of a link and lists it as if it had been recorded so."""
+    (folder / name).unlink()
+    write(folder / name)
+    index = json.loads((folder / "INDEX.json").read_text())
+    index["files"][name]["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "INDEX.json").unlink()
+    (folder / "INDEX.json").write_text(json.dumps(index))
+
+
+def failures(folder):
+    run = check(folder, "--only", "nf4")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    return [line for line in run.stdout.splitlines() if "FAIL" in line]
+
+
+@pytest.mark.parametrize("array", ["w0.packed", "w1.absmax", "w2.dequantized_fp16"])
+def test_one_other_number_fails(copy, array):
+    arrays = dict(np.load(GOLDEN / "nf4" / "nf4.npz"))
+    value = arrays[array].copy()
+    value.flat[value.size // 2] += 1
+    replace(copy, "nf4/nf4.npz", lambda path: np.savez(path, **arrays | {array: value}))
+    (line,) = failures(copy)
+    assert line.split()[:4] == ["nf4", "1.0e+00", "exact", "FAIL"] and array[:2] in line
+
+
+def test_missing_and_changed_files_fail(copy):
+    (copy / "media" / "info.json").unlink()
+    (copy / "train" / "tri_stage_table.json").unlink()
+    (copy / "train" / "tri_stage_table.json").write_text("{}")
+    (copy / "nf4" / "nf4.json").unlink()
+    lines = failures(copy)
+    assert [" ".join(line.split()[4:]) for line in lines] == [
+        "media/info.json (missing)",
+        "nf4/nf4.json (missing)",
+        "train/tri_stage_table.json (not the file that was recorded)",
+        f"the rest (FileNotFoundError: {copy / 'nf4' / 'nf4.json'} is missing)",
+    ]
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path):
+    run = check(tmp_path)
+    assert run.returncode == 2 and f"{tmp_path} holds no INDEX.json" in run.stderr
