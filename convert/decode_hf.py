@@ -10,6 +10,7 @@ Letters: B clips, T frames, U segments, E encoder width, D LLM width.
 import argparse
 import csv
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
@@ -17,7 +18,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.records import Example, SplitSource, open_split
@@ -52,6 +60,21 @@ def generation_config(decoding: DecodingConfig, prompt: Prompt) -> GenerationCon
     )
 
 
+def load_llm(folder: pathlib.Path, quantization: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The base language model, stored as in the training; InputError when a part of it or bitsandbytes is missing."""
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} holds no config.json: give the folder of the base language model with --llm")
+    if quantization == "none":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    if not importlib.util.find_spec("bitsandbytes"):
+        raise InputError("the adapter was trained on nf4 weights: pip install bitsandbytes, or export with --merge")
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    # As stored: rounded to another dtype first, the weights would get other codes than in the training.
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=nf4, device_map=device)
+
+
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ExportedModel:
     """Loads an export of `convert.to_hf`.
 
@@ -73,12 +96,11 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
     prompt = load_prompt(root, settings["end_token"])
     dtype = dtype or getattr(torch, settings["dtype"])
     if merged:
-        model = AutoModelForCausalLM.from_pretrained(root / "merged", dtype=dtype)
+        model = load_llm(root / "merged", "none", device, dtype)
     else:
         base = llm or json.loads((root / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        if not (pathlib.Path(base) / "config.json").exists():
-            raise InputError(f"{base} holds no config.json: give the folder of the base language model with --llm")
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), root / "adapter")
+        quantization = settings["config"]["llm"]["quantization"]
+        model = PeftModel.from_pretrained(load_llm(pathlib.Path(base), quantization, device, dtype), root / "adapter")
         model = model.base_model.model
     # Replaces the base model's own, so that no repetition penalty or the like of it applies.
     decoding = load_decoding_config(settings["decoding"])
@@ -86,8 +108,7 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
     weights = load_file(root / "projector.safetensors")
     projector = torch.nn.Linear(settings["feature_width"], model.config.hidden_size, dtype=dtype)
     projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
-    model, projector = model.to(device).eval(), projector.to(device)
-    return ExportedModel(model, projector, prompt, settings["feature_width"], decoding)
+    return ExportedModel(model.eval(), projector.to(device), prompt, settings["feature_width"], decoding)
 
 
 def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

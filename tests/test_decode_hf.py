@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from tiny_llama import FEATURES, SENTENCES, frozen_shapes, structure
+from tiny_llama import FEATURES, SENTENCES, frozen_shapes, structure, write_checkpoints, write_llama
 
-from convert import decode_hf
+from convert import decode_hf, from_hf, to_hf
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
@@ -62,6 +62,23 @@ def test_decoding_equals_ours(llm, trained, export, shards):
         rows = decode_hf.decode(decode_hf.load_model(export, None, merged, "cpu", None), source, batch_size)
         assert [row["hypothesis"] for row in rows] == [prompt.text(ids) for ids in expected]
         assert [row["reference"] for row in rows] == SENTENCES
+
+
+def test_adapters_trained_on_nf4_read_nf4_weights(shards, tmp_path):
+    """bitsandbytes' 4-bit weights with the adapter beside them give what the export's merged model gives."""
+    write_llama(tmp_path / "raw", hidden_size=64, intermediate_size=128, head_dim=16)
+    from_hf.convert(tmp_path / "raw", tmp_path / "llm")
+    write_checkpoints(tmp_path / "work", tmp_path / "llm", "nf4")
+    to_hf.export(tmp_path / "work", tmp_path / "hf", merge=True)
+    source = records.open_split(shards, "test")
+    apart, merged = (decode_hf.load_model(tmp_path / "hf", None, merge, "cpu", None) for merge in (False, True))
+    assert type(apart.llm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    with torch.inference_mode():
+        x, mask = decode_hf.embed(apart, list(source))
+        logits = [model.llm(inputs_embeds=x, attention_mask=mask).logits for model in (apart, merged)]
+    np.testing.assert_allclose(*(one[mask.bool()] for one in logits), atol=1e-4 * logits[0].abs().max().item())
+    rows = [decode_hf.decode(model, source, 3) for model in (apart, merged)]
+    assert rows[0] == rows[1]
 
 
 def test_segment_means(shards):

@@ -58,8 +58,8 @@ class Cache:
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary embedding in LLaMA's half-split order. x [B, S, H, K], positions int32[B, S]; float32 angles."""
     half = x.shape[-1] // 2
-    # Constants of the program, so they may be exact: positions multiply their error.
-    frequencies = np.float32(theta ** (-np.arange(half).reshape(1, 1, 1, half) / half))
+    # By numpy, in float32 as PyTorch has them: positions multiply what a device's own powers would err.
+    frequencies = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32).reshape(1, 1, 1, half) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
