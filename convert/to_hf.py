@@ -8,24 +8,23 @@ and, with --merge, `merged/`: the language model with the adapter folded in, for
 
 import argparse
 import contextlib
+import functools
 import json
-import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
-from flax import traverse_util
 from peft import LoraConfig
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
+from convert import safetensors_files
 from convert.from_hf import TOKENIZER_FILES, copy_files
-from convert.names import Tensor, Tree, tensors
+from convert.names import Tensor, Tree, flatten, tensors
+from convert.safetensors_files import HEADER, Piece
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError, reported_to_user
@@ -33,12 +32,6 @@ from viavsp_jax.llm_folder import llama_config, read_conversion, read_layer
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
 from viavsp_jax.state import abstract_model
-
-# One file is in memory at a time, twice: as arrays and as bytes.
-SHARD_BYTES = 512 * 2**20
-
-# What transformers and peft expect in the header of a file.
-HEADER = {"format": "pt"}
 
 
 @contextlib.contextmanager
@@ -55,11 +48,6 @@ def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def flatten(tree: Tree) -> dict[str, Any]:
-    """Nested dict → our paths."""
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def hugging_face_tensors(weights: Tree) -> dict[str, np.ndarray]:
@@ -87,19 +75,6 @@ def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: s
     save_file(named, folder / "adapter_model.safetensors", HEADER)
 
 
-def shards(abstract: Tree) -> list[list[Tensor]]:
-    """The tensors of a model, in files of at most SHARD_BYTES (or one tensor) each."""
-    width = {path: value.dtype.itemsize for path, value in flatten(abstract).items()}
-    files, size = [[]], 0
-    for tensor in tensors(abstract):
-        size += math.prod(tensor.shape) * width[tensor.path]
-        if files[-1] and size > SHARD_BYTES:
-            files.append([])
-            size = math.prod(tensor.shape) * width[tensor.path]
-        files[-1].append(tensor)
-    return files
-
-
 def merged(
     llm: epath.PathLike, tensor: Tensor, adapters: Tree, lora: LoRAConfig, quantization: Quantization
 ) -> np.ndarray:
@@ -119,26 +94,16 @@ def merged(
     if f"{adapter}lora/a" in adapters:
         a, b = (adapters[f"{adapter}lora/{name}"][tensor.index] for name in "ab")
         value = np.asarray(merge_adapter(value, a, b, lora))
-    return np.ascontiguousarray(tensor.turned(value))
+    return tensor.turned(value)
 
 
-def write_merged(folder: pathlib.Path, abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> None:
-    """Writes the weights of a model that transformers loads, file after file; `read` gives each tensor."""
-    files, index = shards(abstract), {}
-    with tqdm(total=sum(map(len, files)), desc="merging", unit="tensor") as progress:
-        for number, group in enumerate(files, 1):
-            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
-            values = {}
-            for tensor in group:
-                values[tensor.name] = read(tensor)
-                progress.update()
-            save_file(values, folder / name, HEADER)
-            index |= dict.fromkeys(values, name)
-            del values  # before the next file's are read
-    if len(files) > 1:
-        size = sum(math.prod(value.shape) * value.dtype.itemsize for value in flatten(abstract).values())
-        text = json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2)
-        (folder / "model.safetensors.index.json").write_text(text)
+def pieces(abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> list[Piece]:
+    """All tensors of a model by their Hugging Face names; `read` gives each of them."""
+    dtypes = {path: value.dtype for path, value in flatten(abstract).items()}
+    return [
+        Piece(tensor.name, tensor.shape, dtypes[tensor.path], functools.partial(read, tensor))
+        for tensor in tensors(abstract)
+    ]
 
 
 def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prompt, dtype: str) -> None:
@@ -180,7 +145,8 @@ def export(
             (folder / "merged").mkdir()
             quantization = config["llm"].get("quantization", "none")
             adapters = flatten(trainable)
-            write_merged(folder / "merged", frozen, lambda tensor: merged(llm, tensor, adapters, lora, quantization))
+            read = functools.partial(merged, llm, adapters=adapters, lora=lora, quantization=quantization)
+            safetensors_files.write(folder / "merged", pieces(frozen, read))
             write_merged_configs(folder / "merged", llm, prompt, conversion["dtype"])
         settings = {
             "feature_width": config["data"]["feature_width"],

@@ -12,10 +12,9 @@ its weights that only the pre-training used are in its pretraining.safetensors, 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +24,13 @@ import numpy as np
 import torch
 from etils import epath
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from tqdm import tqdm
 
+from convert import safetensors_files
 from convert.fairseq_container import PRETRAINED_ONLY, container
 from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, flatten, tensors
-from convert.to_hf import HEADER
+from convert.safetensors_files import Piece
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError, reported_to_user
@@ -51,20 +49,6 @@ SHARD_BYTES = 256 * 2**20
 
 # The reference fixes rank and alpha in its code.
 REFERENCE_LORA = (16, 32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """One tensor of an export, read when it is written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +113,7 @@ def llm_pieces(trained: Trained) -> Iterator[Piece]:
                 value = flat[tensor.path][tensor.index]
             else:
                 value = read_layer(trained.llm, tensor.path.removeprefix("llm/"), tensor.index)
-            return np.ascontiguousarray(tensor.turned(value))
+            return tensor.turned(value)
 
         yield Piece(tensor.reference_name, tensor.shape, dtypes.get(tensor.path, np.dtype(np.float32)), read)
 
@@ -185,26 +169,7 @@ def write_hugging_face(folder: epath.PathLike, trained: Trained, encoder: Encode
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give another --hf")
     folder.mkdir(parents=True, exist_ok=True)
-    pieces, files, size = [*encoder.pieces, *llm_pieces(trained)], [[]], 0
-    for piece in pieces:
-        size += piece.num_bytes
-        if files[-1] and size > SHARD_BYTES:
-            files, size = [*files, []], piece.num_bytes
-        files[-1].append(piece)
-    index = {}
-    with tqdm(total=len(pieces), desc="writing", unit="tensor") as progress:
-        for number, group in enumerate(files, 1):
-            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            values = {}
-            for piece in group:
-                values[piece.name] = piece.read()
-                progress.update()
-            save_file(values, folder / name, HEADER)
-            index |= dict.fromkeys(values, name)
-            del values  # before those of the next file are read
-    total = {"total_size": sum(piece.num_bytes for piece in pieces)}
-    text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
-    (folder / "model.safetensors.index.json").write_text(text)
+    safetensors_files.write(folder, [*encoder.pieces, *llm_pieces(trained)])
     copy_files(trained.llm, folder, TOKENIZER_FILES)
     (folder / "config.json").write_text(json.dumps(hugging_face_config(trained, encoder), indent=2) + "\n")
 

@@ -7,4 +7,5 @@ install_extra test
 cd "$root"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# A file at a time, since its tests share what they set up.
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -116,6 +116,7 @@ def test_wrong_weights_are_all_listed(narrow, tmp_path):
     del weights["layer_norm.weight"], weights["encoder.layers.1.fc1.bias"]
     weights["surplus.weight"] = torch.zeros(1)
     weights["layer_norm.bias"] = torch.zeros(3)
+    weights["post_extract_proj.bias"][2] = torch.nan
     safetensors.torch.save_file(weights, path)
     with pytest.raises(InputError) as caught:
         load_encoder(tmp_path)
@@ -125,6 +126,7 @@ def test_wrong_weights_are_all_listed(narrow, tmp_path):
         "missing encoder.layers.1.fc1.bias",
         "unknown surplus.weight",
         "layer_norm.bias has shape [3], not [64]",
+        "post_extract_proj.bias is not finite",
     ):
         assert part in str(caught.value)
 

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.torch import load_file
 from tiny_llama import DECODING, FEATURES, LORA, WHOLE, frozen_shapes, structure, write_checkpoints, write_llama
 
-from convert import from_hf, to_hf
+from convert import from_hf, safetensors_files, to_hf
 from viavsp_jax.errors import InputError
 from viavsp_jax.llm_folder import llama_config, load_llm
 
@@ -64,7 +64,7 @@ def test_projector_and_settings(trained, export):
 
 
 def test_merged_model_in_several_files(llm, trained, export, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_hf, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(safetensors_files, "FILE_BYTES", 30_000)
     to_hf.export(trained[0], tmp_path / "hf", "3", merge=True)
     files = sorted((tmp_path / "hf" / "merged").glob("model-*-of-*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 32_000 for file in files)

@@ -11,7 +11,7 @@ import torch
 from recorded_file import as_pytorch_reads
 from safetensors.torch import load_file, save_file
 
-from convert import from_reference, to_reference
+from convert import from_reference, safetensors_files, to_reference
 from convert.checkpoints import read_fairseq, read_moments
 from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER
@@ -93,7 +93,7 @@ def test_accuracy_and_step_of_the_checkpoint(config, workdir, encoder, tmp_path)
 
 
 def test_hugging_face_form(best, workdir, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_reference, "SHARD_BYTES", 4_000_000)
+    monkeypatch.setattr(safetensors_files, "FILE_BYTES", 4_000_000)
     to_reference.export(workdir, encoder=encoder, hf=tmp_path / "hf")
     files = sorted((tmp_path / "hf").glob("model-*-of-*.safetensors"))
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())

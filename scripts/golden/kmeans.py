@@ -11,7 +11,7 @@ from scripts.golden.media import encoder_inputs, utterances
 from scripts.golden.report import EXACT, WHOLE, Golden, Row, close, exact, worst
 from viavsp_jax.prepare import kmeans
 
-REAL = "kmeans/centers.npz"
+REAL, ATTRIBUTES = "kmeans/centers.npz", "kmeans/model_km_attributes.json"
 
 
 def labelled(what: str, labels: list[np.ndarray], recorded: list[list[int]]) -> Row:
@@ -58,11 +58,14 @@ def real_checks(golden: Golden) -> Iterator[Row]:
     features = [recorded[f"feat{i}"] for i in range(count)]
     yield exact("labels for each frame", [len(one) for one in features], [len(one) for one in labels])
     margins = recorded["min_margin_sq"]
+    if golden.has(ATTRIBUTES):
+        width = golden.json(ATTRIBUTES)["n_features_in_"]
+        yield exact("width of the real features", {one.shape[1] for one in features} == {width}, True)
     if not golden.has(REAL):
         yield Row(f"{REAL} is absent: labels not computed again", 0, EXACT, "absent")
         return
     real = golden.arrays(REAL)
-    attributes = golden.json("kmeans/model_km_attributes.json")
+    attributes = golden.json(ATTRIBUTES)
     shape = [attributes["n_clusters"], attributes["n_features_in_"]]
     yield exact("shape of the real centres", real["cluster_centers"].shape, shape)
     norms = np.linalg.norm(real["cluster_centers"], axis=1)

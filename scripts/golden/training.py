@@ -93,10 +93,10 @@ def trace_checks(golden: Golden, model: Model) -> Iterator[Row]:
     yield close("learning rate of every update", rates, trace["lr_used"], WHOLE, relative=True)
     yield close("learning rate after", schedule(config["updates"]), trace["lr_after_30"], WHOLE, relative=True)
     yield exact("criterion of every update", counts, trace["counts_micro"])
-    last = learnt(state.trainable, {name: final[name] for name in final if "@" not in name})
-    yield weight_row("weights after the last update", state.trainable, last)
+    recorded = learnt(state.trainable, {name: final[name] for name in final if "@" not in name})
+    yield weight_row("weights after the last update", state.trainable, recorded)
     yield from moment_checks(golden, state)
-    yield from after_checks(golden, model, state.trainable, micro)
+    yield from after_checks(golden, model, recorded, micro)
 
 
 def adam(state: TrainState) -> optax.ScaleByAdamState:
@@ -115,8 +115,9 @@ def moment_checks(golden: Golden, state: TrainState) -> Iterator[Row]:
         ("second", adam(state).nu, recorded.exp_avg_sq),
     ):
         theirs = learnt(ours, {name: value.numpy() for name, value in theirs.items()})
-        ours, theirs = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (ours, theirs))
-        yield close(f"Adam's {what} moments after the last update", ours, theirs, WHOLE, relative=True)
+        pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+        rows = [direction(jax.tree_util.keystr(path), value, other) for (path, value), other in pairs]
+        yield worst(f"Adam's {what} moments after the last update, directions and lengths", rows)
     yield exact("Adam's count", adam(state).count, recorded.step)
 
 
@@ -125,8 +126,15 @@ def gradient(before: Tree, after: Tree, b1: float) -> Tree:
     return jax.tree.map(lambda old, new: (new - b1 * old) / (1 - b1), before, after)
 
 
+def direction(what: str, ours: np.ndarray, recorded: np.ndarray) -> Row:
+    """How far a cosine and a ratio of lengths are from 1: moments cancel, so single ones are mostly noise."""
+    x, y = (np.asarray(value, np.float64).ravel() for value in (ours, recorded))
+    lengths = np.linalg.norm(x), np.linalg.norm(y)
+    return close(what, [x @ y / np.prod(lengths), lengths[0] / lengths[1]], [1, 1], WHOLE)
+
+
 def after_checks(golden: Golden, model: Model, trainable: Tree, micro: list[Tree]) -> Iterator[Row]:
-    """What the trained model says of the clips it was trained on."""
+    """What the model says of the clips it was trained on, with the recorded weights of the end."""
     arrays, info = golden.arrays("train/encoder_eval_after.npz"), golden.json("train/encoder_eval_after.json")
     decoder = Decoder(model)
     for utterance in micro:

@@ -261,7 +261,7 @@ class AVHubert(nn.Module):
 def encoder_from_weights(config: AVHubertConfig, weights: dict[str, Tensor], source: str) -> AVHubert:
     """Builds the encoder around `weights` without copying them; `source` is named in errors.
 
-    Raises InputError listing every missing, unknown or misshapen weight.
+    Raises InputError listing every missing, unknown or misshapen weight, and those that are not finite.
     """
     with torch.device("meta"):
         model = AVHubert(config)
@@ -273,6 +273,7 @@ def encoder_from_weights(config: AVHubertConfig, weights: dict[str, Tensor], sou
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
+    problems += [f"{name} is not finite" for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if problems:
         raise InputError(f"{source}: the weights do not fit the AV-HuBERT config: {'; '.join(problems)}")
     model.load_state_dict(weights, assign=True)
