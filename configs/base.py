@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
             # The fields of viavsp_jax.decode.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
-            # length_penalty=0.0.
+            # length_penalty=0.0, and top_k=50, which is transformers' default.
             "decoding": {
                 "max_new_tokens": 300,
                 "num_beams": 20,
@@ -66,6 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "length_penalty": 1.0,
                 "repetition_penalty": 1.0,
                 "do_sample": False,
+                "top_k": 0,
                 "top_p": 1.0,
                 "seed": 0,
             },

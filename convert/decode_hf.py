@@ -51,10 +51,8 @@ def generation_config(decoding: DecodingConfig, prompt: Prompt) -> GenerationCon
     del settings["seed"], settings["repetition_penalty"]
     if decoding.num_beams == 1:  # settings that would not count are warned of
         del settings["early_stopping"], settings["length_penalty"]
-    if decoding.do_sample:
-        settings["top_k"] = 0  # off; transformers keeps the 50 likeliest unless told otherwise
-    else:
-        del settings["top_p"]
+    if not decoding.do_sample:
+        del settings["top_k"], settings["top_p"]
     return GenerationConfig(
         **settings, bos_token_id=prompt.begin_id, eos_token_id=prompt.end_id, pad_token_id=prompt.pad_id
     )

@@ -15,7 +15,7 @@ import scipy.stats
 import torch
 import transformers
 
-from viavsp_jax.decode import DecodingConfig, decode, keep_top_p, load_decoding_config
+from viavsp_jax.decode import DecodingConfig, decode, keep_likely, load_decoding_config
 from viavsp_jax.errors import InputError
 
 V, END, LIMIT = 7, 2, 12
@@ -83,14 +83,18 @@ def test_fewer_tokens_than_beams():
     assert sorted(tokens[0, :4, 0].tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 7, 50])
 @pytest.mark.parametrize("least", [1, 2])
-def test_top_p_equals_transformers(least):
+def test_top_k_and_top_p_equal_transformers(top_k, least):
     scores = np.random.default_rng(0).normal(size=(500, 40), scale=3).astype(np.float32)
     scores[:, 5] = -np.inf
     for top_p in (0.0, 1e-4, 0.3, 0.9, 0.99):
-        warper = transformers.TopPLogitsWarper(top_p, min_tokens_to_keep=least)
-        expected = warper(None, torch.tensor(scores)).numpy()
-        np.testing.assert_array_equal(keep_top_p(jnp.array(scores), top_p, least), expected)
+        expected = torch.tensor(scores)
+        if top_k:
+            expected = transformers.TopKLogitsWarper(top_k, min_tokens_to_keep=least)(None, expected)
+        expected = transformers.TopPLogitsWarper(top_p, min_tokens_to_keep=least)(None, expected).numpy()
+        config = DecodingConfig(max_new_tokens=1, do_sample=True, top_k=top_k, top_p=top_p)
+        np.testing.assert_array_equal(keep_likely(jnp.array(scores), config, least), expected)
         assert np.isfinite(expected).sum(1).min() == least or top_p > 0.9
 
 
@@ -101,9 +105,10 @@ def test_sampling_follows_the_key_and_nearly_no_mass_is_greedy():
     assert (tokens == again).all() and (tokens != other).any(-1).all()
     greedy, their_scores = run(table, first, DecodingConfig(max_new_tokens=LIMIT))
     assert (tokens != greedy).any() and (scores <= their_scores).any()
-    tokens, scores = run(table, first, dataclasses.replace(SAMPLING, top_p=1e-6), keys(6))
-    np.testing.assert_array_equal(tokens, greedy)
-    np.testing.assert_allclose(scores, their_scores, atol=1e-5)
+    for nearly_greedy in ({"top_p": 1e-6}, {"top_k": 1}):
+        tokens, scores = run(table, first, dataclasses.replace(SAMPLING, **nearly_greedy), keys(6))
+        np.testing.assert_array_equal(tokens, greedy)
+        np.testing.assert_allclose(scores, their_scores, atol=1e-5)
 
 
 def assert_drawn_from(expected, sequences):
@@ -178,7 +183,7 @@ def test_beam_sampling_draws_from_the_exact_distribution():
 
 @pytest.mark.parametrize("name, value", [
     ("num_beams", 0), ("max_new_tokens", 0), ("early_stopping", "always"), ("min_new_tokens", 9),
-    ("repetition_penalty", 0.0), ("top_p", 1.5), ("beam", 3),
+    ("repetition_penalty", 0.0), ("top_k", -1), ("top_p", 1.5), ("beam", 3),
 ])  # fmt: skip
 def test_wrong_settings_are_named(name, value):
     settings = {"max_new_tokens": 8, "num_beams": 5}

@@ -39,7 +39,8 @@ class DecodingConfig:
     # Divides what speaks for a token that was generated before: its logit, or in beam search its log-probability.
     repetition_penalty: float = 1.0
     do_sample: bool = static(False)  # draw tokens (candidates, in beam search) in place of taking the likeliest
-    top_p: float = 1.0  # draw from the fewest tokens that have this probability together
+    top_k: int = static(0)  # draw from so many of the likeliest tokens; 0: from all
+    top_p: float = 1.0  # and of these from the fewest tokens that have this probability together
     seed: int = 0  # of what is drawn
 
 
@@ -57,6 +58,7 @@ def load_decoding_config(settings: Mapping[str, Any]) -> DecodingConfig:
         ("early_stopping", config.early_stopping in (False, True, "never"), "False, True or 'never'"),
         ("min_new_tokens", 0 <= config.min_new_tokens <= config.max_new_tokens, "from 0 to max_new_tokens"),
         ("repetition_penalty", config.repetition_penalty > 0, "above 0"),
+        ("top_k", config.top_k >= 0, "at least 0"),
         ("top_p", 0 <= config.top_p <= 1, "from 0 to 1"),
     ):
         if not right:
@@ -92,13 +94,16 @@ def process(scores: jax.Array, seen: jax.Array, step: jax.Array, config: Decodin
     return jnp.where(too_early, -jnp.inf, jnp.where(seen, penalized, scores))
 
 
-def keep_top_p(scores: jax.Array, top_p: float, least: int) -> jax.Array:
-    """Sets to -inf all but the fewest, likeliest tokens of probability `top_p` together, and at least so many.
+def keep_likely(scores: jax.Array, config: DecodingConfig, least: int) -> jax.Array:
+    """Sets to -inf all but the `top_k` likeliest tokens, then of these all but the fewest that make up `top_p`.
 
-    scores: [..., V], logarithms of probabilities up to a constant.
+    scores: [..., V], logarithms of probabilities up to a constant. At least `least` tokens stay.
     """
+    if config.top_k:
+        kept = jax.lax.top_k(scores, min(max(config.top_k, least), scores.shape[-1]))[0]
+        scores = jnp.where(scores >= kept[..., -1:], scores, -jnp.inf)
     ascending = jnp.sort(scores, -1)
-    dropped = (jnp.cumsum(jax.nn.softmax(ascending), -1) <= 1 - top_p).sum(-1, keepdims=True)
+    dropped = (jnp.cumsum(jax.nn.softmax(ascending), -1) <= 1 - config.top_p).sum(-1, keepdims=True)
     threshold = jnp.take_along_axis(ascending, jnp.minimum(dropped, scores.shape[-1] - least), -1)
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
@@ -125,7 +130,7 @@ def _one_path(extend, logits, cache, config, end_id, keys):
         tokens, total, seen, ended = state
         scores = choice = process(logits, seen, step, config, end_id)
         if keys is not None:
-            choice = keep_top_p(scores, config.top_p, 1) + _gumbel(keys, step, vocabulary)
+            choice = keep_likely(scores, config, 1) + _gumbel(keys, step, vocabulary)
         token = jnp.where(ended, end_id, jnp.argmax(choice, -1).astype(jnp.int32))
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], -1)[:, 0]
         total = total + jnp.where(ended, 0.0, log_prob)
@@ -200,7 +205,7 @@ def _advance(step, state: _Beams, logits, config: DecodingConfig, end_id: int, k
     rows, beams, vocabulary = logits.shape
     scores = process(jax.nn.log_softmax(logits), state.seen, step, config, end_id)
     if keys is not None:
-        scores = keep_top_p(scores, config.top_p, 2)  # 2M candidates must be left
+        scores = keep_likely(scores, config, 2)  # 2M candidates must be left
     scores = choice = (scores + state.scores[..., None]).reshape(rows, beams * vocabulary)
     if keys is not None:
         choice = scores + _gumbel(keys, step, beams * vocabulary)
