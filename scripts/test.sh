@@ -8,4 +8,4 @@ cd "$root"
 ruff check .
 ruff format --check .
 # A file at a time, since its tests share what they set up.
-exec python -m pytest --numprocesses 2 --dist loadfile "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
