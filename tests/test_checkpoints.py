@@ -1,16 +1,11 @@
 """Reading fairseq checkpoints: the recorded ones in full, hostile and damaged ones with one clear error."""
 
 import argparse
-import copy
-import io
 import json
 import lzma
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -18,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import rewritten, saved
 
 from convert import from_fairseq
 from convert.checkpoints import read_fairseq
@@ -89,198 +85,11 @@ def test_views_strides_and_dtypes(tmp_path):
         assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
 
 
-def saved(folder, **content):
-    path = folder / "hostile.pt"
-    torch.save({"model": {}, "cfg": {"model": {}}} | content, path)
-    return path
-
-
-def rewritten(folder, data_pkl, compression=zipfile.ZIP_STORED):
-    """The archive of a harmless checkpoint with another pickle in it."""
-    path = saved(folder, model={"weight": torch.arange(4.0)})
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, data_pkl if data_pkl is not None and name.endswith("data.pkl") else content)
-    return path
-
-
-class Call:
-    """Pickles as a call."""
-
-    def __init__(self, function, *args, state=None):
-        self.call = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.call
-
-
-HARMFUL = {
-    "posix.system": lambda marker: Call(os.system, f"touch {marker}"),
-    "builtins.eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
-    "builtins.exec": lambda marker: Call(exec, f"open({str(marker)!r}, 'w')"),
-    "subprocess.Popen": lambda marker: Call(subprocess.Popen, ["touch", str(marker)]),
-    "builtins.getattr": lambda marker: Call(getattr, "", "upper"),
-    "shutil.rmtree": lambda marker: Call(shutil.rmtree, str(marker.parent)),
-    "torch.serialization.load": lambda marker: Call(torch.load, str(marker)),
-    "pathlib.PosixPath": lambda marker: Path(marker),
-}
-
-
-@pytest.mark.parametrize("place", ["cfg", "model", "nested", "args of a stand-in", "state", "tensor", "unused entry"])
-@pytest.mark.parametrize("symbol", HARMFUL)
-def test_any_other_name_is_refused(tmp_path, symbol, place):
-    marker = tmp_path / "marker"
-    harmful = HARMFUL[symbol](marker)
-    content = {
-        "cfg": {"cfg": harmful},
-        "model": {"model": {"weight": harmful}},
-        "nested": {"cfg": {"model": OrderedDict(a=[(harmful,)])}},
-        "args of a stand-in": {"cfg": {"model": argparse.Namespace(a=Call(list, (harmful,)))}},
-        "state": {"cfg": {"model": Call(bytearray, state={"a": harmful})}},
-        "tensor": {"model": {"weight": Call(torch._utils._rebuild_tensor_v2, harmful)}},
-        "unused entry": {"last_optimizer_state": harmful},
-    }[place]
-    path = saved(tmp_path, **content)
-    with pytest.raises(InputError) as caught:
-        read_fairseq(path)
-    assert str(path) in str(caught.value) and f"names {symbol}, which is not on the allow-list" in str(caught.value)
-    assert path.exists() and not marker.exists()
-
-
-@pytest.mark.parametrize(
-    "data_pkl",
-    [
-        b"cos\nsystem\n(X\x04\0\0\0trueltR.",
-        b"\x80\x04\x8c\x08builtins\x8c\x09eval.call\x93.",  # dotted name
-        b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__new__\x93.",  # an attribute of an allowed class
-        b"(X\x01\0\0\0xios\nsystem\n.",
-        b"\x80\x02U\x04evil(cbuiltins\nexec\no.",
-    ],
-)
-def test_raw_pickles_that_name_something_else_are_refused(tmp_path, data_pkl):
-    with pytest.raises(InputError, match="allow-list"):
-        read_fairseq(rewritten(tmp_path, data_pkl))
-
-
-@pytest.mark.parametrize("name", [b"argparse\nNamespace", b"collections\nOrderedDict", b"fairseq.data\nDictionary"])
-def test_a_pickle_cannot_alter_a_class(tmp_path, name):
-    # BUILD on the class itself, with a state that sets attributes.
-    data_pkl = b"\x80\x02c" + name + b"\nN}X\x04\0\0\0evilK\x01s\x86b."
-    with pytest.raises(InputError, match="not a readable fairseq checkpoint"):
-        read_fairseq(rewritten(tmp_path, data_pkl))
-    assert not hasattr(argparse.Namespace, "evil") and not hasattr(OrderedDict, "evil")
-
-
-@pytest.mark.parametrize(
-    "data_pkl",
-    [
-        b"\x80\x02}r\xff\xff\xff\x3f.",  # a memo index
-        b"\x80\x05\x96\0\0\0\x40\0\0\0\0.",  # a length of bytes
-        b"\x80\x04\x95\0\0\0\x40\0\0\0\0}.",  # a length of a frame
-    ],
-)
-def test_huge_numbers_in_a_few_bytes_take_no_memory(tmp_path, data_pkl):
-    path = rewritten(tmp_path, data_pkl)
-    tracemalloc.start()
-    try:
-        with pytest.raises(InputError, match="hostile.pt: "):
-            read_fairseq(path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_shared_settings_do_not_grow(tmp_path):
-    """Lists of references to lists of references: 2^60 items if each were copied."""
-    nested = ["x"]
-    for _ in range(60):
-        nested = [nested, nested]
-    assert read_fairseq(saved(tmp_path, cfg={"model": {"a": nested}})).cfg["model"]["a"][0] is not None
-
-
-def test_entries_that_share_their_bytes_are_refused(tmp_path):
-    """A directory that names one entry many times unpacks to more than the file holds."""
-    path = saved(tmp_path, model={"weight": torch.arange(4000.0)})
-    with zipfile.ZipFile(path, "a") as archive:
-        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
-        for number in range(1, 50):
-            again = copy.copy(entry)
-            again.filename = entry.filename.replace("data/0", f"data/{number}")
-            archive.filelist.append(again)
-            archive.NameToInfo[again.filename] = again
-            archive._didModify = True
-    with pytest.raises(InputError, match=r"hostile.pt: a file of \d+ bytes whose entries declare \d{6}"):
-        read_fairseq(path)
-
-
-def test_allowed_names_with_hostile_arguments_do_nothing(tmp_path):
-    marker = tmp_path / "marker"
-    calls = [Call(bytearray, 1 << 60), Call(list, Call(str, f"touch {marker}")), Call(np.dtype, "O,O" * 999)]
-    read = read_fairseq(saved(tmp_path, cfg={"model": {"a": calls}}))
-    assert read.cfg["model"]["a"] == [1 << 60, f"touch {marker}", "O,O" * 999] and not marker.exists()
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weight_that_is_not_finite_is_named(tmp_path, value):
     model = {"good": torch.zeros(3), "a.bad.weight": torch.tensor([0, value]), "count": torch.tensor(1)}
     with pytest.raises(InputError, match="hostile.pt: a.bad.weight holds values that are not finite"):
         read_fairseq(saved(tmp_path, model=model))
-
-
-def tensor_record(**changed):
-    """A pickle of {"model": {"w": tensor}} whose recorded geometry is ours to choose."""
-    geometry = {
-        "kind": "storage",
-        "entry": "0",
-        "numel": 4,
-        "offset": 0,
-        "size": (4,),
-        "stride": (1,),
-    } | changed
-
-    class Storage:
-        pass
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, item):
-            if isinstance(item, Storage):
-                return (geometry["kind"], torch.FloatStorage, geometry["entry"], "cpu", geometry["numel"])
-            return None
-
-    args = (Storage(), geometry["offset"], geometry["size"], geometry["stride"], False, OrderedDict())
-    buffer = io.BytesIO()
-    Pickler(buffer, protocol=2).dump(
-        {"model": {"w": Call(torch._utils._rebuild_tensor_v2, *args)}, "cfg": {"model": {}}}
-    )
-    return buffer.getvalue()
-
-
-def test_honest_tensor_record_is_read(tmp_path):
-    read = read_fairseq(rewritten(tmp_path, tensor_record(size=(2, 2), stride=(1, 2))))
-    np.testing.assert_array_equal(read.model["w"], [[0, 2], [1, 3]])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"size": (5,)},
-        {"offset": 1},
-        {"offset": -1},
-        {"stride": (-1,)},
-        {"size": (1 << 40,), "stride": (0,)},
-        {"size": (-4,)},
-        {"size": "four"},
-        {"numel": 3},
-        {"kind": "module"},
-        {"entry": "../data.pkl"},
-        {"entry": "9"},
-    ],
-)
-def test_tensor_that_does_not_fit_its_storage_is_refused(tmp_path, changed):
-    with pytest.raises(InputError, match="hostile.pt: not a readable fairseq checkpoint"):
-        read_fairseq(rewritten(tmp_path, tensor_record(**changed)))
 
 
 def cyclic():

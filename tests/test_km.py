@@ -1,10 +1,7 @@
 """Reading scikit-learn's K-Means: recorded and fresh models in full, hostile and damaged ones with one error."""
 
-import datetime
 import os
 import pickle
-import shutil
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import HARMFUL, Call
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from convert import from_km
@@ -75,28 +73,6 @@ def test_arrays_of_older_versions_and_other_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(joblib.numpy_pickle.NumpyArrayWrapper.__init__, "__defaults__", (False, None))
     joblib.dump(model, path)
     np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
-
-
-class Call:
-    """Pickles as a call."""
-
-    def __init__(self, function, *args, state=None):
-        self.call = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.call
-
-
-HARMFUL = {
-    "posix.system": lambda marker: Call(os.system, f"touch {marker}"),
-    "builtins.eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
-    "builtins.exec": lambda marker: Call(exec, f"open({str(marker)!r}, 'w')"),
-    "builtins.getattr": lambda marker: Call(getattr, "", "upper"),
-    "subprocess.Popen": lambda marker: Call(subprocess.Popen, ["touch", str(marker)]),
-    "shutil.rmtree": lambda marker: Call(shutil.rmtree, str(marker.parent)),
-    "joblib.numpy_pickle.load": lambda marker: Call(joblib.load, str(marker)),
-    "datetime.date": lambda marker: datetime.date(2020, 1, 1),
-}
 
 
 @pytest.mark.parametrize("place", ["whole", "attribute", "object array", "args of a stand-in", "hidden in a state"])
