@@ -42,7 +42,7 @@ def file_checks(golden: Golden) -> Iterator[Row]:
     for name, listed in sorted(golden.json("INDEX.json")["files"].items()):
         if not golden.has(name):
             if name in MAY_BE_ABSENT:
-                yield Row(name, 0, EXACT, "absent")
+                yield Row(name, 0, EXACT, "absent", compared=False)
             else:
                 yield Row(name, 1, EXACT, "missing")
         elif hashlib.sha256((golden.folder / name).read_bytes()).hexdigest() != listed["sha256"]:
@@ -54,7 +54,7 @@ def leftover_checks(golden: Golden) -> Iterator[Row]:
     listed = {name for name in golden.json("INDEX.json")["files"] if golden.has(name)}
     for name in sorted(listed - golden.read):
         if any(part in name for part in NOT_COVERED):
-            yield Row(name, 0, EXACT, "not covered yet")
+            yield Row(name, 0, EXACT, "not covered yet", compared=False)
         else:
             yield Row(name, 1, EXACT, "not compared")
     for name in golden.unread():
@@ -86,13 +86,13 @@ def main() -> None:
     results = []
     print(f"{'area':<14}{'max error':>11}{'tolerance':>11}  {'':<6}what")
     for area, row in rows(Golden(args.data), args.only):
-        results.append(row.passed)
+        if row.compared:
+            results.append(row.passed)
         tolerance = f"{row.tolerance:.0e}" if row.tolerance else "exact"
         error = f"{row.error:.1e}" if row.error else "0"
         note = f" ({row.note})" if row.note else ""
-        print(
-            f"{area:<14}{error:>11}{tolerance:>11}  {'pass' if row.passed else 'FAIL':<6}{row.what}{note}", flush=True
-        )
+        outcome = ("pass" if row.passed else "FAIL") if row.compared else "-"
+        print(f"{area:<14}{error:>11}{tolerance:>11}  {outcome:<6}{row.what}{note}", flush=True)
     failures = results.count(False)
     print(f"\n{len(results)} comparisons, {failures} failed")
     sys.exit(1 if failures else 0)
