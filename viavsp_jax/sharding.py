@@ -3,7 +3,9 @@
 Axes: `data` (rows), `fsdp` (rows, and frozen weights cut along one width), `tensor` (weights cut along the other).
 """
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ from viavsp_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. Adapters and projector are small and stay whole on every device.
+# First match wins. Adapters and projector are small and stay whole on every device, and so does a width that its axis
+# does not divide, such as VinaLLaMA's vocabulary of 46,306.
 RULES = (
     (r"(^|/)(lora|projector)/", PartitionSpec()),
     (r"(^|/)scale$", PartitionSpec()),
@@ -29,16 +32,18 @@ RULES = (
 )
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """The mesh of `config.mesh`: sizes of the axes, -1 for what the others leave."""
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh`: sizes of the axes, -1 for what the others leave; of all devices, if none are given.
+
+    Raises InputError when the sizes do not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
-    count, given = jax.device_count(), 1
-    for size in sizes:
-        given *= size if size != -1 else 1
+    count, given = len(devices), math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or count % given or (-1 not in sizes and given != count):
         raise InputError(f"config.mesh asks for {dict(config.mesh)}, which does not fit {count} devices")
     sizes = [count // given if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def shard_params(mesh: Mesh, params: Any) -> Any:
@@ -47,11 +52,13 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
     Raises KeyError for a path without a rule: a new weight needs a decision, not a default.
     """
 
-    def one(path, _):
+    def one(path, weight):
         name = "/".join(str(entry.key) for entry in path)
         for pattern, spec in RULES:
             if re.search(pattern, name):
-                return NamedSharding(mesh, spec)
+                cut = [axis and size % mesh.shape[axis] == 0 for axis, size in zip(spec, weight.shape, strict=False)]
+                axes = (axis if even else None for axis, even in zip(spec, cut, strict=True))
+                return NamedSharding(mesh, PartitionSpec(*axes))
         raise KeyError(f"no sharding rule for {name}")
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -70,6 +77,13 @@ def rows(mesh: Mesh) -> NamedSharding:
 def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
     """Moves this process's rows to its devices; together the processes' rows are the global batch."""
     return {name: jax.make_array_from_process_local_data(rows(mesh), value) for name, value in batch.items()}
+
+
+def put_whole_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """Moves this process's part of a batch that every process holds in full to its devices."""
+    return {
+        name: jax.make_array_from_process_local_data(rows(mesh), value, value.shape) for name, value in batch.items()
+    }
 
 
 def with_sharding(abstract: Any, shardings: Any) -> Any:
