@@ -19,9 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "bfloat16",
         "updates": 30_000,
         "log_every": 100,
+        "profile_steps": (),  # first and last update to trace for TensorBoard's profiler, e.g. 10,20
         "label_smoothing": 0.0,
-        # Recompute each layer's activations in the backward pass instead of keeping them.
-        "remat": True,
+        # What the backward pass computes again instead of keeping it in memory. none: nothing. elementwise: all but the
+        # outputs of matrix products and of attention. layers: everything inside a layer.
+        "remat": "elementwise",
         "llm": {
             "path": "",  # a folder made by python -m convert.from_hf
             "end_token": "</s>",
@@ -36,8 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
             "train": ("av_clean",),  # shard folders, mixed
             "feature_width": 1024,
             "rows": 1,
-            # A VASR clip takes about 15 instruction, 45 speech and 20 label positions, and 76 frames.
-            "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8},
+            # A VASR clip takes about 15 instruction, 45 speech and 20 label positions, and 76 frames. No utterance may
+            # be longer than `window`, since attention looks no further back.
+            "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8, "window": 192},
         },
         "optimizer": {
             "peak_lr": 5e-4,

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """base.py with the sizes of the demo; float32, since CPUs are slow at bfloat16."""
     config = base.get_config()
     config.dtype = "float32"
-    config.remat = False
+    config.remat = "none"
     config.updates = 400
     config.log_every = 20
     config.llm.path = "runs/demo/llm"
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train = ("av_clean", "audio_clean", "video_clean")
     config.data.feature_width = 128
     config.data.rows = 8
-    config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8}
+    config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8, "window": 256}
     config.optimizer.peak_lr = 5e-3
     config.optimizer.warmup_updates = 40
     config.optimizer.decay_updates = 360

@@ -31,12 +31,11 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         config.updates = 300_000
     elif variant == "tpu":
         config.data.rows = 8
-        config.data.row = {"positions": 2048, "frames": 2048, "labels": 640, "clips": 32}
+        config.data.row = {"positions": 2048, "frames": 2048, "labels": 640, "clips": 32, "window": 192}
         config.updates = CLIPS // CLIPS_PER_UPDATE
         config.optimizer.peak_lr = 1e-3
         config.evaluate.rows = 16
-        config.mesh.fsdp = -1
-        config.mesh.data = 1
+        config.mesh = {"data": 8, "fsdp": 1, "tensor": -1}
         config.checkpoint.every = 500
     else:
         raise ValueError(f"variant {variant!r} of configs/final.py: expected tpu or reference")

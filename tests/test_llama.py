@@ -1,6 +1,7 @@
 """The language model against transformers' LlamaForCausalLM, float32; theta, eps and head width off the defaults."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from flax import nnx, traverse_util
 
 from convert.from_hf import load_params
 from viavsp_jax.llm_folder import llama_config
-from viavsp_jax.models.llama import Llama, packed_mask, rotate
+from viavsp_jax.models.attention import WHOLE_ROWS
+from viavsp_jax.models.llama import Llama, rotate
 from viavsp_jax.models.lora import LoRAConfig
 
 MODULE, WHOLE = 1e-5, 1e-4
@@ -75,7 +77,7 @@ def hidden(model, tokens, segment_ids=None, positions=None):
     @jax.jit
     def run(params, tokens, segment_ids, positions):
         model = nnx.merge(graph, params)
-        return model(model.embed(tokens), segment_ids, positions, None, False)
+        return model(model.embed(tokens), segment_ids, positions, None, "none")
 
     return run(params, tokens, segment_ids, positions)
 
@@ -106,8 +108,9 @@ def test_every_stage_equals_transformers(tmp_path, kv_heads, tied):
     x = pair.ours.embed(tokens)
     np.testing.assert_array_equal(x, pair.theirs.model.embed_tokens(torch.tensor(tokens)).detach())
     graph, params = split(pair.ours.layers)
-    positions, mask = np.tile(np.arange(9), (2, 1)), packed_mask(jnp.ones((2, 9), int))
-    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, mask)[0])
+    positions, ids = np.tile(np.arange(9), (2, 1)), jnp.ones((2, 9), int)
+    attention = functools.partial(WHOLE_ROWS, segment_ids=ids)
+    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, attention)[0])
     assert len(blocks) == LAYERS
     for i in range(LAYERS):
         theirs_in = x if i == 0 else blocks[i - 1].numpy()
@@ -196,9 +199,11 @@ def test_remat_keeps_the_gradients(pair):
         return jnp.mean(model.logits(x) ** 2)
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    kept, recomputed = (jax.device_get(gradient(params, remat)) for remat in (False, True))
+    kept = jax.device_get(gradient(params, "none"))
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(kept))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=MODULE, rtol=WHOLE), kept, recomputed)
+    for remat in ("elementwise", "layers"):
+        recomputed = jax.device_get(gradient(params, remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=MODULE, rtol=WHOLE), kept, recomputed)
 
 
 def test_gradient_shows_who_sees_whom(pair):
@@ -210,7 +215,7 @@ def test_gradient_shows_who_sees_whom(pair):
     @jax.jit
     @jax.jacrev
     def sensitivity(x):
-        return jnp.abs(nnx.merge(graph, params)(x, segment_ids, positions, None, False)).sum((0, 2))
+        return jnp.abs(nnx.merge(graph, params)(x, segment_ids, positions, None, "none")).sum((0, 2))
 
     x = np.random.default_rng(0).normal(size=(1, 8, WIDTH)).astype(np.float32)
     seen = np.abs(sensitivity(x)[:, 0]).sum(-1) > 0

@@ -252,7 +252,7 @@ def test_weights_in_full_exist_one_layer_at_a_time():
     llama = dataclasses.replace(llama_config(DEMO_LLAMA), num_layers=24, hidden_size=256, intermediate_size=1024)
     structure, trainable, frozen = state.abstract_model(llama, LORA, 8, jnp.float32, "nf4")
     layer = 4 * sum(2 * x.size for path, x in flatten_dict(frozen).items() if path[-1] == "codes") // llama.num_layers
-    for remat in (False, True):
+    for remat in ("none", "elementwise", "layers"):
 
         def loss(trainable, frozen, x, remat=remat):
             llm = nnx.merge(structure, trainable, frozen).llm

@@ -35,7 +35,7 @@ def batch_of(llm, counts, rows):
         }
         for number, runs in enumerate(counts)
     ]  # fmt: skip
-    shape = pipeline.RowShape(positions=200, frames=60, labels=120, clips=-(-len(records) // rows))
+    shape = pipeline.RowShape(positions=200, frames=60, labels=120, clips=-(-len(records) // rows), window=200)
     to_utterance = pipeline.ToUtterance(load_prompt(llm, "</s>"), shape, np.float32)
     return records, next(iter(pipeline.packed_batches(grain.MapDataset.source(records), to_utterance, rows)))
 

@@ -1,4 +1,4 @@
-"""What training and evaluation share: a config turned into mesh, prompt, model structure and weights."""
+"""What training, evaluation and compilation share: a config turned into mesh, prompt, model structure and weights."""
 
 import dataclasses
 import functools
@@ -11,10 +11,12 @@ import ml_collections
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from viavsp_jax import llm_folder, sharding, state
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError
+from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
@@ -30,13 +32,15 @@ class Experiment:
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    prompt: Prompt
+    llama: LlamaConfig
     structure: nnx.GraphDef
     trainable: Tree  # jax.ShapeDtypeStruct
     frozen: Tree  # jax.ShapeDtypeStruct
     to_quantize: Stacks  # before they are
-    fits: dict[str, Any]  # what learnt weights fit, see Checkpoints.save
     build: Callable[[jax.Array], ViAVSP]  # from a PRNG key
+    # Of the language model's folder; only `load_experiment` reads them.
+    prompt: Prompt | None = None
+    fits: dict[str, Any] | None = None  # what learnt weights fit, see Checkpoints.save
 
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
@@ -60,27 +64,61 @@ class Experiment:
         return {"llm": unflatten_dict(weights)}
 
 
-def stacks_to_quantize(quantization: Quantization, folder: str, llama: LlamaConfig, mesh: Mesh) -> Stacks:
-    """The kernels that `config.llm.quantization` is about, in the shape and dtype the folder has them in.
+def stacks_to_quantize(
+    config: ml_collections.ConfigDict, llama: LlamaConfig, mesh: Mesh, stored_dtype: DTypeLike
+) -> Stacks:
+    """The kernels that `config.llm.quantization` is about, in the shape and dtype that they are stored in.
 
     Raises InputError for an unknown quantisation and for a kernel that does not fit its blocks.
     """
+    quantization = config.llm.quantization
     if quantization not in get_args(Quantization):
         raise InputError(f"config.llm.quantization is {quantization!r}, expected {' or '.join(get_args(Quantization))}")
     if quantization == "none":
         return {}
-    dtype = jnp.dtype(llm_folder.read_conversion(folder)["dtype"])
     # The frozen weights do not depend on the adapter and the encoder.
-    _, _, frozen = state.abstract_model(llama, LoRAConfig(), 1, dtype)
+    _, _, frozen = state.abstract_model(llama, LoRAConfig(), 1, stored_dtype)
     frozen = sharding.with_sharding(frozen, sharding.shard_params(mesh, frozen))
     stacks = {path: shape for path, shape in flatten_dict(frozen["llm"]).items() if path[-1] == "kernel"}
     for path, shape in stacks.items():
         if shape.shape[1] % BLOCK:
             raise InputError(
-                f"{folder}: {'/'.join(path)} has {shape.shape[1]} inputs, config.llm.quantization=nf4 needs a multiple "
-                f"of {BLOCK}"
+                f"{config.llm.path or 'the language model'}: {'/'.join(path)} has {shape.shape[1]} inputs, "
+                f"config.llm.quantization=nf4 needs a multiple of {BLOCK}"
             )
     return stacks
+
+
+def packed_attention(config: ml_collections.ConfigDict, mesh: Mesh, llama: LlamaConfig) -> PackedAttention:
+    """Attention of training by the fastest kernel that the mesh's devices have for the model's sizes."""
+    platform, kernel = mesh.devices.flat[0].platform, "xla"
+    if platform == "tpu" and llama.head_dim % 128 == 0:
+        kernel = "splash"
+    elif platform == "gpu" and llama.head_dim % 8 == 0 and llama.head_dim <= 128 and config.dtype == "bfloat16":
+        kernel = "cudnn"
+    return PackedAttention(config.data.row.window, kernel, sharding.heads(mesh, llama.num_kv_heads))
+
+
+def abstract_experiment(
+    config: ml_collections.ConfigDict, llama: LlamaConfig, mesh: Mesh, stored_dtype: DTypeLike
+) -> Experiment:
+    """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file."""
+    lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    to_quantize = stacks_to_quantize(config, llama, mesh, stored_dtype)
+    sizes = {
+        "llama": llama,
+        "lora": lora,
+        "feature_width": config.data.feature_width,
+        "dtype": jnp.dtype(config.dtype),
+        "quantization": config.llm.quantization,
+        "attention": packed_attention(config, mesh, llama),
+    }
+    structure, trainable, frozen = state.abstract_model(**sizes)
+    trainable, frozen = (
+        sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
+    )
+    build = functools.partial(state.make_model, **sizes)
+    return Experiment(config, mesh, llama, structure, trainable, frozen, to_quantize, build)
 
 
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -90,26 +128,12 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     conversion = llm_folder.read_conversion(config.llm.path)
     llama = llm_folder.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
-    mesh = sharding.make_mesh(config)
-    lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
-    to_quantize = stacks_to_quantize(config.llm.quantization, config.llm.path, llama, mesh)
-    sizes = {
-        "llama": llama,
-        "lora": lora,
-        "feature_width": config.data.feature_width,
-        "dtype": jnp.dtype(config.dtype),
-        "quantization": config.llm.quantization,
-    }
-    structure, trainable, frozen = state.abstract_model(**sizes)
-    trainable, frozen = (
-        sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
-    )
+    experiment = abstract_experiment(config, llama, sharding.make_mesh(config), jnp.dtype(conversion["dtype"]))
     fits = {
-        "config.lora.rank": lora.rank,
-        "config.lora.alpha": lora.alpha,
+        "config.lora.rank": config.lora.rank,
+        "config.lora.alpha": config.lora.alpha,
         "config.data.feature_width": config.data.feature_width,
         "language model sha256": conversion["sha256"],
         "config.llm.quantization": config.llm.quantization,
     }
-    build = functools.partial(state.make_model, **sizes)
-    return Experiment(config, mesh, prompt, structure, trainable, frozen, to_quantize, fits, build)
+    return dataclasses.replace(experiment, prompt=prompt, fits=fits)

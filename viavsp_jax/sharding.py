@@ -74,6 +74,13 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def heads(mesh: Mesh, count: int) -> NamedSharding:
+    """Of [rows, positions, heads, width]: rows as in a batch, heads along `tensor` where it divides their `count`."""
+    return NamedSharding(
+        mesh, PartitionSpec(("data", "fsdp"), None, None if count % mesh.shape["tensor"] else "tensor")
+    )
+
+
 def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
     """Moves this process's rows to its devices; together the processes' rows are the global batch."""
     return {name: jax.make_array_from_process_local_data(rows(mesh), value) for name, value in batch.items()}

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
@@ -47,18 +48,16 @@ def make_model(
     feature_width: int,
     dtype: DTypeLike,
     quantization: Quantization = "none",
+    attention: PackedAttention = WHOLE_ROWS,
 ) -> ViAVSP:
     """A randomly initialised model that computes in `dtype` and stores in it those frozen weights not quantised."""
-    rngs = nnx.Rngs(params=key)
-    return ViAVSP(llama, lora, feature_width, dtype=dtype, param_dtype=dtype, quantization=quantization, rngs=rngs)
+    frozen = {"param_dtype": dtype, "quantization": quantization}
+    return ViAVSP(llama, lora, feature_width, dtype=dtype, attention=attention, rngs=nnx.Rngs(params=key), **frozen)
 
 
-def abstract_model(
-    llama: LlamaConfig,
-    lora: LoRAConfig,
-    feature_width: int,
-    dtype: DTypeLike,
-    quantization: Quantization = "none",
-) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """As `split`, with shapes (jax.ShapeDtypeStruct) for weights; nothing is computed."""
-    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), llama, lora, feature_width, dtype, quantization)))
+def abstract_model(*sizes: Any, **more: Any) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """As `split` of what `make_model` makes of the same arguments, its key aside; with shapes for weights.
+
+    The shapes are jax.ShapeDtypeStruct; nothing is computed.
+    """
+    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), *sizes, **more)))

@@ -107,11 +107,11 @@ def record(golden: Golden, kind: str, number: str, modality: str) -> Arrays:
 
 def packed(model: Model, utterances: list[Arrays], rows: int) -> Arrays:
     """A batch of `rows` rows that hold the utterances, made by the project's own pipeline."""
-    big = pipeline.RowShape(positions=10**6, frames=10**6, labels=10**6, clips=len(utterances))
+    big = pipeline.RowShape(positions=10**6, frames=10**6, labels=10**6, clips=len(utterances), window=10**6)
     whole = [pipeline.ToUtterance(model.prompt, big, np.float32).map(one) for one in utterances]
     clips = -(-len(utterances) // rows)
     sizes = [sum(len(one[name]) for one in whole) for name in ("tokens", "features", "targets")]
-    shape = pipeline.RowShape(*sizes, clips=clips)
+    shape = pipeline.RowShape(*sizes, clips=clips, window=sizes[0])
     dataset = grain.MapDataset.source(utterances)
     return next(iter(pipeline.packed_batches(dataset, pipeline.ToUtterance(model.prompt, shape, np.float32), rows)))
 

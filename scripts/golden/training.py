@@ -45,7 +45,7 @@ def settings(recorded: dict[str, Any]) -> ml_collections.ConfigDict:
     schedule = recorded["lr_scheduler"]
     return ml_collections.ConfigDict({
         "seed": 0,
-        "remat": False,
+        "remat": "none",
         "label_smoothing": 0.0,
         "optimizer": {
             "peak_lr": schedule["lr"][0],

@@ -37,12 +37,13 @@ OPEN_ROWS = 32
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """Capacity of a row: positions S, frames T, label tokens L, and the most utterances it may hold."""
+    """Capacity of a row: positions S, frames T, label tokens L, the most utterances and the longest it may hold."""
 
     positions: int
     frames: int
     labels: int
     clips: int
+    window: int  # positions
 
 
 def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
@@ -87,7 +88,7 @@ class ToUtterance(grain.transforms.Map):
         for what, size, limit, option in (
             ("label tokens", labels, self.shape.labels, "labels"),
             ("frames", len(record["features"]), self.shape.frames, "frames"),
-            ("positions", positions, self.shape.positions, "positions"),
+            ("positions", positions, min(self.shape.window, self.shape.positions), "window"),
         ):
             if size > limit:
                 raise InputError(

@@ -7,14 +7,17 @@ G key/value heads, K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention, attend, causal_mask
 from viavsp_jax.models.lora import Linear, LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 
@@ -35,8 +38,10 @@ class LlamaConfig:
     tie_word_embeddings: bool
 
 
-# Keys and values to attend to and who may see them: k, v [B, C, G, K], mask bool[B, Q, C].
-AttentionPart = tuple[jax.Array, jax.Array, jax.Array]
+# What the backward pass computes again instead of keeping it from the forward pass: nothing; all but the outputs of
+# matrix products and of attention; everything inside a layer.
+Remat = Literal["none", "elementwise", "layers"]
+KEPT = ("qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
 
 
 @jax.tree_util.register_dataclass
@@ -64,41 +69,6 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-
-
-def attend(q: jax.Array, parts: Sequence[AttentionPart]) -> jax.Array:
-    """Softmax attention over the union of several key/value parts, without joining them in memory.
-
-    q: [B, Q, H, K] → [B, Q, H·K]. Scores and softmax are float32. A query that may see nothing (padding) gets the
-    mean of everything rather than NaN.
-    """
-    batch, queries, heads, width = q.shape
-    groups = parts[0][0].shape[2]
-    q = q.reshape(batch, queries, groups, heads // groups, width) * width**-0.5
-    scores = []
-    for k, _, mask in parts:
-        score = jnp.einsum("bqghk,bcgk->bghqc", q, k, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask[:, None, None], score, jnp.finfo(jnp.float32).min))
-    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
-    out, start = 0, 0
-    for _, v, mask in parts:
-        size = mask.shape[-1]
-        out += jnp.einsum("bghqc,bcgk->bqghk", weights[..., start : start + size], v)
-        start += size
-    return out.reshape(batch, queries, heads * width)
-
-
-def packed_mask(segment_ids: jax.Array) -> jax.Array:
-    """Who sees whom in packed rows: causal within an utterance. int32[B, S] → bool[B, S, S].
-
-    For segment ids 1 1 2 0 (0 = padding), query down, key across:
-        1 . . .
-        1 1 . .
-        . . 1 .
-        . . . .
-    """
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return jnp.tril(same & (segment_ids[:, None, :] > 0))
 
 
 class RMSNorm(nnx.Module):
@@ -139,11 +109,10 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
-        cached: AttentionPart | None = None,
+        attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """x [B, S, D], positions [B, S], mask bool[B, S, S] among x, earlier keys and values in `cached`.
+        """x [B, S, D], positions [B, S]; `attention` takes q [B, S, H, K], k, v [B, S, G, K] to [B, S, H·K].
 
         Returns the new x, and this x's keys and values [B, S, G, K]. A PRNG key turns adapter dropout on.
         """
@@ -155,10 +124,11 @@ class Block(nnx.Module):
             for projection, key in zip((self.q, self.k, self.v), keys, strict=True)
         )
         q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
-        parts = [(k, v, mask)] if cached is None else [cached, (k, v, mask)]
-        x = x + self.o(attend(q, parts))
+        q, k, v = checkpoint_name((q, k, v), "qkv")
+        x = checkpoint_name(x + self.o(checkpoint_name(attention(q, k, v), "attention")), "middle")
         h = self.ffn_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), (k, v)
+        gate, up = checkpoint_name((self.gate(h), self.up(h)), "ffn")
+        return x + self.down(jax.nn.silu(gate) * up), (k, v)
 
 
 class Llama(nnx.Module):
@@ -175,9 +145,11 @@ class Llama(nnx.Module):
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         quantization: Quantization = "none",
+        attention: PackedAttention = WHOLE_ROWS,
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.attention = attention
         self.dtype = dtype
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), param_dtype)
         self.embedding = nnx.Param(embedding * jnp.asarray(0.02, param_dtype))
@@ -200,21 +172,26 @@ class Llama(nnx.Module):
         return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: bool
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: Remat
     ) -> jax.Array:
-        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm.
-
-        `remat` recomputes each layer in the backward pass instead of keeping its activations.
-        """
-        mask = packed_mask(segment_ids)
+        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm."""
         graph, params = nnx.split(self.layers)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
+        def attention(q, k, v):
+            return self.attention(q, k, v, segment_ids)
+
         def layer(x, inputs):
             params, key = inputs
-            return nnx.merge(graph, params)(x, positions, mask, key=key)[0], None
+            return nnx.merge(graph, params)(x, positions, attention, key)[0], None
 
-        return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (params, keys))[0]
+        # Inside a scan there are no common subexpressions to keep apart.
+        if remat == "elementwise":
+            kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
+            layer = jax.checkpoint(layer, policy=kept, prevent_cse=False)
+        elif remat == "layers":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        return jax.lax.scan(layer, x, (params, keys))[0]
 
     def prefill(self, x: jax.Array, lengths: jax.Array, room: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
@@ -224,11 +201,11 @@ class Llama(nnx.Module):
         batch, size = x.shape[:2]
         valid = jnp.arange(size)[None] < lengths[:, None]
         positions = jnp.tile(jnp.arange(size), (batch, 1))
-        mask = packed_mask(valid.astype(jnp.int32))
+        mask = causal_mask(valid.astype(jnp.int32), valid.astype(jnp.int32))
         graph, params = nnx.split(self.layers)
 
         def layer(x, params):
-            return nnx.merge(graph, params)(x, positions, mask)
+            return nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, [(k, v, mask)]))
 
         x, (k, v) = jax.lax.scan(layer, x, params)
         places = room * beams
@@ -253,7 +230,8 @@ class Llama(nnx.Module):
 
         def layer(x, inputs):
             params, k, v = inputs
-            return nnx.merge(graph, params)(x, positions, itself, cached=(k, v, visible))
+            past = k, v, visible
+            return nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, [past, (k, v, itself)]))
 
         x, (k, v) = jax.lax.scan(layer, self.embed(tokens), (params, cache.k, cache.v))
         here = (0, 0, cache.index, 0, 0)

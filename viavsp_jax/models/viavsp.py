@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.dedup import segment_mean
-from viavsp_jax.models.llama import Cache, Llama, LlamaConfig
+from viavsp_jax.models.llama import Cache, Llama, LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 
@@ -39,10 +40,12 @@ class ViAVSP(nnx.Module):
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         quantization: Quantization = "none",
+        attention: PackedAttention = WHOLE_ROWS,
         rngs: nnx.Rngs,
     ):
         self.projector = Projector(feature_width, llama.hidden_size, rngs)
-        self.llm = Llama(llama, lora, dtype=dtype, param_dtype=param_dtype, quantization=quantization, rngs=rngs)
+        frozen = {"param_dtype": param_dtype, "quantization": quantization}
+        self.llm = Llama(llama, lora, dtype=dtype, attention=attention, rngs=rngs, **frozen)
 
     def embed(self, batch: dict[str, jax.Array]) -> jax.Array:
         """Input embeddings [B, S, D]: projected segment means where `is_speech`, else token embeddings.
@@ -52,7 +55,7 @@ class ViAVSP(nnx.Module):
         means = segment_mean(batch["features"].astype(self.llm.dtype), batch["frame_slot"], batch["tokens"].shape[1])
         return jnp.where(batch["is_speech"][..., None], self.projector(means), self.llm.embed(batch["tokens"]))
 
-    def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, remat: bool = False) -> jax.Array:
+    def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, remat: Remat = "none") -> jax.Array:
         """Logits float32[B, L, V] at `label_index`. A PRNG key turns adapter dropout on (training)."""
         hidden = self.llm(self.embed(batch), batch["segment_ids"], batch["positions"], key, remat)
         at_labels = jnp.take_along_axis(hidden, batch["label_index"][..., None], 1)

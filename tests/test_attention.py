@@ -1,0 +1,68 @@
+"""Attention over packed rows: every kernel and window against attention with a full mask, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from viavsp_jax.models.attention import PackedAttention, attend, causal_mask
+
+
+def make_rows(lengths, size, heads, groups, width):
+    """Queries, keys, values and segment ids of rows whose utterances have `lengths`."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (
+        jax.random.normal(key, (len(lengths), size, count, width))
+        for key, count in zip(keys, (heads, groups, groups), strict=False)
+    )
+    ids = np.zeros((len(lengths), size), np.int32)
+    for row, sizes in enumerate(lengths):
+        for number, (start, length) in enumerate(zip(np.cumsum([0, *sizes]), sizes, strict=False), 1):
+            ids[row, start : start + length] = number
+    return q, k, v, jnp.asarray(ids)
+
+
+def values_and_gradients(attention, q, k, v, ids):
+    """Of a random weighting of the outputs at real positions."""
+    weight = jax.random.normal(jax.random.key(1), (*q.shape[:2], q.shape[2] * q.shape[3])) * (ids > 0)[..., None]
+
+    def loss(q, k, v):
+        out = attention(q, k, v, ids)
+        return jnp.sum(out * weight), out * (ids > 0)[..., None]
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+def with_full_mask(q, k, v, ids):
+    return attend(q, [(k, v, causal_mask(ids, ids))])
+
+
+@pytest.mark.parametrize("window", [None, 7, 8, 16, 50])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_window_as_long_as_the_longest_utterance_changes_nothing(window, groups):
+    rows = make_rows([(7, 7, 3, 6, 7), (2, 1, 7, 5), ()], 33, 4, groups, 8)
+    found = values_and_gradients(PackedAttention(window), *rows)
+    for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_window_that_is_too_short_does():
+    rows = make_rows([(20,)], 20, 2, 2, 8)
+    out, expected = (values_and_gradients(f, *rows)[0] for f in (PackedAttention(9), with_full_mask))
+    np.testing.assert_allclose(out[:, :9], expected[:, :9], atol=2e-6)
+    assert np.abs(out - expected)[:, 18:].max() > 0.01
+
+
+@pytest.mark.parametrize(("groups", "window"), [(2, 100), (1, None)])
+def test_the_tpu_kernel(groups, window, monkeypatch):
+    """The kernel itself, run by Pallas' interpreter."""
+    on_cpu = functools.partial(splash.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash, "make_splash_mha_single_device", on_cpu)
+    rows = make_rows([(100, 90, 71, 99), (7, 100)], 400, 2, groups, 128)
+    found = values_and_gradients(PackedAttention(window, "splash"), *rows)
+    for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,0 +1,129 @@
+"""Attention: within the utterances of packed rows for training, over caches for decoding.
+
+Letters: B rows, S positions, W window, Q queries, C cached positions, H query heads, G key/value heads, K head width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import NamedSharding
+
+# Keys and values to attend to and who may see them: k, v [B, C, G, K], mask bool[B, Q, C].
+AttentionPart = tuple[jax.Array, jax.Array, jax.Array]
+
+# splash: Pallas kernel of TPUs. cudnn: flash attention of NVIDIA GPUs. xla: everywhere.
+Kernel = Literal["splash", "cudnn", "xla"]
+
+_TILE = 256  # queries and keys that the TPU kernel works on at a time
+
+
+def attend(q: jax.Array, parts: Sequence[AttentionPart]) -> jax.Array:
+    """Softmax attention over the union of several key/value parts, without joining them in memory.
+
+    q: [B, Q, H, K] → [B, Q, H·K]. Scores and softmax are float32. A query that may see nothing (padding) gets the
+    mean of everything rather than NaN.
+    """
+    batch, queries, heads, width = q.shape
+    groups = parts[0][0].shape[2]
+    q = q.reshape(batch, queries, groups, heads // groups, width) * width**-0.5
+    scores = []
+    for k, _, mask in parts:
+        score = jnp.einsum("bqghk,bcgk->bghqc", q, k, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask[:, None, None], score, jnp.finfo(jnp.float32).min))
+    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
+    out, start = 0, 0
+    for _, v, mask in parts:
+        size = mask.shape[-1]
+        out += jnp.einsum("bghqc,bcgk->bqghk", weights[..., start : start + size], v)
+        start += size
+    return out.reshape(batch, queries, heads * width)
+
+
+def causal_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:
+    """Who sees whom: int32[B, Q] and int32[B, C] segment ids (0 = padding) → bool[B, Q, C].
+
+    Queries are the last Q of the C positions. For segment ids 1 1 2 0 of both, query down, key across:
+        1 . . .
+        1 1 . .
+        . . 1 .
+        . . . .
+    """
+    same = (query_ids[:, :, None] == key_ids[:, None, :]) & (key_ids[:, None, :] > 0)
+    return jnp.tril(same, key_ids.shape[1] - query_ids.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedAttention:
+    """Causal attention within each utterance of packed rows, none of which is longer than `window` positions.
+
+    Since no query looks back further than `window`, cost grows with S·W instead of S². The result for padding is
+    finite and means nothing.
+    """
+
+    window: int | None = None  # None: none is longer than its row
+    kernel: Kernel = "xla"
+    # Of [B, S, H, K], for the TPU kernel, which XLA cannot cut by itself.
+    sharding: NamedSharding | None = None
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """q [B, S, H, K], k and v [B, S, G, K], segment_ids int32[B, S] (0 = padding) → [B, S, H·K]."""
+        attention = self._tiled if self.kernel == "splash" else self._in_blocks
+        return attention(q, k, v, segment_ids).reshape(*q.shape[:2], -1)
+
+    def _in_blocks(self, q, k, v, segment_ids):
+        """Blocks of W queries, each with the keys of its own block and of the one before."""
+        batch, size = segment_ids.shape
+        window = min(self.window or size, size)
+        padded = -(-size // window) * window
+
+        def blocks(x, shift=0):
+            """[B, S, ...] → [B·S/W, W, ...], `shift` positions earlier."""
+            widths = [(0, 0), (shift, padded - size)] + [(0, 0)] * (x.ndim - 2)
+            return jnp.pad(x, widths)[:, :padded].reshape(-1, window, *x.shape[2:])
+
+        def with_previous(x):
+            """[B, S, ...] → [B·S/W, 2W, ...]"""
+            return jnp.concatenate([blocks(x, window), blocks(x)], 1) if padded > window else blocks(x)
+
+        mask = causal_mask(blocks(segment_ids), with_previous(segment_ids))[:, None]
+        k, v = with_previous(k), with_previous(v)
+        out = jax.nn.dot_product_attention(blocks(q), k, v, mask=mask, implementation=self.kernel)
+        return out.reshape(batch, padded, *q.shape[2:])[:, :size]
+
+    def _tiled(self, q, k, v, segment_ids):
+        """The TPU kernel, in which tiles outside the window cost nothing."""
+        size, width = q.shape[1], q.shape[-1]
+        padding = -size % _TILE
+
+        def attention(q, k, v, segment_ids):
+            q, k, v = (jnp.pad(x.swapaxes(1, 2), [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in (q, k, v))
+            segment_ids = jnp.pad(segment_ids, [(0, 0), (0, padding)])
+            window = splash.LocalMask((size + padding,) * 2, ((self.window or size) - 1, 0), 0)
+            mask = splash.MultiHeadMask([window] * q.shape[1])
+            tiles = dict.fromkeys(
+                ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
+                 "block_q_dq", "block_kv_dq"), _TILE
+            )  # fmt: skip
+            kernel = splash.make_splash_mha_single_device(
+                mask, block_sizes=splash.BlockSizes(**tiles), residual_checkpoint_name="attention"
+            )
+            out = jax.vmap(kernel)(q * width**-0.5, k, v, splash.SegmentIds(segment_ids, segment_ids))
+            return out[:, :, :size].swapaxes(1, 2)
+
+        if self.sharding is None:
+            return attention(q, k, v, segment_ids)
+        spec = self.sharding.spec
+        return jax.shard_map(
+            attention,
+            mesh=self.sharding.mesh,
+            in_specs=(spec, spec, spec, jax.sharding.PartitionSpec(spec[0])),
+            out_specs=spec,
+            check_vma=False,
+        )(q, k, v, segment_ids)
+
+
+WHOLE_ROWS = PackedAttention()
