@@ -13,6 +13,7 @@ from viavsp_jax import checkpoint, experiment, train
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.state import TrainState
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
         again.check_fits(2, exp.fits | {"config.lora.rank": 8})
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])
+
+
+def test_saving_goes_on_in_the_background_whatever_becomes_of_the_state(config, tmp_path):
+    weights = np.random.default_rng(0).normal(size=8 << 20).astype(np.float32)  # not written at once
+    state = TrainState(jnp.int32(1), {"w": jnp.array(weights)}, ())
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(state, None, config.to_json(), {}, {"accuracy": 0.5})
+    assert not (checkpoints.folder / "1").exists(), "the folder gets its name when all is written"
+    update = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    jax.block_until_ready(update(state))
+    checkpoints.wait()
+    assert (checkpoints.folder / "1").exists()
+    restored = checkpoints.restore_trainable(1, {"w": jax.ShapeDtypeStruct(weights.shape, weights.dtype)})
+    np.testing.assert_array_equal(restored["w"], weights)
 
 
 def test_no_checkpoint(tmp_path):

@@ -1,5 +1,9 @@
 """The update against its definition, and a run against the same run interrupted."""
 
+import gzip
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,34 +105,93 @@ def test_every_setting_of_the_update_changes_it(config):
     assert float(optax.tree.norm(step(start, frozen, batch)[0].opt_state[0].mu)) == norm
     later = state.TrainState(jnp.int32(1), trainable, start.opt_state)
     assert float(optax.tree.norm(step(later, frozen, batch)[0].opt_state[0].mu)) != norm, "dropout varies by update"
-    for remat in (False, True):
+    for remat in ("none", "layers"):
         changed = config.copy_and_resolve_references()
         changed.remat = remat
         jaxpr = jax.make_jaxpr(train.make_train_step(exp.structure, optimizer, changed))(start, frozen, batch)
-        assert ("remat" in str(jaxpr)) == remat
+        assert ("remat" in str(jaxpr)) == (remat == "layers")
     norms = [norm] + [moments(**one)[0] for one in ({"label_smoothing": 0.2}, {"seed": 5}, {"lora.dropout": 0.0})]
     assert len(set(norms)) == len(norms)
 
 
-def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(config, tmp_path):
-    train.train(config, tmp_path / "whole")
-    half = config.copy_and_resolve_references()
-    half.updates = 2
-    train.train(half, tmp_path / "parts")
-    assert Checkpoints(tmp_path / "parts").latest_step() == 2
-    train.train(config, tmp_path / "parts")
+@pytest.fixture(scope="module")
+def whole(folders, tmp_path_factory):
+    """Config and work folder of a run of 4 updates without a stop."""
+    config, workdir = small_config(*folders), tmp_path_factory.mktemp("whole")
+    config.checkpoint.every, config.checkpoint.keep, config.profile_steps = 1, 2, (2, 3)
+    train.train(config, workdir)
+    return config, workdir
+
+
+def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    config.updates, config.profile_steps = 2, ()
+    train.train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() == 2
+    config.updates = 4
+    train.train(config, tmp_path)
     exp = experiment.load_experiment(config)
-    whole, parts = (Checkpoints(tmp_path / name).restore_trainable(4, exp.trainable) for name in ("whole", "parts"))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        assert np.array_equal(a, b)
-    curves = [scalars(tmp_path / name / "tensorboard") for name in ("whole", "parts")]
-    assert curves[0] == curves[1] and set(curves[0]["valid/accuracy"]) == {2, 4}
+    for step in (3, 4):  # after 3 the training went on while it was being saved
+        saved = (Checkpoints(folder, config.checkpoint.keep) for folder in (workdir, tmp_path))
+        a, b = (checkpoints.restore_trainable(step, exp.trainable) for checkpoints in saved)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    every = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
+    curves = [{name: curve for name, curve in one.items() if name[:6] in ("train/", "valid/")} for one in every]
+    assert curves[0] == curves[1] and set(curves[0]["valid/accuracy"]) == {1, 2, 3, 4}
     assert curves[0]["train/loss"][4] < curves[0]["train/loss"][2]
+    assert not (tmp_path / "profile").exists()
 
 
-@pytest.mark.parametrize(("log_every", "update"), [(1, 2), (100, 2)])
-def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(config, tmp_path, log_every, update):
-    config.optimizer.peak_lr, config.log_every = 1e30, log_every
-    with pytest.raises(InputError, match=f"the loss is nan at update {update}, expected a number"):
+def test_the_last_checkpoints_and_the_best_are_kept(whole):
+    accuracy = scalars(whole[1] / "tensorboard")["valid/accuracy"]
+    best = max(accuracy, key=lambda step: accuracy[step])
+    assert {int(path.name) for path in (whole[1] / "checkpoints").iterdir()} == {3, 4, best}
+
+
+def test_pace_and_wall_time_are_written(whole):
+    curves = scalars(whole[1] / "tensorboard")
+    pace = {name.removeprefix("pace/"): curve for name, curve in curves.items() if name.startswith("pace/")}
+    wall_time = [curve for name, curve in curves.items() if name.startswith("wall_time/")]
+    assert len(wall_time) == 8 and all(set(curve) == {2, 4} for curve in [*pace.values(), *wall_time])
+    for step in (2, 4):
+        assert sum(curve[step] for curve in wall_time) == pytest.approx(1, abs=1e-5)
+        assert 0 < pace["step_seconds_p50"][step] <= pace["step_seconds_p95"][step] <= pace["step_seconds_max"][step]
+        # Two updates: their mean is their median.
+        clips = 2 * curves["train/utterances_per_update"][step]
+        seconds = clips / pace["clips_per_second"][step]
+        assert seconds == pytest.approx(2 * pace["step_seconds_p50"][step], rel=1e-5)
+    assert curves["wall_time/compile"][2] > 0 and curves["wall_time/validation"][4] > 0
+
+
+def test_the_updates_asked_for_are_traced(whole):
+    (path,) = (whole[1] / "profile").glob("plugins/profile/*/*.trace.json.gz")
+    assert path.with_name(path.name.replace(".trace.json.gz", ".xplane.pb")).stat().st_size
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "update"} == {"2", "3"}
+
+
+@pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 2), (3, 5), ("2:3",), (1, 2, 3)])
+def test_updates_that_cannot_be_traced(config, tmp_path, steps):
+    config.profile_steps = steps
+    with pytest.raises(InputError, match="config.profile_steps is .*between 1 and config.updates=4"):
+        train.train(config, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(config, tmp_path):
+    config.optimizer.peak_lr, config.log_every = 1e30, 100
+    with pytest.raises(InputError, match="the loss is nan at update 2, expected a number: .* no checkpoint is saved"):
         train.train(config, tmp_path)
     assert Checkpoints(tmp_path).latest_step() is None
+
+
+def test_a_loss_that_becomes_no_number_stops_the_run_at_the_next_log(whole, tmp_path):
+    config = whole[0].copy_and_resolve_references()
+    shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
+    config.updates, config.checkpoint.every, config.log_every, config.profile_steps = 100, 100, 3, ()
+    config.optimizer.peak_lr, config.optimizer.decay_updates = 1e30, 1000
+    # The fifth update spoils the weights, the sixth finds out.
+    with pytest.raises(InputError, match="the loss is nan at update 6, .* the last checkpoint is of update 4"):
+        train.train(config, tmp_path)
+    exp = experiment.load_experiment(config)
+    kept, good = (Checkpoints(folder, 2).restore_trainable(4, exp.trainable) for folder in (tmp_path, whole[1]))
+    jax.tree.map(np.testing.assert_array_equal, kept, good)

@@ -50,7 +50,7 @@ class Checkpoints:
           state, data: what a restart needs; without `data` a restart begins with the first batch.
           config: the run's config as JSON.
           fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
-          metrics: of the validation split, with its `accuracy`.
+          metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better.
         """
         items = {
             "trainable": ocp.args.StandardSave(state.trainable),
@@ -119,6 +119,10 @@ class Checkpoints:
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+
+    def wait(self) -> None:
+        """Returns when no save is under way."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for saves under way."""

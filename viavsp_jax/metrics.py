@@ -34,10 +34,11 @@ def label_loss(
     Returns:
       The loss to minimise, and the metrics, whose loss is without smoothing.
     """
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    nll = smoothed = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if smoothing:  # costs a pass over the logits, which are the largest array there is
+        smoothed = (1 - smoothing) * nll + smoothing * (jax.nn.logsumexp(logits, -1) - logits.mean(-1))
     utterances = weights.sum()
-    loss = (weights * ((1 - smoothing) * nll + smoothing * uniform)).sum() / jnp.maximum(utterances, 1)
+    loss = (weights * smoothed).sum() / jnp.maximum(utterances, 1)
     is_label = weights > 0
     correct = (logits.argmax(-1) == targets) & is_label
     return loss, Metrics.create_collection(

@@ -8,30 +8,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import sharding
+from viavsp_jax import distributed, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.metrics import Metrics, Writer, label_loss
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.pace import Pace
+from viavsp_jax.preemption import EXIT_STATUS, Preemption
+from viavsp_jax.profiler import Profiler
 from viavsp_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Tree = dict[str, Any]
 
 
-def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """New adapters, projector and optimizer state on the devices of the mesh."""
-    trainable = experiment.init_trainable()
+def abstract_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of training as shapes with shardings (jax.ShapeDtypeStruct); nothing is computed."""
     whole = sharding.replicated(experiment.mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=whole)(trainable)
-    return TrainState(jax.device_put(jnp.int32(0), whole), trainable, opt_state)
+    opt_state = jax.eval_shape(optimizer.init, experiment.trainable)
+    opt_state = sharding.with_sharding(opt_state, jax.tree.map(lambda _: whole, opt_state))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), experiment.trainable, opt_state)
+
+
+def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+    """New adapters, projector and optimizer state, where `abstract_state` has them."""
+    trainable = experiment.init_trainable()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), trainable, opt_state)
 
 
 def make_train_step(
@@ -53,6 +65,17 @@ def make_train_step(
     return train_step
 
 
+def jit_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+    """(state, frozen, batch) → state, metrics; the buffers of the state are handed on from update to update.
+
+    Compiles without weights too: `.lower(abstract_state(experiment, optimizer), experiment.frozen, batch)`.
+    """
+    step = make_train_step(experiment.structure, optimizer, experiment.config)
+    # Pinned, so that the state keeps its place.
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(experiment.mesh)))
+
+
 def make_validation_step(structure: nnx.GraphDef) -> Callable[[Tree, Tree, Batch], Metrics]:
     """Metrics of one batch without dropout. To be jitted."""
 
@@ -71,90 +94,146 @@ def summarize(metrics: list[Metrics]) -> dict[str, float]:
     return {name: float(value) for name, value in total.compute().items()}
 
 
+def say(text: str) -> None:
+    """One line for the user, from one process, beside the progress bar."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
 class Trainer:
     """One run: what the loop needs, built once."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike):
-        self.config = config
+    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike, pace: Pace):
+        self.config, self.pace = config, pace
         self.experiment = load_experiment(config)
-        self.batches = pipeline.training_batches(config, self.experiment.prompt)
+        self.profiler = Profiler(config, workdir)
+        sharding.check_rows(self.experiment.mesh, config.data.rows, "config.data.rows")
+        self.rows = distributed.local_rows(self.experiment.mesh, config.data.rows)
+        self.batches = pipeline.training_batches(config, self.experiment.prompt, self.rows)
         optimizer, self.schedule = make_optimizer(config)
         self.state = init_state(self.experiment, optimizer)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         step = self.checkpoints.latest_step()
         if step is not None:
-            tqdm.write(f"continuing from update {step} in {workdir}", file=sys.stderr)
+            say(f"continuing from update {step} in {workdir}")
             self.checkpoints.check_fits(step, self.experiment.fits)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
-        # Pinned, so that the state keeps its place and its buffers can be handed on from update to update.
-        shardings = jax.tree.map(lambda x: x.sharding, self.state)
+        self.pending: list[Metrics] = []  # of the updates since the last log
+        self.train_step = jit_train_step(self.experiment, optimizer)
         whole = sharding.replicated(self.experiment.mesh)
-        step = make_train_step(self.experiment.structure, optimizer, config)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
         self.validation_step = jax.jit(make_validation_step(self.experiment.structure), out_shardings=whole)
 
-    def checked(self, step: int, scores: dict[str, float]) -> dict[str, float]:
-        """The scores, unless the loss is no number any more: InputError stops the run before that is saved."""
-        if not jnp.isfinite(scores["loss"]):
+    def check_finite(self, step: int, what: str, value: float) -> None:
+        """InputError, which stops the run before that is saved, when `value` is no number any more."""
+        if not np.isfinite(value):
+            last = self.checkpoints.latest_step()
+            saved = "no checkpoint is saved" if last is None else f"the last checkpoint is of update {last}"
             raise InputError(
-                f"the loss is {scores['loss']} at update {step}, expected a number: lower config.optimizer.peak_lr or "
-                f"look for broken records; the last checkpoint is of update {self.checkpoints.latest_step()}"
+                f"the {what} is {value} at update {step}, expected a number: lower config.optimizer.peak_lr or look "
+                f"for broken records; {saved}"
             )
-        return scores
 
-    def validate_and_save(self) -> dict[str, float]:
-        """Scores the validation split, writes the scores and starts saving a checkpoint."""
+    def validate(self, step: int) -> dict[str, float]:
+        """Scores the validation split and writes the scores."""
         metrics = [
             self.validation_step(self.state.trainable, self.frozen, sharding.put_batch(self.experiment.mesh, batch))
-            for batch in pipeline.validation_batches(self.config, self.experiment.prompt)
+            for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows)
         ]
-        step = int(self.state.step)
-        scores = self.checked(step, summarize(metrics))
+        scores = summarize(metrics)
+        self.check_finite(step, "loss", scores["loss"])
         self.writer.write(step, {f"valid/{name}": value for name, value in scores.items()})
-        text = f"update {step}: validation loss {scores['loss']:.4f}, token accuracy {scores['accuracy']:.4f}"
-        tqdm.write(text, file=sys.stderr)
-        self.checkpoints.save(self.state, self.batches, self.config.to_json(), self.experiment.fits, scores)
+        say(f"update {step}: validation loss {scores['loss']:.4f}, token accuracy {scores['accuracy']:.4f}")
         return scores
 
-    def log(self, step: int, pending: list[Metrics]) -> dict[str, float]:
-        """Writes the mean of the last updates' metrics."""
-        scores = self.checked(step, summarize(pending))
-        utterances = sum(float(one.loss.count) for one in pending)
-        rate = float(self.schedule(step - 1))
+    def save(self, step: int, preempted: bool) -> None:
+        """Starts saving a checkpoint after validation, for which a preemption leaves no time."""
+        if preempted:
+            if self.pending:
+                self.check_finite(step, "loss", summarize(self.pending)["loss"])
+            weights = jax.tree.leaves(jax.device_get(self.state.trainable))
+            self.check_finite(step, "largest weight", np.max([np.abs(x).max() for x in weights]))
+            scores = {"accuracy": 0.0}
+        else:
+            with self.pace.phase("validation"):
+                scores = self.validate(step)
+        with self.pace.phase("checkpoint"):
+            self.checkpoints.save(self.state, self.batches, self.config.to_json(), self.experiment.fits, scores)
+
+    def log(self, step: int, bar: tqdm) -> None:
+        """Writes the mean metrics of the updates since the last log, up to `step`, and their pace."""
+        scores = summarize(self.pending)
+        self.check_finite(step, "loss", scores["loss"])
+        utterances = sum(float(one.loss.count) for one in self.pending)
+        rate, seconds = float(self.schedule(step - 1)), self.pace.seconds()
         self.writer.write(step, {
             **{f"train/{name}": value for name, value in scores.items()},
             "train/learning_rate": rate,
-            "train/utterances_per_update": utterances / len(pending),
+            "train/utterances_per_update": utterances / len(self.pending),
+            **{f"pace/{name}": value for name, value in self.pace.interval(utterances).items()},
+            **{f"wall_time/{name}": value / sum(seconds.values()) for name, value in seconds.items()},
         })  # fmt: skip
-        return scores
+        bar.set_postfix(loss=f"{scores['loss']:.3f}", accuracy=f"{scores['accuracy']:.3f}", refresh=False)
+        self.pending = []
 
-    def run(self) -> None:
-        """Trains to `config.updates`, from wherever the newest checkpoint stands."""
-        config, start = self.config, int(self.state.step)
-        pending: list[Metrics] = []
+    def update(self, step: int, first: bool) -> Metrics:
+        """Dispatches update `step`; the one before is done when this returns."""
+        with self.pace.phase("data"):
+            batch = sharding.put_batch(self.experiment.mesh, next(self.batches))
+        if first:
+            with self.pace.phase("compile"):
+                self.train_step = self.train_step.lower(self.state, self.frozen, batch).compile()
+        self.profiler.before(step, self.pace)
+        with jax.profiler.StepTraceAnnotation("update", step_num=step):
+            self.state, metrics = self.pace.update(self.train_step, self.state, self.frozen, batch)
+        return metrics
+
+    def run(self, preemption: Preemption) -> bool:
+        """Trains to `config.updates`, from wherever the newest checkpoint stands; False when stopped before."""
+        config, start, last, stop = self.config, int(self.state.step), self.config.updates, False
         interval = 0.5 if sys.stderr.isatty() else 20
-        with tqdm(total=config.updates, initial=start, unit="update", desc="train", mininterval=interval) as bar:
-            for step in range(start + 1, config.updates + 1):
-                batch = sharding.put_batch(self.experiment.mesh, next(self.batches))
-                self.state, metrics = self.train_step(self.state, self.frozen, batch)
-                pending.append(metrics)
+        silent = jax.process_index() > 0
+        with tqdm(total=last, initial=start, unit="update", desc="train", mininterval=interval, disable=silent) as bar:
+            for step in range(start + 1, last + 1):
+                metrics = self.update(step, first=step == start + 1)
                 bar.update()
-                if step % config.log_every == 0:
-                    scores = self.log(step, pending)
-                    bar.set_postfix(loss=f"{scores['loss']:.3f}", accuracy=f"{scores['accuracy']:.3f}", refresh=False)
-                    pending = []
-                if step % config.checkpoint.every == 0 or step == config.updates:
-                    self.validate_and_save()
+                # Of the updates before this one, while the devices work on it.
+                if (step - 1) % config.log_every == 0 and self.pending:
+                    self.log(step - 1, bar)
+                self.pending.append(metrics)
+                stop = step < last and preemption.noticed(step)
+                self.profiler.after(step, self.pace, final=stop or step == last)
+                if stop or step == last or step % config.checkpoint.every == 0:
+                    self.pace.wait()
+                    if step % config.log_every == 0:
+                        self.log(step, bar)
+                    self.save(step, preempted=stop)
+                if stop:
+                    break
+        with self.pace.phase("checkpoint"):
+            self.checkpoints.wait()
+        say(self.pace.report())
+        if stop:
+            say(f"stopped by SIGTERM after update {step}, which is saved: the same command continues from there")
+        return not stop
 
     def close(self) -> None:
         """Waits for saves under way and closes the files."""
         self.checkpoints.close()
+        self.batches.close()
         self.writer.close()
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Trains `config` in `workdir`; called again after a stop, it continues."""
-    with contextlib.closing(Trainer(config, workdir)) as trainer:
-        trainer.run()
+    """Trains `config` in `workdir`; called again after a stop, it continues.
+
+    SIGTERM ends the process with its usual status, but only after the update under way, which is saved.
+    """
+    with contextlib.closing(Pace()) as pace:
+        with pace.phase("start-up"):
+            trainer = Trainer(config, workdir, pace)
+        with contextlib.closing(trainer), Preemption() as preemption:
+            done = trainer.run(preemption)
+    if not done:
+        sys.exit(EXIT_STATUS)

@@ -1,0 +1,132 @@
+"""SIGTERM and a restart, with the real command in processes of its own; and the programs kept between them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from small_run import WIDTH, small_config
+from tensorboard_events import scalars
+
+from viavsp_jax import compilation_cache, experiment, train
+from viavsp_jax.checkpoint import Checkpoints
+
+
+def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **settings) -> subprocess.Popen:
+    """The command with the settings of `small_config` and these; keeps its programs in the folder `cache`, if any."""
+    given = {
+        "llm.path": config.llm.path,
+        "data.path": config.data.path,
+        "data.train": "av_clean",
+        "data.feature_width": WIDTH,
+        "data.rows": config.data.rows,
+        **{f"data.row.{name}": size for name, size in config.data.row.items()},
+        "optimizer.warmup_updates": config.optimizer.warmup_updates,
+        "optimizer.decay_updates": config.optimizer.decay_updates,
+        "log_every": config.log_every,
+        "checkpoint.every": config.checkpoint.every,
+        **settings,
+    }
+    command = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in given.items()]
+    kept = {
+        "XDG_CACHE_HOME": str(cache),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # the small programs of a fast machine too
+        "JAX_LOG_COMPILES": "true",
+    }
+    environment = os.environ | (kept if cache else {})
+    return subprocess.Popen([*command, *flags], env=environment, stderr=stderr, text=True)
+
+
+def read_and_stop(process: subprocess.Popen, stopped: subprocess.Popen) -> str:
+    """What `process` prints to its end; when it has validated for the first time, SIGTERM is sent to `stopped`."""
+    text = ""
+    for line in process.stderr:
+        text += line
+        if "update 2: validation loss" in line:
+            stopped.send_signal(signal.SIGTERM)
+    return text
+
+
+def programs(text: str) -> set[str]:
+    """The programs that a process took from the cache."""
+    return set(re.findall("Persistent compilation cache hit for '(.*?)'", text))
+
+
+def test_sigterm_saves_and_the_same_command_continues(folders, tmp_path):
+    config = small_config(*folders)
+    process = start(config, tmp_path / "work", cache=tmp_path / "cache", updates=300)
+    text = read_and_stop(process, process)
+    assert process.wait() == 128 + signal.SIGTERM, text
+    assert "Traceback" not in text and "jit_train_step" not in programs(text)
+    saved = int(re.search(r"stopped by SIGTERM after update (\d+), which is saved: the same command", text)[1])
+    assert re.search(r"goodput \d+\.\d% of \d+\.\d s: steps \d", text)
+    checkpoints = Checkpoints(tmp_path / "work")
+    assert checkpoints.latest_step() == saved > 2
+    # It was not validated, so it is not the best.
+    assert checkpoints.best_step() < saved
+
+    again = start(config, tmp_path / "work", cache=tmp_path / "cache", updates=saved + 1)
+    text = again.communicate()[1]
+    assert again.returncode == 0 and f"continuing from update {saved} in" in text, text
+    assert programs(text) >= {"jit_train_step", "jit_validation_step"}
+
+    # As without a stop, though the programs come from the cache.
+    config.updates = saved + 1
+    train.train(config, tmp_path / "whole")
+    abstract = experiment.load_experiment(config).trainable
+    ends = [Checkpoints(tmp_path / name).restore_trainable(saved + 1, abstract) for name in ("work", "whole")]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    losses = [scalars(tmp_path / name / "tensorboard")["valid/loss"][saved + 1] for name in ("work", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_all_processes_stop_when_one_is_told_to(folders, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    config = small_config(*folders)
+    with open(tmp_path / "stderr", "w") as file:
+        first, second = (
+            start(
+                config,
+                tmp_path / "work",
+                f"--coordinator=localhost:{port}",
+                "--processes=2",
+                f"--process={process}",
+                stderr=stderr,
+                updates=300,
+            )
+            for process, stderr in enumerate((subprocess.PIPE, file))
+        )
+        text = read_and_stop(first, second)
+    printed = text + (tmp_path / "stderr").read_text()
+    assert (first.wait(), second.wait()) == (128 + signal.SIGTERM,) * 2, printed
+    saved = int(re.search(r"stopped by SIGTERM after update (\d+), which is saved", text)[1])
+    assert printed.count("stopped by SIGTERM") == printed.count("goodput") == 1
+    assert Checkpoints(tmp_path / "work").latest_step() == saved > 2
+
+
+@pytest.mark.parametrize(
+    ("workdir", "folder"),
+    [
+        ("runs/demo", "/cache/viavsp_jax/programs"),
+        ("gs://bucket/run", "gs://bucket/run/compilation_cache"),
+    ],
+)
+def test_where_programs_are_kept(monkeypatch, workdir, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for set_before, expected in ((None, folder), ("/mine", "/mine")):
+            jax.config.update("jax_compilation_cache_dir", set_before)
+            compilation_cache.keep_programs(workdir)
+            assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
