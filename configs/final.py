@@ -5,8 +5,8 @@
 
 The reference makes 300,000 updates of 8 clips, 2.4 M clips in all. The default keeps the number of clips seen and the
 shape of the schedule (a third warm-up, two thirds decay), in fewer and larger updates: 8 rows of 2,048 positions hold
-about 24 VASR clips each, 192 an update, and give every chip of an 8-chip slice one row. 24 times the clips bring
-4.9 times less gradient noise (√24), which carries a higher rate; the peak is doubled, well short of the square-root
+about 25 VASR clips each, 200 an update, and give every chip of an 8-chip slice one row. 25 times the clips bring
+5 times less gradient noise, which carries a higher rate; the peak is doubled, well short of the square-root
 rule, since nobody has measured this model at that batch yet.
 
     --config=configs/final.py:reference
@@ -21,7 +21,7 @@ import ml_collections
 from configs import base
 
 CLIPS = 2_400_000
-CLIPS_PER_UPDATE = 192
+CLIPS_PER_UPDATE = 200
 
 
 def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:

@@ -14,7 +14,7 @@ from viavsp_jax.data import records
 SMALL = (
     "--config.dtype=float32", "--config.data.feature_width=12", "--config.data.rows=2", "--config.updates=1",
     "--config.data.row.positions=128", "--config.data.row.frames=96", "--config.data.row.labels=40",
-    "--config.mesh.fsdp=1",
+    "--config.mesh.data=1",
 )  # fmt: skip
 
 

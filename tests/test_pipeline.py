@@ -2,10 +2,13 @@
 
 import collections
 
+import jax
 import numpy as np
 import pytest
 from small_run import DEMO_LLAMA, WIDTH, make_example, make_shards, small_config
 
+from benchmarks import vasr_clips
+from configs import final
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
@@ -70,9 +73,72 @@ def test_padding_is_harmless(config, prompt):
     padding = last["weights"] == 0
     assert padding.any() and not last["label_index"][padding].any()
     assert last["tokens"].shape == last["segment_ids"].shape == (config.data.rows, shape.positions)
-    filled = last["segment_ids"].any(1)
     used = np.isin(last["frame_slot"], np.arange(shape.positions))
-    assert np.array_equal(used[filled], np.abs(last["features"][filled]).sum(-1) > 0)
+    assert np.array_equal(used, np.abs(last["features"]).sum(-1) > 0)
+
+
+def test_empty_rows_fill_up_a_split_that_is_smaller_than_a_batch(config, prompt):
+    config.data.rows = 8
+    (batch,) = pipeline.validation_batches(config, prompt)
+    filled = batch["segment_ids"].any(1)
+    assert filled.tolist() == [True] * 5 + [False] * 3
+    for name, value in batch.items():
+        expected = config.data.row.positions if name == "frame_slot" else 0
+        assert len(value) == 8 and (value[~filled] == expected).all(), name
+
+
+def joined(parts, own):
+    """One batch from those of several processes, each of which holds the rows in its `own`."""
+    order = np.argsort(np.concatenate(own))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
+
+
+def test_batches_do_not_depend_on_the_number_of_processes(config, prompt):
+    config.data.rows, count = 4, 6  # all open rows more than once, and more than an epoch
+    batches = pipeline.training_batches(config, prompt)
+    whole = [next(batches) for _ in range(count)]
+    for own in ([0, 1], [2, 3]), ([0, 2], [1, 3]), ([3], [0], [1], [2]):
+        processes = [pipeline.training_batches(config, prompt, rows) for rows in own]
+        for number, expected in enumerate(whole):
+            if number == count - 1:  # after a restart
+                states = [process.get_state() for process in processes]
+                processes = [pipeline.training_batches(config, prompt, rows) for rows in own]
+                for process, state in zip(processes, states, strict=True):
+                    process.set_state(state)
+            found = joined([next(process) for process in processes], own)
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_processes_that_share_rows_read_the_same(config, prompt):
+    batches = [pipeline.training_batches(config, prompt, [1]) for _ in range(2)]
+    for _ in range(3):
+        jax.tree.map(np.testing.assert_array_equal, *map(next, batches))
+
+
+def test_each_row_has_records_of_its_own(config, prompt):
+    stored = [r["transcript"] for r in records.open_split(f"{config.data.path}/av_clean", "valid")]
+    seen = {0: [], 1: []}
+    for batch in pipeline.validation_batches(config, prompt):
+        for row, texts in seen.items():
+            texts += [text for text, *_ in unpack({name: value[[row]] for name, value in batch.items()}, prompt)]
+    assert seen == {0: stored[0::2], 1: stored[1::2]}
+
+
+def test_rows_of_the_final_recipe_are_full(tmp_path):
+    config = final.get_config()
+    config.data.path, config.data.feature_width = str(tmp_path), 2
+    vasr_clips.write_shards(tmp_path, {"train": vasr_clips.draw_clips(1000, 2, 2000)})
+    batches = pipeline.training_batches(config, vasr_clips.make_prompt(2000))
+    several = [next(batches) for _ in range(8)]
+    positions, frames, labels = (
+        np.mean([used(batch) for batch in several])
+        for used in (
+            lambda batch: batch["segment_ids"] > 0,
+            lambda batch: batch["frame_slot"] < config.data.row.positions,
+            lambda batch: batch["weights"] > 0,
+        )
+    )
+    assert positions >= 0.95, f"{positions:.4f} of positions, {frames:.4f} of frames, {labels:.4f} of labels"
 
 
 def test_training_sees_every_clip_each_epoch_in_new_order(config, prompt):
@@ -111,7 +177,8 @@ def test_a_row_holds_no_more_clips_than_asked(config, prompt):
 
 
 @pytest.mark.parametrize(
-    ("field", "what"), [("labels", "label tokens"), ("frames", "frames"), ("positions", "positions")]
+    ("field", "what"),
+    [("labels", "label tokens"), ("frames", "frames"), ("positions", "positions"), ("window", "positions")],
 )
 def test_a_record_longer_than_a_row_is_named(config, prompt, field, what):
     config.data.row[field] = 9

@@ -191,6 +191,8 @@ def load_llm(folder: epath.PathLike, abstract: Tree) -> Tree:
     """
     read_conversion(folder)
     weights = traverse_util.flatten_dict(abstract, sep="/")
-    for path, wanted in tqdm(weights.items(), desc="loading the language model", unit="weight", leave=False):
+    quiet = jax.process_index() > 0
+    progress = tqdm(weights.items(), desc="loading the language model", unit="weight", leave=False, disable=quiet)
+    for path, wanted in progress:
         weights[path] = _load(folder, path, wanted)
     return traverse_util.unflatten_dict(weights, sep="/")

@@ -5,11 +5,12 @@ Axes: `data` (rows), `fsdp` (rows, and frozen weights cut along one width), `ten
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from viavsp_jax.errors import InputError
@@ -35,6 +36,8 @@ RULES = (
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`: sizes of the axes, -1 for what the others leave; of all devices, if none are given.
 
+    Of several TPU slices each holds a part of the `data` axis, along which the least is sent.
+
     Raises InputError when the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -43,7 +46,14 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     if sizes.count(-1) > 1 or count % given or (-1 not in sizes and given != count):
         raise InputError(f"config.mesh asks for {dict(config.mesh)}, which does not fit {count} devices")
     sizes = [count // given if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices <= 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise InputError(f"config.mesh.data is {sizes[0]}, expected a multiple of {slices}, the number of slices")
+    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), AXES, axis_types=types)
 
 
 def shard_params(mesh: Mesh, params: Any) -> Any:
@@ -79,6 +89,38 @@ def heads(mesh: Mesh, count: int) -> NamedSharding:
     return NamedSharding(
         mesh, PartitionSpec(("data", "fsdp"), None, None if count % mesh.shape["tensor"] else "tensor")
     )
+
+
+def cached(mesh: Mesh, count: int) -> NamedSharding:
+    """Of keys and values that decoding keeps, [layers, rows, heads, places, width]: as `heads`."""
+    by_rows, _, by_heads = heads(mesh, count).spec
+    return NamedSharding(mesh, PartitionSpec(None, by_rows, by_heads))
+
+
+def by_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays with rows along the first axis and of single numbers, run on every device's own rows.
+
+    For functions in which rows do not meet, where XLA does not see that; single numbers must come out equal everywhere.
+    """
+
+    def placed(tree):
+        return jax.tree.map(lambda x: rows(mesh).spec if x.ndim else PartitionSpec(), tree)
+
+    def run(*args):
+        out_specs = placed(jax.eval_shape(function, *args))
+        return jax.shard_map(function, mesh=mesh, in_specs=placed(args), out_specs=out_specs, check_vma=False)(*args)
+
+    return run
+
+
+def check_rows(mesh: Mesh, count: int, setting: str) -> None:
+    """Raises InputError, naming the setting that gave it, when a batch of `count` rows cannot be cut as `rows` says."""
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    if count % pieces:
+        raise InputError(
+            f"{setting} is {count}, expected a multiple of {pieces}: the mesh {dict(mesh.shape)} cuts a batch into so "
+            "many pieces"
+        )
 
 
 def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:

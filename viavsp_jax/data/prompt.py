@@ -43,13 +43,17 @@ class Prompt:
                 "(config.llm.end_token)"
             )
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        self._instructions: dict[str, tuple[int, ...]] = {}  # by text: there are few for many clips
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def instruction(self, source: str, target: str) -> list[int]:
         """Begin token and instruction."""
-        return [self.begin_id, *self._ids(instruction_text(source, target))]
+        text = instruction_text(source, target)
+        if text not in self._instructions:
+            self._instructions[text] = (self.begin_id, *self._ids(text))
+        return list(self._instructions[text])
 
     def label(self, text: str) -> list[int]:
         """Begin token, text, end token: what the model learns to write after the speech."""

@@ -1,0 +1,56 @@
+"""Several processes as one program, one a host: how they find each other and which rows each of them reads."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from viavsp_jax import sharding
+from viavsp_jax.errors import InputError
+
+
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the processes of this program; to be called before JAX sees its devices.
+
+    Without arguments the hosts of a TPU slice find each other by themselves, and anything else is one process.
+
+    Args:
+      coordinator: `host:port` of process 0, which has to be reachable from all.
+      processes: how many there are.
+      process: which of them this one is, from 0.
+
+    Raises InputError when only some are given, or when they cannot be right.
+    """
+    given = (coordinator, processes, process)
+    if given == (None, None, None):
+        if _on_tpu_slice():
+            jax.distributed.initialize()
+        return
+    if None in given:
+        raise InputError("--coordinator, --processes and --process belong together: expected all of them or none")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator is {coordinator}, expected host:port")
+    if not 0 <= process < processes:
+        raise InputError(f"--process is {process}, expected 0 to {processes - 1}, as --processes is {processes}")
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def _on_tpu_slice() -> bool:
+    """Whether there may be other hosts: JAX is to run on TPUs, and the environment does not say that it is alone."""
+    # JAX itself sets the platform on a TPU host, unless the user did.
+    if "tpu" not in (jax.config.jax_platforms or "").split(","):
+        return False
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    # Where no variable names the hosts, JAX asks the cloud's metadata.
+    return not hosts or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def local_rows(mesh: Mesh, count: int) -> list[int]:
+    """The rows of a batch of `count` that the devices of this process hold, in the order `sharding.put_batch` wants.
+
+    Not a plain share: the order of the devices in the mesh decides, and processes that cut the weights of one row
+    between them both hold that row. `count` has to fit the mesh, see `sharding.check_rows`.
+    """
+    slices = sharding.rows(mesh).addressable_devices_indices_map((count,)).values()
+    return sorted({row for (piece,) in slices for row in range(count)[piece]})
