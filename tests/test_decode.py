@@ -5,6 +5,7 @@ That its results are those of transformers is shown in test_decode_transformers.
 
 import collections
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -15,7 +16,16 @@ import scipy.stats
 import torch
 import transformers
 
-from viavsp_jax.decode import DecodingConfig, decode, keep_likely, load_decoding_config
+from viavsp_jax.decode import (
+    DecodingConfig,
+    Search,
+    best_candidates,
+    decode,
+    keep_likely,
+    load_decoding_config,
+    result,
+    running,
+)
 from viavsp_jax.errors import InputError
 
 V, END, LIMIT = 7, 2, 12
@@ -23,7 +33,7 @@ SAMPLING = DecodingConfig(max_new_tokens=LIMIT, do_sample=True, top_p=0.9)
 
 
 @jax.jit
-def run(table, first, config, keys=None):
+def search(table, first, config, keys=None):
     """Logits that depend on the last token and the number of tokens before it: table [G, V, V], first [B, V]."""
 
     def extend(tokens, parents, step):
@@ -62,23 +72,58 @@ def test_stops_as_soon_as_all_rows_have_ended(beams):
 def test_rows_do_not_meet(beams, do_sample):
     config = dataclasses.replace(SAMPLING, num_beams=beams, do_sample=do_sample)
     table, first = draw(0)
-    tokens, scores = run(table, first, config, keys(6))
+    tokens, scores = search(table, first, config, keys(6))
     assert len(np.unique(tokens[:, 0], axis=0)) > 3
     order = np.array([4, 1, 1, 4, 5, 4])
-    some, their_scores = run(table, first[order], config, keys(6)[order])
+    some, their_scores = search(table, first[order], config, keys(6)[order])
     np.testing.assert_array_equal(some, tokens[order])
     np.testing.assert_array_equal(their_scores, scores[order])
 
 
+@pytest.mark.parametrize("config", [
+    DecodingConfig(max_new_tokens=LIMIT), dataclasses.replace(SAMPLING, num_beams=3),
+    DecodingConfig(max_new_tokens=LIMIT, num_beams=3, repetition_penalty=1.3),
+])  # fmt: skip
+def test_a_search_can_pause(config):
+    table, first = draw(6)
+
+    def extend(tokens, parents, step):
+        return jnp.asarray(table)[step][tokens], step + 1
+
+    rules = Search(config, END)
+    go_on = jax.jit(functools.partial(rules.run, extend))
+    state, step = jax.jit(rules.start)(first, keys(6)), jnp.int32(0)
+    for until in (1, 4, 5, LIMIT + 9):
+        assert running(state)
+        state, step = go_on(state, step, until)
+        assert int(step) == int(state.step) - 1 <= until - 1
+    assert not running(state)
+    for found, expected in zip(result(state), search(table, first, config, keys(6)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("vocabulary, count", [(300, 6), (5, 10), (2, 6)])
+def test_best_candidates_of_many_equal_ones(vocabulary, count):
+    """The first of equal ones, of the whole row laid out flat; with -inf among them."""
+    scores = np.random.default_rng(0).integers(0, 4, (50, 3, vocabulary)).astype(np.float32)
+    scores[scores == 0] = -np.inf
+    scores[:, 1] -= np.float32(1)
+    flat = scores.reshape(50, -1)
+    expected = np.argsort(-flat, axis=1, kind="stable")[:, :count]
+    values, beams, tokens = jax.jit(best_candidates, static_argnums=1)(scores, count)
+    np.testing.assert_array_equal(beams * vocabulary + tokens, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(flat, expected, 1))
+
+
 def test_hypotheses_of_one_row_differ_and_are_sorted():
-    tokens, scores = run(*draw(1), DecodingConfig(max_new_tokens=LIMIT, num_beams=5))
+    tokens, scores = search(*draw(1), DecodingConfig(max_new_tokens=LIMIT, num_beams=5))
     assert all(len(np.unique(row, axis=0)) == 5 for row in tokens)
     assert (np.diff(scores) <= 0).all() and np.isfinite(scores).all()
 
 
 def test_fewer_tokens_than_beams():
     """Places that nothing can fill score -inf; nothing else does."""
-    tokens, scores = run(*draw(2, vocabulary=4), DecodingConfig(max_new_tokens=1, num_beams=5))
+    tokens, scores = search(*draw(2, vocabulary=4), DecodingConfig(max_new_tokens=1, num_beams=5))
     assert np.isfinite(scores).sum(1).tolist() == [4] * 6 and np.isneginf(scores[:, -1]).all()
     assert sorted(tokens[0, :4, 0].tolist()) == [0, 1, 2, 3]
 
@@ -100,13 +145,13 @@ def test_top_k_and_top_p_equal_transformers(top_k, least):
 
 def test_sampling_follows_the_key_and_nearly_no_mass_is_greedy():
     table, first = draw(3)
-    tokens, scores = run(table, first, SAMPLING, keys(6))
-    again, other = (run(table, first, SAMPLING, keys(6, seed))[0] for seed in (0, 1))
+    tokens, scores = search(table, first, SAMPLING, keys(6))
+    again, other = (search(table, first, SAMPLING, keys(6, seed))[0] for seed in (0, 1))
     assert (tokens == again).all() and (tokens != other).any(-1).all()
-    greedy, their_scores = run(table, first, DecodingConfig(max_new_tokens=LIMIT))
+    greedy, their_scores = search(table, first, DecodingConfig(max_new_tokens=LIMIT))
     assert (tokens != greedy).any() and (scores <= their_scores).any()
     for nearly_greedy in ({"top_p": 1e-6}, {"top_k": 1}):
-        tokens, scores = run(table, first, dataclasses.replace(SAMPLING, **nearly_greedy), keys(6))
+        tokens, scores = search(table, first, dataclasses.replace(SAMPLING, **nearly_greedy), keys(6))
         np.testing.assert_array_equal(tokens, greedy)
         np.testing.assert_allclose(scores, their_scores, atol=1e-5)
 
@@ -137,7 +182,7 @@ def filtered(logits, top_p, least=1):
 def test_sampling_draws_from_the_exact_distribution():
     table, (first,) = draw(4, rows=1)
     config = DecodingConfig(max_new_tokens=2, do_sample=True, top_p=0.8)
-    tokens, _ = run(table, np.tile(first, (20_000, 1)), config, keys(20_000))
+    tokens, _ = search(table, np.tile(first, (20_000, 1)), config, keys(20_000))
     expected = collections.Counter()
     for a in range(V):
         after = filtered(table[0, a], 0.8) if a != END else np.where(np.arange(V) == END, 0, -np.inf)
@@ -163,7 +208,7 @@ def test_beam_sampling_draws_from_the_exact_distribution():
     """Two beams, two tokens: every order in which candidates can be drawn, by the rules of transformers."""
     table, (first,) = draw(5, rows=1)
     config = DecodingConfig(max_new_tokens=2, num_beams=2, do_sample=True, top_p=0.9, length_penalty=0.5)
-    tokens, _ = run(table, np.tile(first, (20_000, 1)), config, keys(20_000))
+    tokens, _ = search(table, np.tile(first, (20_000, 1)), config, keys(20_000))
     start = {(a,): score for a, score in enumerate(filtered(first, 0.9, 2))}
     beginnings = collections.Counter()  # (open beams, hypothesis that has ended or None)
     for p, drawn in ordered_draws(start, 4):

@@ -17,9 +17,12 @@ from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.state import abstract_model
 
 ROWS, SIZE, STEPS, END = 3, 6, 14, 2
-# One program each; everything else is traced.
-PROGRAMS = [(1, False), (5, False), (5, True), (5, "never"), (20, False), (20, True)]
-CASES = 51  # of every program
+# Beams, early stopping, repetition penalty: one program each; everything else is traced.
+PROGRAMS = [
+    (1, False, 1.0), (1, False, 1.5), (5, False, 1.0), (5, True, 1.1), (5, "never", 1.0), (20, False, 1.5),
+    (20, True, 1.0),
+]  # fmt: skip
+CASES = 44  # of every program
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def generate(model, prompts, lengths, bias, config):
     return ids.reshape(len(prompts), beams, -1), scores.reshape(len(prompts), beams)
 
 
-def cases(beams, early_stopping):
+def cases(beams, early_stopping, repetition_penalty):
     rng = np.random.default_rng(beams)
     for _ in range(CASES):
         prompts = rng.normal(size=(ROWS, SIZE, WIDTH)).astype(np.float32)
@@ -90,7 +93,7 @@ def cases(beams, early_stopping):
         config = DecodingConfig(
             max_new_tokens=STEPS, num_beams=beams, early_stopping=early_stopping,
             min_new_tokens=int(rng.choice([0, 0, 5])), length_penalty=float(rng.choice([-0.5, 0.0, 1.0, 2.0])),
-            repetition_penalty=float(rng.choice([1.0, 1.1, 1.5])),
+            repetition_penalty=repetition_penalty,
         )  # fmt: skip
         yield prompts, lengths, float(rng.choice([-40.0, 0.0, 3.0, 4.0, 5.0, 6.0, 9.0])), config
 

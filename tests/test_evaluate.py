@@ -1,7 +1,9 @@
 """A trained run decoded by JAX and, after export, by transformers: the same words, and a report that adds up."""
 
 import csv
+import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from convert import decode_hf, to_hf
 from viavsp_jax import evaluate, scoring, train
 from viavsp_jax.data.records import open_split
 from viavsp_jax.errors import InputError
+from viavsp_jax.experiment import load_experiment
 
 
 def read_table(path):
@@ -95,6 +98,37 @@ def test_settings_hold_in_transformers_too(run, exported, settings):
 def test_sampling(run):
     settings = {"max_new_tokens": 12, "do_sample": True, "top_p": 0.9}
     assert decoded(run, **settings) != decoded(run, **settings, seed=1)
+
+
+def test_a_cache_that_fills_up(run, monkeypatch):
+    """Room for 2 tokens at first: it moves or grows again and again, and the words stay."""
+    settings = run[1].evaluate.decoding.to_dict() | {"early_stopping": "never"}
+    expected = decoded(run, **settings)
+    rooms, room_for = [], evaluate.Decoder.room_for
+    monkeypatch.setattr(evaluate, "FIRST_ROOM", 2)
+    monkeypatch.setattr(evaluate.Decoder, "room_for", lambda *args: rooms.append(room_for(*args)) or rooms[-1])
+    assert decoded(run, **settings) == expected
+    assert max(rooms) > 2 and len(rooms) > len(set(rooms))
+
+
+@pytest.mark.parametrize("limit, rooms", [(1, [1]), (16, [16]), (17, [16, 17]), (299, [16, 32, 64, 128, 256, 299])])
+def test_cache_rooms(limit, rooms):
+    assert evaluate.cache_rooms(limit) == rooms
+
+
+def test_meshes_decode_alike(folders):
+    """Meshes of 8 devices, in a process of its own, against one device."""
+    llm, shards = map(str, folders)
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": "tests:."}
+    command = [sys.executable, "tests/decode_mesh_run.py", llm, shards]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    experiment = load_experiment(small_config(llm, shards))
+    weights = experiment.init_trainable(), experiment.load_frozen()
+    expected = evaluate.decode_folder(experiment, functools.partial(evaluate.Decoder(experiment), *weights), "av_clean")
+    for rows in json.loads(result.stdout):
+        assert [row["hypothesis"] for row in rows] == [row["hypothesis"] for row in expected]
+        np.testing.assert_allclose(*([row["score"] for row in rows] for rows in (rows, expected)), atol=2e-4)
 
 
 def test_rows_without_a_clip_repeat_the_last_one():

@@ -14,6 +14,7 @@ from flax import nnx, traverse_util
 from convert.from_hf import load_params
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.attention import WHOLE_ROWS
+from viavsp_jax.models.cache import moved
 from viavsp_jax.models.llama import Llama, rotate
 from viavsp_jax.models.lora import LoRAConfig
 
@@ -160,8 +161,12 @@ def test_padding_is_ignored_and_finite(pair):
 
 
 def test_prefill_and_extend_equal_the_full_forward(pair):
-    """Two beams a row that fork: at every step each goes on from either, whatever it was."""
-    lengths, room, beams, rng = np.array([3, 6, 5]), 4, 2, np.random.default_rng(0)
+    """Three beams a row that fork: at every step each goes on from any, whatever it was.
+
+    The cache is full after 3 tokens; what is still seen of it then moves into another one.
+    """
+    lengths, room, beams, rng = np.array([3, 6, 5]), 3, 3, np.random.default_rng(0)
+    moves = []
     prompts = draw((3, 6))
     graph, params = split(pair.ours)
 
@@ -173,15 +178,21 @@ def test_prefill_and_extend_equal_the_full_forward(pair):
     extend = jax.jit(lambda params, *inputs: nnx.merge(graph, params).extend(*inputs))
     logits, cache = prefill(params, prompts, lengths)
     texts = [[list(row[:n])] * beams for row, n in zip(prompts, lengths, strict=True)]
-    for row, (text, _) in enumerate(texts):
+    for row, (text, *_) in enumerate(texts):
         np.testing.assert_allclose(logits[row], their_logits(pair.theirs, [text])[0, -1], atol=WHOLE, rtol=WHOLE)
-    for step in range(room):
+    for step in range(11):
+        if int(cache.room) == 0:
+            moves.append(np.asarray(cache.visible).any(1).sum(1))
+            assert int(cache.live) == moves[-1].max()
+            cache = moved(cache, size=moves[-1].max() + 4 * beams)
+            assert int(cache.room) == 4
         tokens, parents = draw((3, beams), step), rng.integers(0, beams, (3, beams))
         logits, cache = extend(params, tokens, parents, cache)
         texts = [[text[parents[b, m]] + [tokens[b, m]] for m in range(beams)] for b, text in enumerate(texts)]
         expected = np.stack([their_logits(pair.theirs, text)[:, -1] for text in texts])
         np.testing.assert_allclose(logits, expected, atol=WHOLE, rtol=WHOLE)
-    assert int(cache.index) == cache.k.shape[2] == 6 + room * beams and cache.positions.tolist() == [7, 10, 9]
+    assert np.ptp(moves, 1).any()  # not as many places are left in every row
+    assert int(cache.steps) == 11 and max(map(max, moves)) < 7 * beams
 
 
 def test_remat_keeps_the_gradients(pair):

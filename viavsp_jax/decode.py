@@ -6,6 +6,7 @@ Letters: B rows, M beams, G generated tokens, V vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ class DecodingConfig:
     min_new_tokens: int = 0  # the end token cannot come before so many others
     length_penalty: float = 1.0  # a hypothesis scores log-probability / length ** length_penalty
     # Divides what speaks for a token that was generated before: its logit, or in beam search its log-probability.
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = static(1.0)
     do_sample: bool = static(False)  # draw tokens (candidates, in beam search) in place of taking the likeliest
     top_k: int = static(0)  # draw from so many of the likeliest tokens; 0: from all
     top_p: float = 1.0  # and of these from the fewest tokens that have this probability together
@@ -66,6 +67,21 @@ def load_decoding_config(settings: Mapping[str, Any]) -> DecodingConfig:
     return config
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A search at some step; a score of -inf marks a place where there is no hypothesis yet."""
+
+    step: jax.Array  # int32, tokens chosen
+    keys: jax.Array | None  # PRNG keys [B] to sample with
+    tokens: jax.Array  # int32[B, M, G], open; filled up with the end token
+    scores: jax.Array  # float32[B, M], sums of log-probabilities, best first
+    parents: jax.Array  # int32[B, M], which beam each was before its last token
+    active: jax.Array  # bool[B]: the row's result may still change
+    finished: jax.Array | None  # int32[B, M, G]; None where one path is followed to its end
+    finished_scores: jax.Array | None  # float32[B, M], with the length penalty, best first
+
+
 def decode(
     extend: Extend, logits: jax.Array, cache: Any, config: DecodingConfig, end_id: int, keys: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -79,19 +95,85 @@ def decode(
       end_id: ends a hypothesis; also fills it up.
       keys: PRNG keys [B], one a row, to sample with.
 
-    Returns:
-      tokens int32[B, M, G] and scores float32[B, M], best first. With one beam the score is the sum of the
-      log-probabilities, with more it is that sum / length ** length_penalty; the end token counts in both.
+    Returns tokens and scores as `result` has them.
     """
-    search = _one_path if config.num_beams == 1 else _beam_search
-    return search(extend, logits, cache, config, end_id, keys if config.do_sample else None)
+    search = Search(config, end_id)
+    return result(search.run(extend, search.start(logits, keys), cache, config.max_new_tokens)[0])
 
 
-def process(scores: jax.Array, seen: jax.Array, step: jax.Array, config: DecodingConfig, end_id: int) -> jax.Array:
-    """Repetition penalty and least length on logits or log-probabilities [..., V]; `seen` bool[..., V]."""
-    penalized = jnp.where(scores < 0, scores * config.repetition_penalty, scores / config.repetition_penalty)
-    too_early = (_ids(scores) == end_id) & (step < config.min_new_tokens)
-    return jnp.where(too_early, -jnp.inf, jnp.where(seen, penalized, scores))
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A search that can pause, as `decode` runs it from start to end in one go."""
+
+    config: DecodingConfig
+    end_id: int
+    # Makes a function of arrays [B, ...] and single numbers run apart on every device's own rows. Without it rows that
+    # are spread over devices would be gathered: XLA cuts no `top_k`.
+    by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+
+    def start(self, logits: jax.Array, keys: jax.Array | None = None) -> State:
+        """The search after its first token."""
+        (rows, vocabulary), beams = logits.shape, self.config.num_beams
+        tokens = jnp.full((rows, beams, self.config.max_new_tokens), self.end_id, jnp.int32)
+        none = jnp.full((rows, beams), -jnp.inf)
+        state = State(
+            step=jnp.int32(0),
+            keys=keys if self.config.do_sample else None,
+            tokens=tokens,
+            scores=none.at[:, 0].set(0.0),  # all beams are the prompt: only one of them continues
+            parents=jnp.zeros((rows, beams), jnp.int32),
+            active=jnp.ones(rows, bool),
+            finished=None if beams == 1 else tokens,
+            finished_scores=None if beams == 1 else none,
+        )
+        return self._advance(state, jnp.broadcast_to(logits[:, None], (rows, beams, vocabulary)))
+
+    def run(self, extend: Extend, state: State, cache: Any, until: int | jax.Array) -> tuple[State, Any]:
+        """Goes on until there are `until` tokens or the search has ended; calls `extend` once for each more token.
+
+        So a cache that is full can be replaced between two runs.
+        """
+
+        def body(carry):
+            state, cache = carry
+            last = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, 2, keepdims=False)
+            logits, cache = extend(last, state.parents, cache)
+            return self._advance(state, logits), cache
+
+        return jax.lax.while_loop(lambda carry: running(carry[0]) & (carry[0].step < until), body, (state, cache))
+
+    def _advance(self, state: State, logits: jax.Array) -> State:
+        """One token more: logits float32[B, M, V] after the open beams."""
+        one_more = _follow if self.config.num_beams == 1 else _branch
+        return self.by_rows(functools.partial(one_more, config=self.config, end_id=self.end_id))(state, logits)
+
+
+def running(state: State) -> jax.Array:
+    """bool: the search has not ended."""
+    return (state.step < state.tokens.shape[2]) & state.active.any()
+
+
+def result(state: State) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32[B, M, G] and scores float32[B, M], best first.
+
+    With one beam the score is the sum of the log-probabilities, with more it is that sum / length ** length_penalty;
+    the end token counts in both.
+    """
+    if state.finished is None:
+        return state.tokens, state.scores
+    return state.finished, state.finished_scores
+
+
+def process(scores: jax.Array, tokens: jax.Array, step: jax.Array, config: DecodingConfig, end_id: int) -> jax.Array:
+    """Repetition penalty and least length, on logits or log-probabilities [B, M, V] after `step` tokens [B, M, G]."""
+    if config.repetition_penalty != 1.0:
+        old = jnp.take_along_axis(scores, tokens, -1)
+        new = jnp.where(old < 0, old * config.repetition_penalty, old / config.repetition_penalty)
+        # What is not there yet is written nowhere.
+        index = jnp.where(_ids(tokens) < step, tokens, scores.shape[-1])
+        write = jax.vmap(jax.vmap(lambda row, i, values: row.at[i].set(values, mode="drop")))
+        scores = write(scores, index, new)
+    return jnp.where((_ids(scores) == end_id) & (step < config.min_new_tokens), -jnp.inf, scores)
 
 
 def keep_likely(scores: jax.Array, config: DecodingConfig, least: int) -> jax.Array:
@@ -108,13 +190,26 @@ def keep_likely(scores: jax.Array, config: DecodingConfig, least: int) -> jax.Ar
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
 
+def best_candidates(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The `count` largest of every row of [B, M, V], the first ones where several are equal.
+
+    Returns them float32[B, count] with their beams and tokens, int32[B, count] each. They are sought in each beam and
+    then among those found: a row as a whole is never sorted, and no device needs rows of another one.
+    """
+    rows, beams, vocabulary = scores.shape
+    each = min(count, vocabulary)
+    values, tokens = (x.reshape(rows, beams * each) for x in jax.lax.top_k(scores, each))
+    values, index = jax.lax.top_k(values, count)
+    return values, index // each, _pick(tokens, index)
+
+
 def _ids(scores: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
-def _gumbel(keys: jax.Array, step: jax.Array, count: int) -> jax.Array:
-    """float32[B, count]. The largest of log-probabilities plus this are a draw, without replacement, in its order."""
-    return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), (count,)))(keys)
+def _gumbel(keys: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """float32[B, M, V]. The largest of log-probabilities plus this are a draw, without replacement, in its order."""
+    return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), shape[1:]))(keys)
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
@@ -122,95 +217,37 @@ def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda value, i: value[i])(values, index)
 
 
-def _one_path(extend, logits, cache, config, end_id, keys):
-    """Greedy search, or sampling."""
-    limit, (rows, vocabulary) = config.max_new_tokens, logits.shape
-
-    def take(step, state, logits):
-        tokens, total, seen, ended = state
-        scores = choice = process(logits, seen, step, config, end_id)
-        if keys is not None:
-            choice = keep_likely(scores, config, 1) + _gumbel(keys, step, vocabulary)
-        token = jnp.where(ended, end_id, jnp.argmax(choice, -1).astype(jnp.int32))
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], -1)[:, 0]
-        total = total + jnp.where(ended, 0.0, log_prob)
-        seen = seen | (_ids(seen) == token[:, None])
-        return tokens.at[:, step].set(token), total, seen, ended | (token == end_id)
-
-    def running(carry):
-        step, (_, _, _, ended), _ = carry
-        return (step < limit) & ~ended.all()
-
-    def body(carry):
-        step, state, cache = carry
-        last = jax.lax.dynamic_slice_in_dim(state[0], step - 1, 1, axis=1)
-        logits, cache = extend(last, jnp.zeros_like(last), cache)
-        return step + 1, take(step, state, logits[:, 0]), cache
-
-    tokens = jnp.full((rows, limit), end_id, jnp.int32)
-    state = tokens, jnp.zeros(rows), jnp.zeros((rows, vocabulary), bool), jnp.zeros(rows, bool)
-    state = take(jnp.int32(0), state, logits)
-    _, (tokens, total, _, _), _ = jax.lax.while_loop(running, body, (jnp.int32(1), state, cache))
-    return tokens[:, None], total[:, None]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Beams:
-    """Beams of all rows in the midst of a search; a score of -inf marks a place where there is none yet."""
-
-    tokens: jax.Array  # int32[B, M, G], open
-    scores: jax.Array  # float32[B, M], sums of log-probabilities, best first
-    parents: jax.Array  # int32[B, M], which beam each was before its last token
-    seen: jax.Array  # bool[B, M, V], the tokens in it
-    finished: jax.Array  # int32[B, M, G]
-    finished_scores: jax.Array  # float32[B, M], with the length penalty, best first
-    active: jax.Array  # bool[B]: an open beam may still enter the finished ones
-
-
-def _beam_search(extend, logits, cache, config, end_id, keys):
-    """Beam search, or, with keys, the same with candidates drawn in place of the likeliest."""
-    limit, beams, (rows, vocabulary) = config.max_new_tokens, config.num_beams, logits.shape
-
-    def running(carry):
-        step, state, _ = carry
-        return (step < limit) & state.active.any()
-
-    def body(carry):
-        step, state, cache = carry
-        logits, cache = extend(state.tokens[:, :, step - 1], state.parents, cache)
-        return step + 1, _advance(step, state, logits, config, end_id, keys), cache
-
-    tokens, none = jnp.full((rows, beams, limit), end_id, jnp.int32), jnp.full((rows, beams), -jnp.inf)
-    state = _Beams(
-        tokens=tokens,
-        scores=none.at[:, 0].set(0.0),  # all beams are the prompt: only one of them continues
-        parents=jnp.zeros((rows, beams), jnp.int32),
-        seen=jnp.zeros((rows, beams, vocabulary), bool),
-        finished=tokens,
-        finished_scores=none,
-        active=jnp.ones(rows, bool),
+def _follow(state: State, logits: jax.Array, config: DecodingConfig, end_id: int) -> State:
+    """Greedy search, or sampling: [B, 1, V]."""
+    scores = choice = process(logits, state.tokens, state.step, config, end_id)
+    if state.keys is not None:
+        choice = keep_likely(scores, config, 1) + _gumbel(state.keys, state.step, scores.shape)
+    ended = ~state.active[:, None]
+    token = jnp.where(ended, end_id, jnp.argmax(choice, -1).astype(jnp.int32))
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), token[..., None], -1)[..., 0]
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        tokens=state.tokens.at[:, :, state.step].set(token),
+        scores=state.scores + jnp.where(ended, 0.0, log_prob),
+        active=state.active & (token[:, 0] != end_id),
     )
-    repeated = jnp.broadcast_to(logits[:, None], (rows, beams, vocabulary))
-    state = _advance(jnp.int32(0), state, repeated, config, end_id, keys)
-    _, state, _ = jax.lax.while_loop(running, body, (jnp.int32(1), state, cache))
-    return state.finished, state.finished_scores
 
 
-def _advance(step, state: _Beams, logits, config: DecodingConfig, end_id: int, keys) -> _Beams:
-    """One token more: logits float32[B, M, V] after the open beams → the next open and finished ones.
+def _branch(state: State, logits: jax.Array, config: DecodingConfig, end_id: int) -> State:
+    """Beam search, or, with keys, the same with candidates drawn in place of the likeliest.
 
     Of 2M candidates at most M end with the end token, one for each beam, so that M are left to go on with.
     """
-    rows, beams, vocabulary = logits.shape
-    scores = process(jax.nn.log_softmax(logits), state.seen, step, config, end_id)
-    if keys is not None:
+    beams, step = config.num_beams, state.step
+    scores = process(jax.nn.log_softmax(logits), state.tokens, step, config, end_id)
+    if state.keys is not None:
         scores = keep_likely(scores, config, 2)  # 2M candidates must be left
-    scores = choice = (scores + state.scores[..., None]).reshape(rows, beams * vocabulary)
-    if keys is not None:
-        choice = scores + _gumbel(keys, step, beams * vocabulary)
-    index = jax.lax.top_k(choice, 2 * beams)[1]
-    parents, token, scores = index // vocabulary, index % vocabulary, _pick(scores, index)
+    scores = choice = scores + state.scores[..., None]
+    if state.keys is not None:
+        choice = scores + _gumbel(state.keys, step, scores.shape)
+    values, parents, token = best_candidates(choice, 2 * beams)
+    scores = values if state.keys is None else jax.vmap(lambda row, m, v: row[m, v])(scores, parents, token)
     tokens = _pick(state.tokens, parents).at[:, :, step].set(token)
     ends = (token == end_id) | (step == config.max_new_tokens - 1)
 
@@ -222,16 +259,15 @@ def _advance(step, state: _Beams, logits, config: DecodingConfig, end_id: int, k
     finished = _pick(jnp.concatenate([state.finished, tokens], 1), best)
 
     open_scores, going_on = jax.lax.top_k(jnp.where(ends, -jnp.inf, scores), beams)
-    parents, token = _pick(parents, going_on), _pick(token, going_on)
-    seen = _pick(state.seen, parents)
-    return _Beams(
+    return State(
+        step=step + 1,
+        keys=state.keys,
         tokens=_pick(tokens, going_on),
         scores=open_scores,
-        parents=parents,
-        seen=seen | (_ids(seen) == token[..., None]),
+        parents=_pick(parents, going_on),
+        active=state.active & _may_improve(step + 1, open_scores[:, 0], finished_scores, config),
         finished=finished,
         finished_scores=finished_scores,
-        active=state.active & _may_improve(step + 1, open_scores[:, 0], finished_scores, config),
     )
 
 

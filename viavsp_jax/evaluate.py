@@ -5,6 +5,8 @@ import functools
 import io
 import json
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,26 +19,109 @@ from viavsp_jax import decode, scoring, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.models.cache import Cache, moved
+
+Batch = dict[str, jax.Array]
+Tree = dict[str, Any]
+
+# Tokens of each beam that the cache has room for at first.
+FIRST_ROOM = 16
 
 
-def make_decode_step(experiment: Experiment):
-    """(trainable, frozen, batch) → the best hypothesis int32[B, G] and its score float32[B], jitted.
+class Decoder:
+    """Decodes batches by a handful of programs, for any number of tokens.
 
-    The batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
-    Raises InputError for wrong settings in `config.evaluate.decoding`.
+    `prefill` is compiled for every size of prompts, `search` for each of these and size of the cache. The cache starts
+    with room for few tokens. When that is full, the places that no beam sees any more are given back, and only where
+    they are fewer than half of it, it grows: memory and the time of a step follow what beams remember, not the longest
+    text that is allowed.
+
+    A batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
     """
-    config, end_id = decode.load_decoding_config(experiment.config.evaluate.decoding), experiment.prompt.end_id
 
-    def decode_step(trainable, frozen, batch):
-        model = nnx.merge(experiment.structure, trainable, frozen)
-        logits, cache = model.prefill(batch, config.max_new_tokens, config.num_beams)
+    def __init__(self, experiment: Experiment):
+        """Raises InputError for wrong settings in `config.evaluate`."""
+        settings = experiment.config.evaluate
+        self.config = decode.load_decoding_config(settings.decoding)
+        self.mesh, self.structure = experiment.mesh, experiment.structure
+        by_rows = functools.partial(sharding.by_rows, self.mesh)
+        self.rules = decode.Search(self.config, experiment.prompt.end_id, by_rows)
+        sharding.check_rows(self.mesh, settings.rows, "config.evaluate.rows")
+        # Every token but the last one is run through the model.
+        self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
+        self.prefill = jax.jit(self._prefill)
+        self.search = jax.jit(self._search, donate_argnums=(2, 3))
+        self.move = jax.jit(self._move, static_argnums=1)
+        self.best = jax.jit(self._best, out_shardings=sharding.replicated(self.mesh))
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The best hypothesis int32[B, G] and its score float32[B]; every process gets all of them."""
+        state, cache = self.prefill(trainable, frozen, batch)
+        while True:
+            state, cache, progress = self.search(trainable, frozen, state, cache)
+            running, live = jax.device_get(progress)
+            if not running:
+                return self.best(state)
+            cache = self.move(cache, self.room_for(int(live)))
+
+    def room_for(self, live: int) -> int:
+        """The least room of which so many places leave half free; else the largest."""
+        return next((room for room in self.rooms if 2 * live <= room * self.config.num_beams), self.rooms[-1])
+
+    def largest(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[decode.State, Cache]:
+        """What `search` gets when beams have nothing in common and no row ends early; all as shapes with shardings."""
+        state, cache = jax.eval_shape(self._prefill, trainable, frozen, batch)
+        cache = jax.eval_shape(functools.partial(self._move, room=self.rooms[-1]), cache)
+        return sharding.with_sharding((state, cache), self._shardings((state, cache)))
+
+    def _prefill(self, trainable, frozen, batch):
+        model = nnx.merge(self.structure, trainable, frozen)
+        logits, cache = model.prefill(batch, self.rooms[0], self.config.num_beams)
         # Threefry draws alike whatever the batch holds besides; rbg does not.
-        key = jax.random.key(config.seed, impl="threefry2x32")
+        key = jax.random.key(self.config.seed, impl="threefry2x32")
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["stream"])
-        tokens, scores = decode.decode(model.extend, logits, cache, config, end_id, keys)
+        return self._placed((self.rules.start(logits, keys), cache))
+
+    def _search(self, trainable, frozen, state, cache):
+        """Until the search ends or the cache is full; also tells whether it ended, and the live places."""
+        model = nnx.merge(self.structure, trainable, frozen)
+
+        def extend(tokens, parents, cache):
+            logits, cache = model.extend(tokens, parents, cache)
+            # As the head's columns lie: gathered are so many logits, not the head.
+            columns = sharding.heads(self.mesh, logits.shape[2])
+            return jax.lax.with_sharding_constraint(logits, columns), cache
+
+        state, cache = self.rules.run(extend, state, cache, state.step + cache.room)
+        return *self._placed((state, cache)), self._placed((decode.running(state), cache.live))
+
+    def _move(self, cache, room):
+        return self._placed(moved(cache, room * self.config.num_beams))
+
+    def _best(self, state):
+        tokens, scores = decode.result(state)
         return tokens[:, 0], scores[:, 0]
 
-    return jax.jit(decode_step, out_shardings=sharding.replicated(experiment.mesh))
+    def _placed(self, tree):
+        return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
+
+    def _shardings(self, tree):
+        """Keys and values [N, B, G, C, K] by rows and heads, all else by rows, but for numbers."""
+
+        def one(x):
+            if x.ndim == 5:
+                return sharding.cached(self.mesh, x.shape[2])
+            return sharding.rows(self.mesh) if x.ndim else sharding.replicated(self.mesh)
+
+        return jax.tree.map(one, tree)
+
+
+def cache_rooms(limit: int) -> list[int]:
+    """Sizes of a cache in tokens of each beam, doubled up to the limit."""
+    rooms = [FIRST_ROOM]
+    while rooms[-1] < limit:
+        rooms.append(2 * rooms[-1])
+    return [*rooms[:-1], limit]
 
 
 def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.ndarray]:
@@ -46,13 +131,18 @@ def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.n
     return {name: value[rows] for name, value in (batch | {"stream": streams}).items()}
 
 
-def decode_folder(experiment: Experiment, decode_step, name: str) -> list[dict[str, str | float]]:
-    """Decodes one shard folder: a row of id, reference, hypothesis and score for each clip, by id."""
-    progress = functools.partial(tqdm, desc=name, unit="clip")
+def decode_folder(
+    experiment: Experiment, decode_batch: Callable[[Batch], tuple[jax.Array, jax.Array]], name: str
+) -> list[dict[str, str | float]]:
+    """Decodes one shard folder: a row of id, reference, hypothesis and score for each clip, by id.
+
+    Every process reads all clips, decodes a part of each batch and returns all rows.
+    """
+    progress = functools.partial(tqdm, desc=name, unit="clip", disable=jax.process_index() > 0)
     rows = []
     for records, batch in pipeline.decoding_batches(experiment.config, experiment.prompt, name, progress):
-        batch = sharding.put_batch(experiment.mesh, fill_up(batch, records))
-        tokens, scores = jax.device_get(decode_step(batch))
+        batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
+        tokens, scores = jax.device_get(decode_batch(batch))
         for record, ids, score in zip(records, tokens, scores, strict=False):
             rows.append({
                 "id": record["id"],
@@ -75,25 +165,30 @@ def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> Non
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, float]]:
     """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
 
-    Writes `hypotheses/<name>.tsv` and `report.json` (scores by name) there, and prints the scores as a table.
+    Writes `hypotheses/<name>.tsv` and `report.json` (scores by name) there, and prints the scores as a table. Where
+    several processes share the work, the first one writes and prints.
     """
     experiment = load_experiment(config)
-    workdir = epath.Path(workdir)
+    decoder = Decoder(experiment)
+    workdir, is_first = epath.Path(workdir), jax.process_index() == 0
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
     checkpoints.check_fits(step, experiment.fits)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
-    print(f"decoding with the checkpoint of update {step}")
-    decode_step = functools.partial(make_decode_step(experiment), trainable, experiment.load_frozen())
-    (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
+    if is_first:
+        print(f"decoding with the checkpoint of update {step}")
+        (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
+    decode_batch = functools.partial(decoder, trainable, experiment.load_frozen())
     scores = {}
     for name in config.evaluate.names:
-        rows = decode_folder(experiment, decode_step, name)
-        write_table(workdir / "hypotheses" / f"{name}.tsv", rows)
+        rows = decode_folder(experiment, decode_batch, name)
         scores[name] = scoring.score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
-    report = {"checkpoint": step, "split": config.evaluate.split, **scores}
-    (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(score_table(scores))
+        if is_first:
+            write_table(workdir / "hypotheses" / f"{name}.tsv", rows)
+    if is_first:
+        report = {"checkpoint": step, "split": config.evaluate.split, **scores}
+        (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(score_table(scores))
     return scores
 
 

@@ -1,10 +1,9 @@
-"""Attention: within the utterances of packed rows for training, over caches for decoding.
+"""Attention within the utterances of packed rows, by the fastest kernel of each platform.
 
-Letters: B rows, S positions, W window, Q queries, C cached positions, H query heads, G key/value heads, K head width.
+Letters: B rows, S positions, W window, Q queries, C keys, H query heads, G key/value heads, K head width.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -12,35 +11,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding
 
-# Keys and values to attend to and who may see them: k, v [B, C, G, K], mask bool[B, Q, C].
-AttentionPart = tuple[jax.Array, jax.Array, jax.Array]
-
 # splash: Pallas kernel of TPUs. cudnn: flash attention of NVIDIA GPUs. xla: everywhere.
 Kernel = Literal["splash", "cudnn", "xla"]
 
 _TILE = 256  # queries and keys that the TPU kernel works on at a time
-
-
-def attend(q: jax.Array, parts: Sequence[AttentionPart]) -> jax.Array:
-    """Softmax attention over the union of several key/value parts, without joining them in memory.
-
-    q: [B, Q, H, K] → [B, Q, H·K]. Scores and softmax are float32. A query that may see nothing (padding) gets the
-    mean of everything rather than NaN.
-    """
-    batch, queries, heads, width = q.shape
-    groups = parts[0][0].shape[2]
-    q = q.reshape(batch, queries, groups, heads // groups, width) * width**-0.5
-    scores = []
-    for k, _, mask in parts:
-        score = jnp.einsum("bqghk,bcgk->bghqc", q, k, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask[:, None, None], score, jnp.finfo(jnp.float32).min))
-    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
-    out, start = 0, 0
-    for _, v, mask in parts:
-        size = mask.shape[-1]
-        out += jnp.einsum("bghqc,bcgk->bqghk", weights[..., start : start + size], v)
-        start += size
-    return out.reshape(batch, queries, heads * width)
 
 
 def causal_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 The numbers equal those of transformers' `LlamaForCausalLM`. Layers are stacked and run by one `lax.scan`.
 
-Letters: B rows, M beams (continuations of one prompt), S positions, C cached positions, D model width, H query heads,
-G key/value heads, K head width, F feed-forward width, V vocabulary, N layers.
+Letters: B rows, M beams (continuations of one prompt), S positions, D model width, H query heads, G key/value heads,
+K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention, attend, causal_mask
+from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
+from viavsp_jax.models.cache import Cache, attend
 from viavsp_jax.models.lora import Linear, LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 
@@ -42,22 +43,6 @@ class LlamaConfig:
 # matrix products and of attention; everything inside a layer.
 Remat = Literal["none", "elementwise", "layers"]
 KEPT = ("qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """What decoding remembers: the prompt's keys and values once a row, then those of every step's M tokens.
-
-    Nothing that was written moves. A beam that continues another one takes over what that one sees, so the reordering
-    of a beam search gathers `visible` only, and the beams of a row read its keys and values together.
-    """
-
-    k: jax.Array  # [N, B, C, G, K], rotated
-    v: jax.Array  # [N, B, C, G, K]
-    visible: jax.Array  # bool[B, M, C]: the row's prompt and the beam's own past
-    positions: jax.Array  # int32[B]: position of the next token, for rotation
-    index: jax.Array  # int32: where the next M tokens are written
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -199,20 +184,19 @@ class Llama(nnx.Module):
         Returns the logits after each prompt, float32[B, V], and a cache with room for `room` tokens of each beam.
         """
         batch, size = x.shape[:2]
-        valid = jnp.arange(size)[None] < lengths[:, None]
+        valid = (jnp.arange(size)[None] < lengths[:, None]).astype(jnp.int32)
         positions = jnp.tile(jnp.arange(size), (batch, 1))
-        mask = causal_mask(valid.astype(jnp.int32), valid.astype(jnp.int32))
         graph, params = nnx.split(self.layers)
 
         def layer(x, params):
-            return nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, [(k, v, mask)]))
+            x, (k, v) = nnx.merge(graph, params)(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid))
+            return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         x, (k, v) = jax.lax.scan(layer, x, params)
-        places = room * beams
-        grow = [(0, 0), (0, 0), (0, places), (0, 0), (0, 0)]
-        visible = jnp.tile(jnp.pad(valid, [(0, 0), (0, places)])[:, None], (1, beams, 1))
+        empty = jnp.zeros((*k.shape[:3], room * beams, k.shape[-1]), k.dtype)
         cache = Cache(
-            k=jnp.pad(k, grow), v=jnp.pad(v, grow), visible=visible, positions=lengths, index=jnp.int32(size)
+            prompt_k=k, prompt_v=v, lengths=lengths, k=empty, v=empty,
+            visible=jnp.zeros((batch, beams, room * beams), bool), steps=jnp.int32(0), index=jnp.int32(0),
         )  # fmt: skip
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
         return self.logits(last), cache
@@ -220,26 +204,32 @@ class Llama(nnx.Module):
     def extend(self, tokens: jax.Array, parents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Appends one token to every beam; beam m of row b continues what beam `parents[b, m]` of that row was.
 
-        tokens, parents int32[B, M] → the next logits float32[B, M, V], and the cache with the tokens in it.
+        tokens, parents int32[B, M] → the next logits float32[B, M, V], and the cache, which must have room for them,
+        with the tokens in it.
         """
         batch, beams = tokens.shape
+        prompt = (jnp.arange(cache.prompt_k.shape[3])[None] < cache.lengths[:, None])[..., None]
         visible = jnp.take_along_axis(cache.visible, parents[..., None], 1)
-        itself = jnp.tile(jnp.eye(beams, dtype=bool), (batch, 1, 1))
-        positions = jnp.tile(cache.positions[:, None], (1, beams))
+        seen = visible.swapaxes(1, 2)
+        positions = jnp.tile((cache.lengths + cache.steps)[:, None], (1, beams))
         graph, params = nnx.split(self.layers)
 
         def layer(x, inputs):
-            params, k, v = inputs
-            past = k, v, visible
-            return nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, [past, (k, v, itself)]))
+            params, prompt_k, prompt_v, past_k, past_v = inputs
+            past = [(prompt_k, prompt_v, prompt), (past_k, past_v, seen)]
+            x, (k, v) = nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, k, v, past))
+            return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-        x, (k, v) = jax.lax.scan(layer, self.embed(tokens), (params, cache.k, cache.v))
-        here = (0, 0, cache.index, 0, 0)
-        cache = Cache(
+        past = cache.prompt_k, cache.prompt_v, cache.k, cache.v
+        x, (k, v) = jax.lax.scan(layer, self.embed(tokens), (params, *past))
+        itself = jnp.tile(jnp.eye(beams, dtype=bool), (batch, 1, 1))
+        here = (0, 0, 0, cache.index, 0)
+        cache = dataclasses.replace(
+            cache,
             k=jax.lax.dynamic_update_slice(cache.k, k, here),
             v=jax.lax.dynamic_update_slice(cache.v, v, here),
             visible=jax.lax.dynamic_update_slice(visible, itself, (0, 0, cache.index)),
-            positions=cache.positions + 1,
+            steps=cache.steps + 1,
             index=cache.index + beams,
         )
         return self.logits(x), cache

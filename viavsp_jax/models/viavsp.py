@@ -9,8 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
+from viavsp_jax.models.cache import Cache
 from viavsp_jax.models.dedup import segment_mean
-from viavsp_jax.models.llama import Cache, Llama, LlamaConfig, Remat
+from viavsp_jax.models.llama import Llama, LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 

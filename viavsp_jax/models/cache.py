@@ -1,0 +1,88 @@
+"""What decoding remembers: keys and values of prompts and of generated tokens, and attention over them.
+
+Letters: N layers, B rows, M beams (continuations of one prompt), S prompt positions, C places for generated tokens,
+H query heads, G key/value heads, h = H / G, K head width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# Keys and values of one layer and who may see them: k, v [B, G, C, K], mask bool[B, C, M], or [B, C, 1] for all beams.
+Past = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The prompt's keys and values once a row, then those of every step's M tokens.
+
+    Nothing moves while tokens are added. A beam that continues another one takes over what that one sees, so the
+    reordering of a beam search gathers `visible` only, and the beams of a row read its keys and values together.
+    Places come before widths, so that no matrix product has to transpose them.
+    """
+
+    prompt_k: jax.Array  # [N, B, G, S, K], rotated
+    prompt_v: jax.Array  # [N, B, G, S, K]
+    lengths: jax.Array  # int32[B], of the prompts
+    k: jax.Array  # [N, B, G, C, K], rotated
+    v: jax.Array  # [N, B, G, C, K]
+    visible: jax.Array  # bool[B, M, C]: each beam's own past
+    steps: jax.Array  # int32: tokens that every beam has been extended by
+    index: jax.Array  # int32: where the next M tokens are written
+
+    @property
+    def room(self) -> jax.Array:
+        """int32: the tokens of each beam that there are places left for."""
+        beams, places = self.visible.shape[1:]
+        return (places - self.index) // beams
+
+    @property
+    def live(self) -> jax.Array:
+        """int32: the places that any beam sees, in the row that has most of them."""
+        return self.visible.any(1).sum(-1).max()
+
+
+def moved(cache: Cache, size: int) -> Cache:
+    """The same past in a cache of `size` places, at least `live`; places that no beam sees any more are given back.
+
+    The beams of a row have most of their past in common, so that few places are left of many steps.
+    """
+    used = cache.visible.any(1)
+    kept = jnp.argsort(~used, axis=-1, stable=True)[:, :size]
+    padding = (0, size - kept.shape[1])
+
+    def move(x: jax.Array, axis: int) -> jax.Array:
+        """Places of [B, ...] along `axis`."""
+        x = jax.vmap(functools.partial(jnp.take, axis=axis - 1, mode="clip"))(x, kept)
+        return jnp.pad(x, [padding if i == axis else (0, 0) for i in range(x.ndim)])
+
+    k, v = (jax.vmap(functools.partial(move, axis=2))(x) for x in (cache.k, cache.v))
+    return dataclasses.replace(cache, k=k, v=v, visible=move(cache.visible, 2), index=cache.live)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Sequence[Past]) -> jax.Array:
+    """Softmax attention of one new token of each beam over what it may see of the past and over itself.
+
+    q [B, M, H, K], k and v [B, M, G, K] → [B, M, H·K]. Scores and softmax are float32; nothing is joined in memory.
+    """
+    batch, beams, heads, width = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, beams, groups, heads // groups, width) * width**-0.5
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    own = product("bmghk,bmgk->bgmh", q, k)
+    scores = [
+        jnp.where(mask[:, None, :, :, None], product("bmghk,bgck->bgcmh", q, keys), -jnp.inf) for keys, _, mask in past
+    ]
+    top = functools.reduce(jnp.maximum, [score.max(2) for score in scores], own)
+    weights = [jnp.exp(score - top[:, :, None]) for score in scores]
+    own = jnp.exp(own - top)
+    total = own + sum(weight.sum(2) for weight in weights)
+    out = product("bgmh,bmgk->bmghk", own, v)
+    for weight, (_, values, _) in zip(weights, past, strict=True):
+        out += product("bgcmh,bgck->bmghk", weight.astype(v.dtype), values)
+    out /= jnp.moveaxis(total, 2, 1)[..., None]
+    return out.astype(v.dtype).reshape(batch, beams, heads * width)
