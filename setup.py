@@ -43,7 +43,7 @@ prepare = [
 demo = [*prepare, "espeakng-loader"]
 app = [*prepare]
 tpu = ["jax[tpu]"]
-test = [*demo, "bitsandbytes", "gguf", "hypothesis", "pytest", "pytest-xdist", "ruff"]
+test = [*demo, "bitsandbytes", "gguf", "hypothesis", "libtpu", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="viavsp-jax",

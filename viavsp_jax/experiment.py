@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from viavsp_jax import llm_folder, sharding, state
 from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.llama import LlamaConfig
@@ -38,9 +39,8 @@ class Experiment:
     frozen: Tree  # jax.ShapeDtypeStruct
     to_quantize: Stacks  # before they are
     build: Callable[[jax.Array], ViAVSP]  # from a PRNG key
-    # Of the language model's folder; only `load_experiment` reads them.
-    prompt: Prompt | None = None
-    fits: dict[str, Any] | None = None  # what learnt weights fit, see Checkpoints.save
+    prompt: Prompt | TypicalPrompt
+    fits: dict[str, Any] = dataclasses.field(default_factory=dict)  # what learnt weights fit, see Checkpoints.save
 
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
@@ -100,7 +100,11 @@ def packed_attention(config: ml_collections.ConfigDict, mesh: Mesh, llama: Llama
 
 
 def abstract_experiment(
-    config: ml_collections.ConfigDict, llama: LlamaConfig, mesh: Mesh, stored_dtype: DTypeLike
+    config: ml_collections.ConfigDict,
+    llama: LlamaConfig,
+    mesh: Mesh,
+    prompt: Prompt | TypicalPrompt,
+    stored_dtype: DTypeLike,
 ) -> Experiment:
     """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file."""
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
@@ -118,7 +122,7 @@ def abstract_experiment(
         sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
     )
     build = functools.partial(state.make_model, **sizes)
-    return Experiment(config, mesh, llama, structure, trainable, frozen, to_quantize, build)
+    return Experiment(config, mesh, llama, structure, trainable, frozen, to_quantize, build, prompt)
 
 
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -128,7 +132,7 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     conversion = llm_folder.read_conversion(config.llm.path)
     llama = llm_folder.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
-    experiment = abstract_experiment(config, llama, sharding.make_mesh(config), jnp.dtype(conversion["dtype"]))
+    experiment = abstract_experiment(config, llama, sharding.make_mesh(config), prompt, jnp.dtype(conversion["dtype"]))
     fits = {
         "config.lora.rank": config.lora.rank,
         "config.lora.alpha": config.lora.alpha,
@@ -136,4 +140,4 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "language model sha256": conversion["sha256"],
         "config.llm.quantization": config.llm.quantization,
     }
-    return dataclasses.replace(experiment, prompt=prompt, fits=fits)
+    return dataclasses.replace(experiment, fits=fits)

@@ -1,0 +1,129 @@
+"""Counted operations, against formulas and against XLA's own count of a model of one layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import base
+from viavsp_jax import evaluate, experiment, flops, sharding, train, workload
+from viavsp_jax.data import pipeline
+from viavsp_jax.data.typical_clips import TypicalPrompt
+from viavsp_jax.models.attention import PackedAttention
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.optimizer import make_optimizer
+
+S, L, E, R = 64, 24, 48, 4  # positions, labels, encoder width, adapter rank
+
+
+def make_llama(layers: int, width: int = 96) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=320, hidden_size=width, intermediate_size=2 * width, num_layers=layers, num_heads=4, num_kv_heads=2,
+        head_dim=32, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
+    """One row of one utterance that fills it."""
+    config = base.get_config()
+    config.dtype, config.remat, config.lora.rank = "float32", remat, R
+    config.data.feature_width, config.data.rows = E, 1
+    config.data.row = {"positions": S, "frames": S, "labels": L, "clips": 1, "window": S}
+    config.evaluate.rows, config.evaluate.decoding.num_beams = 1, 3
+    return experiment.abstract_experiment(config, llama, sharding.make_mesh(config), TypicalPrompt(), "float32")
+
+
+def trace_update(exp: experiment.Experiment) -> jax.stages.Traced:
+    optimizer, _ = make_optimizer(exp.config)
+    row = pipeline.empty_row(pipeline.RowShape(**exp.config.data.row), E, np.float32)
+    batch = workload.on_rows(exp, 1, row)
+    return train.jit_train_step(exp, optimizer).trace(train.abstract_state(exp, optimizer), exp.frozen, batch)
+
+
+def adapters(llama: LlamaConfig, tokens: int) -> int:
+    """Forward pass of those of q, k and v."""
+    outputs = llama.head_dim * (llama.num_heads + 2 * llama.num_kv_heads)
+    return 2 * tokens * R * (3 * llama.hidden_size + outputs) * llama.num_layers
+
+
+def unseen(llama: LlamaConfig) -> int:
+    """Forward pass of attention from S positions to those after them, which is done and masked out."""
+    return 4 * (S * S - S * (S + 1) // 2) * llama.num_heads * llama.head_dim * llama.num_layers
+
+
+def test_an_update_does_what_is_useful_and_little_more():
+    llama = make_llama(layers=3)
+    found = flops.of_program(trace_update(make_experiment(llama, "none")).jaxpr.jaxpr)
+    # Gradients of adapters and projector cost a forward pass more each; features have none.
+    projector = 2 * 2 * S * E * llama.hidden_size
+    useful = flops.useful_in_training(llama, [(S, L)])
+    assert found == useful + 3 * adapters(llama, S) + 3 * unseen(llama) + projector
+
+
+@pytest.mark.parametrize("remat", ["none", "elementwise", "layers"])
+def test_an_update_against_xla(remat):
+    """XLA counts the body of a loop once: one layer. It also counts what is no matrix product, little in a wide one."""
+    traced = trace_update(make_experiment(make_llama(layers=1, width=768), remat))
+    expected = traced.lower().cost_analysis()["flops"]
+    assert 0.97 < flops.of_program(traced.jaxpr.jaxpr) / expected < 1
+
+
+def test_recomputation_counts():
+    counts = [
+        flops.of_program(trace_update(make_experiment(make_llama(layers=2), remat)).jaxpr.jaxpr)
+        for remat in ("none", "elementwise", "layers")
+    ]
+    assert counts == sorted(counts) and counts[2] > 1.2 * counts[1]
+
+
+def test_decoding_does_what_is_useful_and_little_more():
+    llama, beams, generated = make_llama(layers=3), 3, 5
+    exp = make_experiment(llama, "none")
+    decoder = evaluate.Decoder(exp)
+    prompt = workload.longest_prompt(exp.config, [{"features": np.zeros((S, E)), "tokens": np.zeros(S)}])
+    assert prompt["tokens"].shape == (S,)  # a multiple of the bucket
+    batch, weights = workload.on_rows(exp, 1, prompt), (exp.trainable, exp.frozen)
+    state, cache = jax.eval_shape(decoder.prefill, *weights, batch)
+    found = flops.of_program(decoder.prefill.trace(*weights, batch).jaxpr.jaxpr)
+    found += flops.of_program(decoder.search.trace(*weights, state, cache).jaxpr.jaxpr, generated - 1)
+
+    read = beams * (generated - 1)
+    # Each token looks at all places of the cache, of which it sees its own beam's past.
+    past = beams * sum(range(generated - 1))
+    places = read * cache.k.shape[3]
+    masked = 4 * (places - past) * llama.num_heads * llama.head_dim * llama.num_layers
+    projector = 2 * S * E * llama.hidden_size
+    useful = flops.useful_in_decoding(llama, [(S, generated)], beams)
+    assert found == useful + adapters(llama, S + read) + unseen(llama) + masked + projector
+
+
+def test_loops_branches_and_devices():
+    x = jnp.ones((4, 6, 6))
+
+    def product(x):
+        return x @ x
+
+    def count(f, steps=1):
+        return flops.of_program(jax.make_jaxpr(f)(x).jaxpr, steps)
+
+    one = count(product)
+    assert one == 2 * 4 * 6 * 6 * 6
+    assert count(lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=5)[0]) == 5 * one
+    assert count(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, product, x), steps=7) == 7 * one
+    assert count(lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, product, x)) == 2 * one
+    assert count(jax.value_and_grad(lambda x: product(x).sum())) == 3 * one
+    mesh = jax.sharding.AbstractMesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, rows = PartitionSpec(), PartitionSpec("rows")
+    shared = jax.shard_map(product, mesh=mesh, in_specs=rows, out_specs=rows)
+    each = jax.shard_map(product, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    assert count(shared) == one and count(each) == 2 * one
+
+
+def test_a_kernel_of_the_tpu_counts_the_tiles_in_its_window():
+    attention = PackedAttention(window=256, kernel="splash")
+    q = jax.ShapeDtypeStruct((1, 1024, 4, 128), jnp.bfloat16)
+    segment_ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
+    found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, segment_ids).jaxpr)
+    # 4 tiles of queries, each with its own keys and the tile of keys before, two products each.
+    assert found == 4 * 4 * 2 * (2 * 2 * 256 * 256 * 128)

@@ -1,0 +1,153 @@
+"""Ahead-of-time compilation for TPUs that are not there: does a config fit, and how long would it take?
+
+The programs are those of training and of evaluation. No weights, data or tokenizer are needed: what rows and prompts
+hold is found by packing clips of VASR's sizes.
+"""
+
+import collections
+import importlib.metadata
+import json
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+from tqdm import tqdm
+
+from viavsp_jax import collectives, llm_folder, sharding, workload
+from viavsp_jax.data.typical_clips import TypicalPrompt
+from viavsp_jax.experiment import abstract_experiment
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.topology import Chip, Topology, load_topology
+from viavsp_jax.workload import Program, Work
+
+Report = dict[str, Any]
+
+VINALLAMA = LlamaConfig(
+    vocab_size=46_306, hidden_size=2560, intermediate_size=6912, num_layers=32, num_heads=20, num_kv_heads=20,
+    head_dim=128, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=False,
+)  # fmt: skip
+GIB = 2**30
+
+
+def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: epath.PathLike | None = None) -> bool:
+    """Compiles the training step and decoding for a topology; prints a report and writes it to `output` as JSON.
+
+    Returns whether both fit into the memory of its chips. Raises InputError for a wrong topology or config.
+    """
+    topology = load_topology(topology_name)
+    llama = llm_folder.llama_config(config.llm.path) if config.llm.path else VINALLAMA
+    mesh = sharding.make_mesh(config, topology.devices)
+    experiment = abstract_experiment(config, llama, mesh, TypicalPrompt(), config.dtype)
+    report = {
+        "fits": False,
+        "model": config.llm.path or "VinaLLaMA-2.7B, as config.llm.path is not set",
+        "topology": topology.name,
+        "chip": topology.chip_name,
+        "devices": len(topology.devices),
+        "mesh": dict(mesh.shape),
+        "hbm_bytes_per_device": topology.chip.hbm_bytes,
+        "peak_flops_per_device": topology.chip.peak_flops,
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+    for name, prepare in (("train", workload.training), ("decode", workload.decoding)):
+        programs, work = prepare(experiment)
+        report[name] = describe(name, programs, work, topology)
+    report["fits"] = report["train"]["fits"] and report["decode"]["fits"]
+    if output:
+        epath.Path(output).write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+    return report["fits"]
+
+
+def describe(name: str, programs: list[Program], work: Work, topology: Topology) -> Report:
+    """Compiles the programs of a step; memory is that of the one that needs most."""
+    start = time.time()
+    memories, sent = [], collections.Counter()
+    for program in tqdm(programs, desc=f"compiling: {name}", unit="program", leave=False):
+        memory, sent_by_it = compile_program(program, topology.chip)
+        memories.append(memory)
+        sent.update(sent_by_it)
+    worst = max(memories, key=lambda memory: memory["hbm_used_fraction"])
+    seconds = work.flops / topology.chip.peak_flops / len(topology.devices)
+    return {
+        "fits": worst["hbm_used_fraction"] <= 1 and "refused" not in worst,
+        **worst,
+        "model_flops_per_step": work.flops,
+        "useful_flops_fraction": work.useful_flops / work.flops,
+        "collective_bytes_per_step": sent.total(),
+        "collective_bytes_by_kind": dict(sent),
+        "step_seconds_at_peak": seconds,
+        "step_seconds_at_bandwidth": work.bytes_read / topology.chip.hbm_bandwidth,
+        "steps": work.steps,
+        "clips_per_step": work.clips_per_step,
+        "hours_at_half_peak": 2 * seconds * work.steps / 3600,
+        **work.facts,
+        "compile_seconds": time.time() - start,
+    }
+
+
+def compile_program(program: Program, chip: Chip) -> tuple[Report, dict[str, int]]:
+    """Memory on each device, or the compiler's words where it refuses, and the bytes sent by kind of collective."""
+    try:
+        compiled = program.traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        words = str(error).splitlines()[0]
+        return {"hbm_used_fraction": max(1.0, refused_size(words) / chip.hbm_bytes), "refused": words}, {}
+    memory = compiled.memory_analysis()
+    sizes = {
+        "arguments": memory.argument_size_in_bytes + program.resident,
+        "temporaries": memory.temp_size_in_bytes,
+        "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # what is handed on counts once
+        "code": memory.generated_code_size_in_bytes,
+    }
+    sent = collectives.bytes_by_kind(compiled.as_text(), program.runs)
+    return {"hbm_used_fraction": sum(sizes.values()) / chip.hbm_bytes, "hbm_bytes": sizes}, sent
+
+
+def refused_size(message: str) -> float:
+    """The bytes that a program needs by the compiler's message: the largest size in it, 0 without any."""
+    sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", message)
+    return max((float(number) * 1024 ** ("KMGT".index(unit) + 1) for number, unit in sizes), default=0.0)
+
+
+def table(report: Report) -> str:
+    """The report for the eye."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    lines = [
+        f"{report['model']}",
+        f"{report['topology']}: {report['devices']} devices with {report['hbm_bytes_per_device'] / GIB:.2f} GiB and "
+        f"{report['peak_flops_per_device'] / 1e12:.0f} TFLOP/s each; mesh: {mesh}; jax {report['jax']}, "
+        f"libtpu {report['libtpu']}",
+        f"{'':<34}{'train':>14}{'decode':>14}",
+    ]
+    columns = [report["train"], report["decode"]]
+
+    def line(name: str, *cells: str) -> None:
+        lines.append(f"{name:<34}" + "".join(f"{cell:>14}" for cell in cells))
+
+    line("fits", *("yes" if column["fits"] else "no" for column in columns))
+    line("HBM used", *(f"{100 * column['hbm_used_fraction']:.1f} %" for column in columns))
+    for name in ("arguments", "temporaries", "output", "code"):
+        sizes = [column["hbm_bytes"][name] if "hbm_bytes" in column else None for column in columns]
+        line(f"  {name}", *("refused" if size is None else f"{size / GIB:.2f} GiB" for size in sizes))
+    for name, key, unit, factor in (
+        ("FLOPs a step", "model_flops_per_step", "T", 1e-12),
+        ("  of them useful", "useful_flops_fraction", "%", 100),
+        ("sent a step by each device", "collective_bytes_per_step", "MB", 1e-6),
+        ("step at peak", "step_seconds_at_peak", "ms", 1e3),
+        ("step of reading weights alone", "step_seconds_at_bandwidth", "ms", 1e3),
+        ("clips a step", "clips_per_step", "", 1),
+        ("steps", "steps", "", 1),
+        ("whole run at half of peak", "hours_at_half_peak", "h", 1),
+    ):
+        line(name, *(f"{column[key] * factor:,.{0 if key == 'steps' else 2}f} {unit}".strip() for column in columns))
+    for name, column in zip(("train", "decode"), columns, strict=True):
+        if "refused" in column:
+            lines.append(f"{name} refused: {column['refused']}")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""Floating-point operations, by count: of a whole program, and of the part of its work that is useful.
+
+Only matrix products count, with 2 operations for each multiplication and addition, as in a chip's peak.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from viavsp_jax.models.llama import LlamaConfig
+
+
+def of_program(jaxpr: core.Jaxpr, steps: int = 1) -> int:
+    """What all devices together execute: padding, recomputation and masked-out tiles of a kernel included.
+
+    The body of a scan counts as often as it runs, which XLA's own cost analysis does not do. A loop whose end depends
+    on data counts `steps` times, and of several branches the most expensive one.
+    """
+    return sum(_of_equation(equation, steps) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn, steps: int) -> int:
+    parameters, name = equation.params, equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    inner = [of_program(jaxpr, steps) for jaxpr in _jaxprs(parameters)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * _repetitions(name, parameters, steps)
+
+
+def _repetitions(name: str, parameters: dict[str, Any], steps: int) -> int:
+    """How often the bodies of an equation run."""
+    match name:
+        case "scan":
+            return parameters["length"]
+        case "while":
+            return steps
+        case "pallas_call":
+            return math.prod(parameters["grid_mapping"].grid)
+        case "shard_map":  # shapes inside are those of one device
+            return math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+    return 1
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    for value in parameters.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
+
+
+def useful_in_training(llama: LlamaConfig, utterances: Iterable[tuple[int, int]]) -> int:
+    """Of an update on utterances of so many (positions, label tokens), with frozen weights.
+
+    4 for each weight of the language model that a token uses: 2 forward, 2 to the activations backward; the head at
+    label positions only, nothing for looking up an embedding. Attention counts three times its forward pass, among
+    the positions of an utterance only. Adapters and projector, under 1 %, are left out.
+    """
+    utterances = list(utterances)
+    positions, labels = (sum(column) for column in zip(*utterances, strict=True))
+    products = _layer_weights(llama) * positions + _head_weights(llama) * labels
+    return 4 * products + 3 * sum(_attention(llama, range(length)) for length, _ in utterances)
+
+
+def useful_in_decoding(llama: LlamaConfig, clips: Iterable[tuple[int, int]], beams: int) -> int:
+    """Of decoding clips of so many (prompt positions, generated tokens): the forward pass, the first token once a clip.
+
+    The last token is generated, never read.
+    """
+    total = 0
+    for prompt, generated in clips:
+        read = beams * (generated - 1)
+        total += 2 * (_layer_weights(llama) * (prompt + read) + _head_weights(llama) * (1 + read))
+        total += _attention(llama, range(prompt)) + beams * _attention(llama, range(prompt, prompt + generated - 1))
+    return total
+
+
+def _layer_weights(llama: LlamaConfig) -> int:
+    """Weights of all layers that a token is multiplied by."""
+    attention = 2 * llama.hidden_size * llama.head_dim * (llama.num_heads + llama.num_kv_heads)
+    return llama.num_layers * (attention + 3 * llama.hidden_size * llama.intermediate_size)
+
+
+def _head_weights(llama: LlamaConfig) -> int:
+    return llama.hidden_size * llama.vocab_size
+
+
+def _attention(llama: LlamaConfig, positions: Sequence[int]) -> int:
+    """Forward pass of queries at these positions of one text, in all layers: each sees itself and what is before."""
+    seen = sum(positions) + len(positions)
+    return 4 * seen * llama.num_heads * llama.head_dim * llama.num_layers

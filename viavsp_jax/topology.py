@@ -1,0 +1,78 @@
+"""TPU slices to compile for, without having them: the compiler of the libtpu package needs no chip."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from viavsp_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip, which JAX sees as one device."""
+
+    peak_flops: float  # a second, in bfloat16
+    hbm_bytes: int  # that the compiler lets a program have; the runtime keeps some for itself
+    hbm_bandwidth: float  # bytes a second
+    options: dict[str, str] = dataclasses.field(default_factory=dict)  # of libtpu, so that it is one device
+
+
+def _gib(number: float) -> int:
+    return int(number * 2**30)
+
+
+CHIPS = {
+    "v4": Chip(275e12, _gib(30.75), 1228e9, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, _gib(15.75), 819e9),
+    "v5p": Chip(459e12, _gib(95.74), 2765e9),
+    "v6e": Chip(918e12, _gib(31.25), 1640e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one kind of chip."""
+
+    name: str
+    chip_name: str
+    devices: list[jax.Device]  # can be compiled for, not run on
+
+    @property
+    def chip(self) -> Chip:
+        """What each device is."""
+        return CHIPS[self.chip_name]
+
+
+def load_topology(name: str) -> Topology:
+    """The devices of e.g. v5e:2x4, or of two such slices, 2xv5e:2x4.
+
+    Chips of this host are left alone: JAX is set to the CPU. Raises InputError for a slice that does not exist, and
+    when libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("libtpu is not installed, which compiles for TPUs: run pip install -e .[tpu]")
+    found = re.fullmatch(r"(?:([1-9]\d*)x)?(\w+):(\d+(?:x\d+){1,2})", name)
+    if not found or found[2] not in CHIPS:
+        raise InputError(f"--topology is {name}, expected one of {', '.join(CHIPS)} with a shape, e.g. v5e:2x4")
+    slices, chip, shape = int(found[1] or 1), found[2], found[3]
+    # A host has 2x2 chips, of a smaller slice fewer.
+    host = [min(2, int(size)) for size in shape.split("x")[:2]]
+    options = {**CHIPS[chip].options, "chips_per_host_bounds": (*host, 1), "num_slices": slices}
+    jax.config.update("jax_platforms", "cpu")
+    # libtpu is not to look for chips, nor to keep others from using it meanwhile.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(variable, value)
+    try:
+        devices = topologies.get_topology_desc(f"{chip}:{shape}", "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"--topology is {name}, which libtpu does not know: {str(error).splitlines()[0]}") from None
+    return Topology(name, chip, devices)

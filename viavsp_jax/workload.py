@@ -1,0 +1,158 @@
+"""What a step of training or decoding runs, and how much of its work is useful when clips are of VASR's sizes."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+
+from viavsp_jax import flops, sharding, train
+from viavsp_jax.data import pipeline
+from viavsp_jax.data.typical_clips import TypicalPrompt, draw_clips
+from viavsp_jax.evaluate import Decoder
+from viavsp_jax.experiment import Experiment
+from viavsp_jax.optimizer import make_optimizer
+
+TEST_CLIPS = 12_800  # to decode: 1 % of VASR
+SIMULATED_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One of those that a step runs."""
+
+    traced: jax.stages.Traced
+    runs: int = 1  # of a loop whose end depends on data
+    resident: int = 0  # bytes on each device that it does not take but has to leave room for
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is done in a step, and how many steps make the whole."""
+
+    steps: int
+    clips_per_step: float
+    flops: int
+    useful_flops: float
+    bytes_read: int  # by each device from its memory, of weights and what decoding remembers alone
+    facts: dict[str, float]  # that the numbers rest on
+
+
+def training(experiment: Experiment) -> tuple[list[Program], Work]:
+    """The update, on rows packed from typical clips."""
+    config = experiment.config
+    sharding.check_rows(experiment.mesh, config.data.rows, "config.data.rows")
+    optimizer, _ = make_optimizer(config)
+    shape = pipeline.RowShape(**config.data.row)
+    row = pipeline.empty_row(shape, config.data.feature_width, np.dtype(config.dtype))
+    batch = on_rows(experiment, config.data.rows, row)
+    state = train.abstract_state(experiment, optimizer)
+    traced = train.jit_train_step(experiment, optimizer).trace(state, experiment.frozen, batch)
+    utterances = pack(config, shape)
+    share = config.data.rows / SIMULATED_ROWS
+    clips = share * len(utterances)
+    work = Work(
+        steps=config.updates,
+        clips_per_step=clips,
+        flops=flops.of_program(traced.jaxpr.jaxpr),
+        useful_flops=share * flops.useful_in_training(experiment.llama, utterances),
+        bytes_read=2 * bytes_per_device(experiment.frozen),  # forward and backward
+        facts={
+            "clips_seen": round(clips * config.updates),
+            "real_positions": sum(length for length, _ in utterances) / SIMULATED_ROWS / shape.positions,
+            "real_label_places": sum(labels for _, labels in utterances) / SIMULATED_ROWS / shape.labels,
+        },
+    )
+    return [Program(traced)], work
+
+
+def pack(config: ml_collections.ConfigDict, shape: pipeline.RowShape) -> list[tuple[int, int]]:
+    """Positions and label tokens of the typical clips in SIMULATED_ROWS rows, by the pipeline's own packer."""
+    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + 2 * pipeline.OPEN_ROWS) * shape.clips))
+    to_utterance = pipeline.ToUtterance(TypicalPrompt(), shape, np.dtype(config.dtype))
+    (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
+    utterances = []
+    for row in itertools.islice(stream, SIMULATED_ROWS):
+        is_label = row["weights"] > 0
+        positions = np.bincount(row["segment_ids"])[1:]
+        labels = np.bincount(row["segment_ids"][row["label_index"][is_label]])[1:]
+        utterances += zip(positions.tolist(), labels.tolist(), strict=True)
+    return utterances
+
+
+def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
+    """A batch of prompts as long as the longest typical one, and a cache that holds all that beams may remember.
+
+    The work is that of searches that end with the longest label of their batch.
+    """
+    decoder, settings = Decoder(experiment), experiment.config.evaluate
+    clips = draw_clips(SIMULATED_ROWS * settings.rows)
+    prompts = [pipeline.speech_prompt(clip, experiment.prompt) for clip in clips]
+    labels = [len(experiment.prompt.label(clip["transcript"])) for clip in clips]
+    batch = on_rows(experiment, settings.rows, longest_prompt(experiment.config, prompts))
+    weights = experiment.trainable, experiment.frozen
+    state, cache = decoder.largest(*weights, batch)
+    prefill = decoder.prefill.trace(*weights, batch)
+    programs = [Program(prefill)]
+
+    def with_room(room: int):
+        smaller = jax.eval_shape(functools.partial(decoder.move, room=room), cache)
+        return sharding.with_sharding(smaller, jax.tree.map(lambda x: x.sharding, cache))
+
+    longest = np.array(labels).reshape(-1, settings.rows).max(1)
+    read = round(min(longest.mean(), decoder.config.max_new_tokens)) - 1
+    programs.append(Program(decoder.search.trace(*weights, state, cache), read))
+    if len(decoder.rooms) > 1:
+        growing = decoder.move.trace(with_room(decoder.rooms[-2]), room=decoder.rooms[-1])
+        programs.append(Program(growing, resident=bytes_per_device((*weights, state))))
+    room = next((room for room in decoder.rooms if room >= read), decoder.rooms[-1])
+    remembered = with_room(room)
+    search = decoder.search.trace(*weights, state, remembered)
+    lengths = [(len(prompt["tokens"]), label) for prompt, label in zip(prompts, labels, strict=True)]
+    beams = decoder.config.num_beams
+    work = Work(
+        steps=-(-TEST_CLIPS // settings.rows),
+        clips_per_step=settings.rows,
+        flops=flops.of_program(prefill.jaxpr.jaxpr) + flops.of_program(search.jaxpr.jaxpr, read),
+        useful_flops=flops.useful_in_decoding(experiment.llama, lengths, beams) / SIMULATED_ROWS,
+        bytes_read=bytes_per_device(weights) + read * bytes_per_device((weights, remembered)),
+        facts={
+            "clips": TEST_CLIPS,
+            "prompt_positions": batch["tokens"].shape[1],
+            "tokens_read": read,
+            "cache_tokens": room,
+            "largest_cache_tokens": decoder.rooms[-1],
+        },
+    )
+    return programs, work
+
+
+def longest_prompt(config: ml_collections.ConfigDict, prompts: list[pipeline.Arrays]) -> pipeline.Arrays:
+    """A row of a decoding batch of the largest size that these prompts need, empty."""
+    bucket = config.evaluate.bucket
+    frames, positions = (
+        -(-max(len(prompt[name]) for prompt in prompts) // bucket) * bucket for name in ("features", "tokens")
+    )
+    return {
+        "features": np.zeros((frames, config.data.feature_width), np.dtype(config.dtype)),
+        "frame_slot": np.zeros(frames, np.int32),
+        "tokens": np.zeros(positions, np.int32),
+        "is_speech": np.zeros(positions, bool),
+        "lengths": np.int32(0),
+        "stream": np.uint32(0),
+    }
+
+
+def on_rows(experiment: Experiment, rows: int, row: pipeline.Arrays) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of such rows, as shapes."""
+    by_rows = sharding.rows(experiment.mesh)
+    return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=by_rows) for name, x in row.items()}
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of shapes with shardings."""
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
