@@ -188,6 +188,8 @@ def _encode_batch(
         for row, item in enumerate(items):
             if not isinstance(item, str):
                 video[row, : lengths[row]] = torch.from_numpy(media.video_input(item.frames))
-        seen = model.video_features(video.to(device))
+        # A CPU's caches hold the activations of one clip; a GPU is filled by all of them at once.
+        together = 1 if device.type == "cpu" else len(items)
+        seen = torch.cat([model.video_features(part) for part in video.to(device).split(together)])
     inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
     return {name: model.encode(*inputs[name], padding_mask, layer) for name in modalities}

@@ -1,0 +1,146 @@
+"""Clips a second of beam search: this project's batches against transformers' `generate`, same model, same clips.
+
+    python -m benchmarks.beam_search [--output FILE.json]
+
+By default 20 beams and 24 new tokens for 32 clips, with a LLaMA of 109 million parameters; float32 on a CPU, bfloat16
+on a GPU. Random weights seldom say the end token, so that all sides generate as many tokens. Every side starts at run
+lengths and features, ours at the shards. Both take the threads they take by themselves: all cores.
+
+    batched              this project's evaluation: all clips at once
+    one clip at a time   transformers' `generate`, the reference's way
+    same batch           transformers' `generate`, prompts padded on the left
+
+All must find the same tokens, but for near ties.
+"""
+
+import argparse
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks import rounds, vasr_clips
+from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
+from convert import decode_hf
+from viavsp_jax import evaluate, sharding
+from viavsp_jax.data import pipeline
+from viavsp_jax.data.records import Example
+from viavsp_jax.decode import load_decoding_config
+
+# VASR's prompts, of 76 frames and up to 91 positions, in one size.
+BUCKET = 96
+# Least share of clips in which a side of float32 finds the same tokens.
+EQUAL = 0.9
+
+Found = dict[str, list[int]]  # tokens by clip
+
+
+def until_end(ids: Sequence[int], end_id: int) -> list[int]:
+    """Generated tokens without what fills them up."""
+    ids = list(map(int, ids))
+    return ids[: ids.index(end_id)] if end_id in ids else ids
+
+
+class BatchedSearch:
+    """This project's evaluation of the split `test`. Called, it decodes all clips and returns their number."""
+
+    def __init__(self, model: RandomModel):
+        self.model, self.decoder = model, evaluate.Decoder(model.experiment)
+        self.found: Found = {}
+
+    def __call__(self) -> int:
+        config, mesh, prompt = self.model.experiment.config, self.model.experiment.mesh, self.model.experiment.prompt
+        self.found = {}
+        for records, batch in pipeline.decoding_batches(config, prompt, vasr_clips.FOLDER):
+            batch = sharding.put_whole_batch(mesh, evaluate.fill_up(batch, records))
+            tokens, _ = jax.device_get(self.decoder(self.model.trainable, self.model.frozen, batch))
+            for record, ids in zip(records, tokens, strict=False):
+                self.found[record["id"]] = until_end(ids, prompt.end_id)
+        return len(self.found)
+
+
+class Generate:
+    """transformers' `generate` on `batch` clips at a time. Called, it decodes all clips and returns their number."""
+
+    def __init__(self, model: decode_hf.ExportedModel, clips: Sequence[Example], batch: int):
+        self.model, self.clips, self.batch = model, clips, batch
+        self.found: Found = {}
+
+    @torch.inference_mode()
+    def __call__(self) -> int:
+        self.found = {}
+        for start in range(0, len(self.clips), self.batch):
+            clips = self.clips[start : start + self.batch]
+            x, mask = decode_hf.embed(self.model, clips)
+            for clip, ids in zip(clips, self.model.llm.generate(inputs_embeds=x, attention_mask=mask), strict=True):
+                self.found[clip["id"]] = until_end(ids.tolist(), self.model.prompt.end_id)
+        return len(self.found)
+
+
+def exported(model: RandomModel, theirs: TorchModel) -> decode_hf.ExportedModel:
+    """`theirs` as convert/decode_hf.py decodes with it: all weights in the dtype of the frozen ones."""
+    config, prompt = model.experiment.config, model.experiment.prompt
+    decoding = load_decoding_config(config.evaluate.decoding)
+    dtype = getattr(torch, config.dtype)
+    llm = theirs.llm.to(dtype).eval().base_model.model
+    llm.generation_config = decode_hf.generation_config(decoding, prompt)
+    return decode_hf.ExportedModel(llm, theirs.projector.to(dtype), prompt, config.data.feature_width, decoding)
+
+
+def torch_sides(model: RandomModel, theirs: TorchModel, clips: Sequence[Example]) -> dict[str, Generate]:
+    """PyTorch's, by name."""
+    ported = exported(model, theirs)
+    return {"one clip at a time": Generate(ported, clips, 1), "same batch": Generate(ported, clips, len(clips))}
+
+
+def check_tokens(ours: BatchedSearch, sides: dict[str, Generate]) -> dict[str, float]:
+    """Share of clips in which a side found the tokens that ours found, once all of them have been called.
+
+    AssertionError when it is below EQUAL although both compute in float32.
+    """
+    shares = {
+        f"equal_tokens,_{name}": float(np.mean([side.found[clip] == ids for clip, ids in ours.found.items()]))
+        for name, side in sides.items()
+    }
+    if ours.model.experiment.config.dtype == "float32" and min(shares.values()) < EQUAL:
+        raise AssertionError(f"the sides decode differently: {shares}")
+    return shares | {"mean_new_tokens": float(np.mean([len(ids) for ids in ours.found.values()]))}
+
+
+def add_flags(parser: argparse.ArgumentParser, clips: int) -> None:
+    """The flags of `settings`."""
+    parser.add_argument("--clips", type=int, default=clips, help="decoded at once (default: %(default)s)")
+    parser.add_argument("--beams", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--new_tokens", type=int, default=24, help="default: %(default)s")
+
+
+def settings(args: argparse.Namespace) -> dict[str, int]:
+    """Of the config, dotted names."""
+    return {
+        "evaluate.rows": args.clips,
+        "evaluate.bucket": BUCKET,
+        "evaluate.decoding.num_beams": args.beams,
+        "evaluate.decoding.max_new_tokens": args.new_tokens,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> rounds.Comparison:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beam_search", description=__doc__.split("\n")[0])
+    rounds.add_flags(parser)
+    add_flags(parser, clips=32)
+    add_size_flags(parser, SMALL)
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        model, clips = prepare(pathlib.Path(folder), args, {"test": args.clips}, **settings(args))
+        ours, theirs = BatchedSearch(model), torch_sides(model, to_torch(model), clips)
+        comparison = rounds.compare({"batched": ours} | theirs, args.rounds, "beam search")
+    rounds.report([comparison], args.output, **check_tokens(ours, theirs))
+    return comparison
+
+
+if __name__ == "__main__":
+    main()

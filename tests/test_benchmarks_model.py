@@ -1,0 +1,92 @@
+"""The benchmarks of the model at toy size: both sides compute the same, and tables come out. Nothing is timed."""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from benchmarks import beam_search, torch_training, train_step, vasr_clips
+from benchmarks.random_model import SMALL, add_size_flags, named_tensors, prepare, to_torch
+from viavsp_jax.data import pipeline
+from viavsp_jax.metrics import label_loss
+
+SIZES = "--layers=2 --heads=2 --head_width=16 --ffn=48 --vocabulary=200 --feature_width=12".split()
+TRAINING_SIDES = ["packed rows", "reference's way", "batched PyTorch, 2", "batched PyTorch, 2, logits at labels"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same model on both sides, and the clips."""
+    parser = argparse.ArgumentParser()
+    add_size_flags(parser, SMALL)
+    folder, args = tmp_path_factory.mktemp("benchmark"), parser.parse_args(SIZES)
+    model, records = prepare(folder, args, train_step.SPLITS)
+    theirs = to_torch(model)
+    return model, theirs, [torch_training.to_clip(one, model.experiment.prompt, theirs.device) for one in records]
+
+
+def test_clips_are_of_vasr_sizes():
+    prompt, clips = vasr_clips.make_prompt(1000), vasr_clips.draw_clips(500, 4, 1000)
+    labels = [prompt.label(clip["transcript"]) for clip in clips]
+    assert len(prompt.instruction("vi", "vi")) == 15
+    assert {min(map(len, labels)), max(map(len, labels))} == {12, 28} and 19 < np.mean(list(map(len, labels))) < 21
+    assert all(clip["cluster_counts"].sum() == len(clip["features"]) == 76 for clip in clips)
+    assert 0.58 < np.mean([len(clip["cluster_counts"]) for clip in clips]) / 76 < 0.61
+    assert prompt.text(labels[0]) == clips[0]["transcript"]
+
+
+def test_reference_and_packed_rows_have_the_same_gradients(both):
+    model, theirs, clips = both
+    experiment, learnt = model.experiment, theirs.learnt
+    (batch,) = pipeline.validation_batches(experiment.config, experiment.prompt)
+
+    def loss(trainable):
+        logits = nnx.merge(experiment.structure, trainable, model.frozen)(batch)
+        return label_loss(logits, batch["targets"], batch["weights"])[0]
+
+    ours = jax.jit(jax.grad(loss))(model.trainable)
+    named = named_tensors({"llm": ours["llm"]}) | named_tensors({"projector": ours["projector"]})
+    checked = clips[: train_step.SPLITS["valid"]]
+    theirs.llm.eval()
+    sum(torch_training.clip_loss(theirs, [clip]) for clip in checked).backward()
+    found = {name.replace("default.", ""): weight for name, weight in theirs.llm.named_parameters()}
+    found |= {f"avfeat_to_llm.{name}": weight for name, weight in theirs.projector.named_parameters()}
+    assert len(named) == len(learnt) == 2 * 3 * 2 + 2
+    for name, gradient in named.items():
+        torch.testing.assert_close(found[name].grad / len(checked), gradient, rtol=1e-3, atol=1e-6)
+        assert gradient.abs().max() > 1e-5
+    assert all(weight.grad is None for name, weight in found.items() if name not in named)
+
+
+def test_a_side_with_another_model_is_noticed(both):
+    model, theirs, clips = both
+    train_step.check_losses(model, theirs, clips)
+    with torch.no_grad():
+        theirs.projector.bias += 0.1
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        train_step.check_losses(model, theirs, clips)
+    with torch.no_grad():
+        theirs.projector.bias -= 0.1
+
+
+def test_train_step(tmp_path, capsys):
+    comparison = train_step.main([*SIZES, "--rounds=1", "--batches=2", f"--output={tmp_path / 'figures.json'}"])
+    assert list(comparison.rates) == TRAINING_SIDES
+    assert list(comparison.ratios()) == TRAINING_SIDES[1:]
+    assert comparison.table() in capsys.readouterr().out
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["comparisons"][0]["rates"] == comparison.rates
+    assert written["facts"]["loss of packed rows"] == pytest.approx(written["facts"]["loss the reference's way"])
+
+
+def test_beam_search(tmp_path):
+    tiny = [*SIZES, "--rounds=1", "--clips=4", "--beams=3", "--new_tokens=5"]
+    comparison = beam_search.main([*tiny, f"--output={tmp_path / 'figures.json'}"])
+    assert list(comparison.ratios()) == ["one clip at a time", "same batch"]
+    facts = json.loads((tmp_path / "figures.json").read_text())["facts"]
+    assert facts["equal tokens, one clip at a time"] == facts["equal tokens, same batch"] == 1
+    assert facts["mean new tokens"] > 4
