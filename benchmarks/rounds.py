@@ -38,10 +38,10 @@ class Comparison:
         width = max(map(len, [*self.rates, "side"])) + 2
         per = self.unit.removesuffix("s")
         lines = [f"{self.title} ({rounds} rounds, min–median–max; ratio: {ours} over the side)"]
-        lines.append(f"{'side':{width}}{self.unit + '/s':>30}{'s/' + per:>12}{'ratio':>24}")
+        lines.append(f"{'side':{width}}{self.unit + '/s':>30}{'s/' + per:>15}{'ratio':>24}")
         for name, rates in self.rates.items():
             ratio = spread(ratios[name]) if name in ratios else ""
-            lines.append(f"{name:{width}}{spread(rates):>30}{1 / statistics.median(rates):>12.4g}{ratio:>24}")
+            lines.append(f"{name:{width}}{spread(rates):>30}{1 / statistics.median(rates):>15.4g}{ratio:>24}")
         return "\n".join(lines)
 
     def as_json(self) -> dict:

@@ -21,7 +21,7 @@ import argparse
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +60,19 @@ class PackedTraining:
         return round(sum(float(metrics.loss.count) for metrics in pending))
 
 
-def our_loss(model: RandomModel, of_tokens: bool) -> float:
-    """Loss of the validation split without dropout: mean over clips of their mean over tokens, or over all tokens."""
+def our_losses(model: RandomModel) -> tuple[float, float]:
+    """Loss of the validation split without dropout: mean over clips of their mean over tokens, and over all tokens."""
     experiment = model.experiment
     step = jax.jit(train.make_validation_step(experiment.structure))
-    metrics = []
-    for batch in pipeline.validation_batches(experiment.config, experiment.prompt):
-        if of_tokens:
-            batch["weights"] = (batch["weights"] > 0).astype(np.float32)
-        metrics.append(step(model.trainable, model.frozen, sharding.put_batch(experiment.mesh, batch)))
-    return train.summarize(metrics)["loss"]
+
+    def loss(change_weights: Callable[[np.ndarray], np.ndarray]) -> float:
+        metrics = []
+        for batch in pipeline.validation_batches(experiment.config, experiment.prompt):
+            batch["weights"] = change_weights(batch["weights"])
+            metrics.append(step(model.trainable, model.frozen, sharding.put_batch(experiment.mesh, batch)))
+        return train.summarize(metrics)["loss"]
+
+    return loss(lambda weights: weights), loss(np.sign)
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def check_losses(model: RandomModel, theirs: TorchModel, clips: Sequence[torch_t
         batch = torch_training.batch_loss(theirs, clips).item()
         label_only = torch_training.label_only_batch_loss(theirs, clips).item()
     theirs.llm.train()
-    a_clip, a_token = our_loss(model, of_tokens=False), our_loss(model, of_tokens=True)
+    a_clip, a_token = our_losses(model)
     tolerance = TOLERANCE[model.experiment.config.dtype]
     np.testing.assert_allclose(np.mean(singles), a_clip, rtol=tolerance)
     np.testing.assert_allclose([batch, label_only], a_token, rtol=tolerance)

@@ -56,7 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
         "evaluate": {
             "names": ("av_clean",),
             "split": "test",
-            # Every row takes beams x new tokens places in the cache: 2 GB at 20 x 300 for the 2.7 B model in bfloat16.
+            # A row takes 0.1 GB of cache for the first 16 tokens of 20 beams, and at worst 2 GB for 300 of them (2.7 B
+            # model in bfloat16).
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
             # The fields of viavsp_jax.decode.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,

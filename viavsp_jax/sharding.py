@@ -93,8 +93,8 @@ def heads(mesh: Mesh, count: int) -> NamedSharding:
 
 def cached(mesh: Mesh, count: int) -> NamedSharding:
     """Of keys and values that decoding keeps, [layers, rows, heads, places, width]: as `heads`."""
-    by_rows, _, by_heads = heads(mesh, count).spec
-    return NamedSharding(mesh, PartitionSpec(None, by_rows, by_heads))
+    batch, _, tensor = heads(mesh, count).spec
+    return NamedSharding(mesh, PartitionSpec(None, batch, tensor))
 
 
 def by_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
