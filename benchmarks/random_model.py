@@ -126,7 +126,8 @@ def make_model(llama: LlamaConfig, **settings: Any) -> RandomModel:
         _, trainable, frozen = state.split(made.build(key))
         return with_adapters(trainable, key), frozen
 
-    return RandomModel(made, *weights(jax.random.key(config.seed)))
+    # Threefry takes seconds to compile.
+    return RandomModel(made, *weights(jax.random.key(config.seed, impl="rbg")))
 
 
 def prepare(

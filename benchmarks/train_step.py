@@ -18,7 +18,6 @@ PyTorch finds its clips in memory, as tensors. The encoder runs on no side: the 
 """
 
 import argparse
-import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_fla
 from viavsp_jax import sharding, train
 from viavsp_jax.data import pipeline
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.state import TrainState
 
 SPLITS = {"train": 256, "valid": 8}  # clips; losses are compared on the latter
 # Of sides that compute in this dtype.
@@ -49,7 +49,8 @@ class PackedTraining:
         optimizer, _ = make_optimizer(config)
         self.step = train.jit_train_step(experiment, optimizer)
         trainable = jax.tree.map(jnp.copy, model.trainable)  # the step takes them over
-        self.state = dataclasses.replace(train.init_state(experiment, optimizer), trainable=trainable)
+        places = jax.tree.map(lambda x: x.sharding, train.abstract_state(experiment, optimizer))
+        self.state = jax.device_put(TrainState(jnp.int32(0), trainable, optimizer.init(trainable)), places)
 
     def __call__(self) -> int:
         pending = []
