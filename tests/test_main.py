@@ -50,6 +50,14 @@ def test_language_model_folder(error_of, tmp_path, folders):
     assert "is not a converted language model" in error_of(*given(DEMO_LLAMA, folders[1]))
 
 
+def test_settings_of_the_model(error_of, folders):
+    arguments = given(*folders)
+    assert "config.remat is 'some', expected none or elementwise or layers" in error_of(
+        *arguments, "--config.remat=some"
+    )
+    assert "config.data.row.window is 0, expected" in error_of(*arguments, "--config.data.row.window=0")
+
+
 def test_shard_folder(error_of, tmp_path, folders):
     missing = tmp_path / "nowhere"
     assert f"{missing}/av_clean: no such folder" in error_of(*given(folders[0], missing))

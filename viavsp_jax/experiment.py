@@ -18,7 +18,7 @@ from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.attention import PackedAttention
-from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.llama import LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
 from viavsp_jax.models.viavsp import ViAVSP
@@ -106,7 +106,14 @@ def abstract_experiment(
     prompt: Prompt | TypicalPrompt,
     stored_dtype: DTypeLike,
 ) -> Experiment:
-    """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file."""
+    """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file.
+
+    Raises InputError for wrong settings.
+    """
+    if config.remat not in get_args(Remat):
+        raise InputError(f"config.remat is {config.remat!r}, expected {' or '.join(get_args(Remat))}")
+    if config.data.row.window < 1:
+        raise InputError(f"config.data.row.window is {config.data.row.window}, expected at least 1 position")
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
     to_quantize = stacks_to_quantize(config, llama, mesh, stored_dtype)
     sizes = {
