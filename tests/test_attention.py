@@ -54,6 +54,14 @@ def test_a_window_as_long_as_the_longest_utterance_changes_nothing(window, group
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [65, 66, 150])
+def test_a_window_of_several_blocks(window):
+    rows = make_rows([(65, 60, 64, 3), (50, 65, 65)], 200, 2, 1, 8)
+    found = values_and_gradients(PackedAttention(window), *rows)
+    for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
 def test_a_window_that_is_too_short_does():
     rows = make_rows([(20,)], 20, 2, 2, 8)
     out, expected = (values_and_gradients(f, *rows)[0] for f in (PackedAttention(9), with_full_mask))

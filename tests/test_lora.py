@@ -12,7 +12,7 @@ from flax import nnx, traverse_util
 
 from convert.names import tensors
 from tests.test_llama import VOCAB, WHOLE, draw, make_pair
-from viavsp_jax.models.lora import LoRA, LoRAConfig, merge_adapter
+from viavsp_jax.models.lora import LoRA, LoRAConfig, merge_adapter, three_dropouts
 
 CONFIG = LoRAConfig(rank=2, alpha=6.0, dropout=0.05)
 
@@ -134,14 +134,18 @@ def test_dropout_only_with_a_key(adapted):
     assert np.abs(first - plain).max() > 1e-3 and np.abs(first - other).max() > 1e-3
 
 
-def test_dropout_keeps_the_expectation():
-    config = LoRAConfig(rank=2, alpha=2.0, dropout=0.3)
-    lora = LoRA(config, 6, 4, stack=1, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(lora)
-    params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(2), p.shape)[0], params)
-    adapter = nnx.merge(graph, params)
-    x = jax.random.normal(jax.random.key(3), (6,))
-    drawn = jax.vmap(lambda key: adapter(x, key))(jax.random.split(jax.random.key(4), 20_000))
-    error = drawn.std(0) / 20_000**0.5
-    np.testing.assert_array_less(np.abs(drawn.mean(0) - adapter(x, None)), 5 * error)
-    assert (drawn.std(0) > 0.1).all()
+def test_three_dropouts_keep_the_expectation_and_are_independent():
+    x, draws = jax.random.normal(jax.random.key(3), (6,)), 20_000
+    dropped = jax.jit(lambda x: jnp.stack(three_dropouts(x, 0.3, jax.random.key(4))))(jnp.tile(x, (draws, 1)))
+    error = dropped.std(1) / draws**0.5
+    np.testing.assert_array_less(np.abs(dropped.mean(1) - x[None]), 5 * error)
+
+    share = round(0.3 * 1024) / 1024
+    gone = np.asarray(dropped == 0, np.float64).reshape(3, -1)
+    expected = np.full((3, 3), share**2) + np.diag([share - share**2] * 3)  # of all pairs, gone together
+    np.testing.assert_allclose(gone @ gone.T / gone.shape[1], expected, atol=5 * (share / gone.shape[1]) ** 0.5)
+
+
+def test_three_dropouts_at_rate_zero_are_the_input():
+    x = jnp.ones((2, 3))
+    assert all(dropped is x for dropped in three_dropouts(x, 0.0, jax.random.key(0)))

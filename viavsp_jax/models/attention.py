@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 # splash: Pallas kernel of TPUs. cudnn: flash attention of NVIDIA GPUs. xla: everywhere.
 Kernel = Literal["splash", "cudnn", "xla"]
 
+_BLOCK = 64  # queries that XLA's attention works on at a time
 _TILE = 256  # queries and keys that the TPU kernel works on at a time
 
 
@@ -49,19 +50,21 @@ class PackedAttention:
         return attention(q, k, v, segment_ids).reshape(*q.shape[:2], -1)
 
     def _in_blocks(self, q, k, v, segment_ids):
-        """Blocks of W queries, each with the keys of its own block and of the one before."""
+        """Blocks of Q queries, each with the keys of its own block and of those before that reach W positions back."""
         batch, size = segment_ids.shape
         window = min(self.window or size, size)
-        padded = -(-size // window) * window
+        block = window if self.kernel == "cudnn" else min(window, _BLOCK)
+        padded = -(-size // block) * block
+        before = min(-(-(window - 1) // block), padded // block - 1)
 
         def blocks(x, shift=0):
-            """[B, S, ...] → [B·S/W, W, ...], `shift` positions earlier."""
-            widths = [(0, 0), (shift, padded - size)] + [(0, 0)] * (x.ndim - 2)
-            return jnp.pad(x, widths)[:, :padded].reshape(-1, window, *x.shape[2:])
+            """[B, S, ...] → [B·S/Q, Q, ...], `shift` blocks earlier."""
+            widths = [(0, 0), (shift * block, padded - size)] + [(0, 0)] * (x.ndim - 2)
+            return jnp.pad(x, widths)[:, :padded].reshape(-1, block, *x.shape[2:])
 
         def with_previous(x):
-            """[B, S, ...] → [B·S/W, 2W, ...]"""
-            return jnp.concatenate([blocks(x, window), blocks(x)], 1) if padded > window else blocks(x)
+            """[B, S, ...] → [B·S/Q, C, ...]"""
+            return jnp.concatenate([blocks(x, shift) for shift in range(before, -1, -1)], 1)
 
         mask = causal_mask(blocks(segment_ids), with_previous(segment_ids))[:, None]
         k, v = with_previous(k), with_previous(v)

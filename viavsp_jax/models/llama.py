@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.cache import Cache, attend
-from viavsp_jax.models.lora import Linear, LoRAConfig
+from viavsp_jax.models.lora import Linear, LoRAConfig, three_dropouts
 from viavsp_jax.models.quantize import Quantization
 
 
@@ -79,7 +79,7 @@ class Block(nnx.Module):
     ):
         c, stack = config, config.num_layers
         linear = {"stack": stack, "dtype": dtype, "quantization": quantization, "rngs": rngs}
-        self.config = config
+        self.config, self.lora = config, lora
         self.attention_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
         self.q = Linear(c.hidden_size, c.num_heads * c.head_dim, lora=lora, **linear)
         self.k = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, lora=lora, **linear)
@@ -102,11 +102,11 @@ class Block(nnx.Module):
         Returns the new x, and this x's keys and values [B, S, G, K]. A PRNG key turns adapter dropout on.
         """
         c = self.config
-        keys = jax.random.split(key, 3) if key is not None else (None, None, None)
         h = self.attention_norm(x)
+        dropped = (h, h, h) if key is None else three_dropouts(h, self.lora.dropout, key)
         q, k, v = (
-            projection(h, key).reshape(*h.shape[:2], -1, c.head_dim)
-            for projection, key in zip((self.q, self.k, self.v), keys, strict=True)
+            projection(h, x).reshape(*h.shape[:2], -1, c.head_dim)
+            for projection, x in zip((self.q, self.k, self.v), dropped, strict=True)
         )
         q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
         q, k, v = checkpoint_name((q, k, v), "qkv")

@@ -27,6 +27,22 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
+_PARTS = 1 << 10  # of which a rate is a whole number; three masks of 10 bits fit a random word of 32
+
+
+def three_dropouts(x: jax.Array, rate: float, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Three independent dropouts of x, any shape and dtype, for three adapters on one input.
+
+    One random word serves all three: words are what dropout costs. The rate is rounded to a multiple of 1/1024, and the
+    kept values are scaled by what it is rounded to, so that the expectation is x.
+    """
+    dropped = round(rate * _PARTS)
+    if dropped == 0:
+        return x, x, x
+    words, scaled = jax.random.bits(key, x.shape), x / (1 - dropped / _PARTS)
+    return tuple(jnp.where((words >> shift) % _PARTS >= dropped, scaled, 0) for shift in (0, 10, 20))
+
+
 class LoRA(nnx.Module):
     """One adapter, or a stack of N of them when built with `stack`; float32 weights.
 
@@ -41,11 +57,8 @@ class LoRA(nnx.Module):
         self.b = nnx.Param(jnp.zeros((stack, config.rank, outputs), jnp.float32))
         self.config = config
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """x: [..., I] → [..., O] in x's dtype. A PRNG key turns dropout on x on (training)."""
-        rate = self.config.dropout
-        if key is not None and rate > 0:
-            x = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., I] → [..., O] in x's dtype."""
         return x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype) * self.config.scale
 
 
@@ -67,10 +80,10 @@ class Linear(nnx.Module):
         self.kernel = NF4Kernel(kernel) if quantization == "nf4" else nnx.Param(kernel.astype(dtype))
         self.lora = LoRA(lora, inputs, outputs, stack=stack, rngs=rngs) if lora else None
 
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """x: [..., I] → [..., O]. Called on one layer's slice of the stack."""
+    def __call__(self, x: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
+        """x: [..., I] → [..., O]; the adapter reads `dropped` if given. Called on one layer's slice of the stack."""
         y = self.kernel(x) if isinstance(self.kernel, NF4Kernel) else x @ self.kernel[...].astype(x.dtype)
-        return y if self.lora is None else y + self.lora(x, key)
+        return y if self.lora is None else y + self.lora(x if dropped is None else dropped)
 
 
 def merge_adapter(kernel: jax.Array, a: jax.Array, b: jax.Array, config: LoRAConfig) -> jax.Array:
