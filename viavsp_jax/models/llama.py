@@ -40,9 +40,9 @@ class LlamaConfig:
 
 
 # What the backward pass computes again instead of keeping it from the forward pass: nothing; all but the outputs of
-# matrix products and of attention; everything inside a layer.
+# matrix products, of attention and of the random generator; everything inside a layer.
 Remat = Literal["none", "elementwise", "layers"]
-KEPT = ("qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
+KEPT = ("kept", "qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
