@@ -64,7 +64,10 @@ class LoRA(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., I] → [..., O] in x's dtype."""
-        return x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype) * self.config.scale
+        # As a matrix: gradients of weights that sum over two axes would copy x and the output's gradient transposed.
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ self.a[...].astype(x.dtype) * self.config.scale
+        return (low @ self.b[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):
