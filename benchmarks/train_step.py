@@ -35,6 +35,7 @@ from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.state import TrainState
 
 SPLITS = {"train": 256, "valid": 8}  # clips; losses are compared on the latter
+WINDOW = 128  # positions; no clip of VASR's sizes is longer
 # Of sides that compute in this dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
@@ -126,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> rounds.Comparison:
     add_flags(parser, rows=1, batches=[4, 8, 16])
     add_size_flags(parser, SMALL)
     args = parser.parse_args(arguments)
+    settings = {"data.rows": args.rows, "data.row.window": WINDOW}
     with tempfile.TemporaryDirectory() as folder:
-        model, records = prepare(pathlib.Path(folder), args, SPLITS, **{"data.rows": args.rows, "remat": "none"})
+        model, records = prepare(pathlib.Path(folder), args, SPLITS, **settings)
         theirs = to_torch(model)
         clips = [torch_training.to_clip(record, model.experiment.prompt, theirs.device) for record in records]
         facts = check_losses(model, theirs, clips)

@@ -73,7 +73,12 @@ def jit_train_step(experiment: Experiment, optimizer: optax.GradientTransformati
     step = make_train_step(experiment.structure, optimizer, experiment.config)
     # Pinned, so that the state keeps its place.
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(experiment.mesh)))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(experiment.mesh)),
+        compiler_options=experiment.compiler_options,
+    )
 
 
 def make_validation_step(structure: nnx.GraphDef) -> Callable[[Tree, Tree, Batch], Metrics]:
