@@ -116,7 +116,8 @@ def torch_sides(
 def add_flags(parser: argparse.ArgumentParser, rows: int, batches: Sequence[int]) -> None:
     """The flags of both sides."""
     parser.add_argument("--rows", type=int, default=rows, help="packed rows an update (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=1, help="updates of packed rows a round (default: %(default)s)")
+    # Several, since PyTorch's threads spin on for a while after its turn.
+    parser.add_argument("--updates", type=int, default=4, help="updates of packed rows a round (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=batches, help="PyTorch's (default: %(default)s)")
 
 
