@@ -15,18 +15,18 @@ from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
 
 B, T, S, L, E = 8, 24, 16, 6, 10
-ONE_AXIS = {"data": 8, "fsdp": 1, "tensor": 1}
-MESHES = (
-    {"data": 1, "fsdp": 8, "tensor": 1},
-    {"data": 1, "fsdp": 1, "tensor": -1},
-    {"data": 2, "fsdp": 2, "tensor": 2},
-)
+ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
+# Every shape that 8 devices have.
+MESHES = [
+    {"data": data, "fsdp": fsdp, "tensor": -1} for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
+]
+ALL_AXES, FSDP = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1})
 
 
 def make_mesh(sizes: dict[str, int]) -> Mesh:
     config = base.get_config()
     config.mesh.update(sizes)
-    return sharding.make_mesh(config)
+    return sharding.make_mesh(config, jax.devices()[:1] if sizes is ONE_DEVICE else None)
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -85,13 +85,13 @@ def check_quantization(sizes: dict[str, int]) -> None:
 
 def main() -> None:
     assert jax.device_count() == 8
-    for quantization, meshes in (("none", MESHES), ("nf4", MESHES[-1:])):
-        expected = loss_and_gradients(quantization, ONE_AXIS)
+    for quantization, meshes in (("none", MESHES), ("nf4", [ALL_AXES])):
+        expected = loss_and_gradients(quantization, ONE_DEVICE)
         for sizes in meshes:
             found = loss_and_gradients(quantization, sizes)
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    for sizes in (MESHES[0], MESHES[-1]):
+    for sizes in (FSDP, ALL_AXES):
         check_quantization(sizes)
     print("equal")
 

@@ -35,7 +35,7 @@ def test_a_mesh_that_does_not_fit():
 def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
         "PYTHONPATH": "tests:.",
         "JAX_PLATFORMS": "cpu",
     }
