@@ -48,6 +48,13 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     again.check_fits(2, exp.fits)
     with pytest.raises(InputError, match=r"checkpoint 2 in .* was trained with config.lora.rank 16, not 8"):
         again.check_fits(2, exp.fits | {"config.lora.rank": 8})
+    rows = config.data.rows
+    again.check_data(4, rows)
+    with pytest.raises(InputError, match=rf"checkpoint 4 in .* saved with config.data.rows {rows}, not {2 * rows}"):
+        again.check_data(4, 2 * rows)
+    (again.folder / "4" / "data" / "process_1-of-2.json").touch()
+    with pytest.raises(InputError, match=r"checkpoint 4 in .* was saved with processes 2, not 1: continue with as"):
+        again.check_data(4, rows)
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])
 

@@ -96,6 +96,19 @@ class Checkpoints:
                     f"checkpoint {step} in {self.folder} was trained with {name} {trained.get(name)}, not {value}"
                 )
 
+    def check_data(self, step: int, rows: int) -> None:
+        """InputError when batches of `rows` rows, read by as many processes as now, cannot go on where `step` was."""
+        files = self.folder / str(step) / "data"
+        if not files.exists():
+            return
+        processes, trained = len(list(files.glob("process_*"))), self.restore_config(step)["data"]["rows"]
+        for name, saved, now in (("processes", processes, jax.process_count()), ("config.data.rows", trained, rows)):
+            if saved != now:
+                raise InputError(
+                    f"checkpoint {step} in {self.folder} was saved with {name} {saved}, not {now}: continue with as "
+                    "many, or the clips that are read next would not be those that were not read yet"
+                )
+
     def restore(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
         """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was.
 

@@ -122,6 +122,7 @@ class Trainer:
         if step is not None:
             say(f"continuing from update {step} in {workdir}")
             self.checkpoints.check_fits(step, self.experiment.fits)
+            self.checkpoints.check_data(step, config.data.rows)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)

@@ -34,9 +34,9 @@ _PARTS = 1 << 10  # of which a rate is a whole number; three masks of 10 bits fi
 def three_dropouts(x: jax.Array, rate: float, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Three independent dropouts of x, any shape and dtype, for three adapters on one input.
 
-    One random word serves all three: words are what dropout costs. They are kept for the backward pass as a bit for each
-    adapter, named "kept" for `jax.checkpoint`. The rate is rounded to a multiple of 1/1024, and the kept values are
-    scaled by what it is rounded to, so that the expectation is x.
+    One random word serves all three: words are what dropout costs. Who keeps what is a bit for each adapter, which
+    `jax.checkpoint` knows as "kept". The rate is rounded to a multiple of 1/1024, and the kept values are scaled by
+    what it is rounded to, so that the expectation is x.
     """
     dropped = round(rate * _PARTS)
     if dropped == 0:
