@@ -70,7 +70,19 @@ def load_llm(folder: pathlib.Path, quantization: str, device: str, dtype: torch.
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     # As stored: rounded to another dtype first, the weights would get other codes than in the training.
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=nf4, device_map=device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=nf4, device_map=device)
+    return in_compute_dtype(model)
+
+
+def in_compute_dtype(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose 4-bit layers then multiply in the dtype that they were given.
+
+    On CPUs with instructions for it, bitsandbytes else takes bfloat16, whatever it was told.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ExportedModel:

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from small_run import DEMO_LLAMA, small_config
 
 from convert import from_hf
+from convert.decode_hf import in_compute_dtype
 from convert.names import tensors
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline
@@ -198,7 +199,7 @@ def pair(tmp_path_factory) -> Pair:
         folder, quantization_config=quantization, dtype=torch.float32, device_map="cpu"
     )
     config = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=["q_proj", "k_proj", "v_proj"])
-    theirs = peft.get_peft_model(base, config).eval()
+    theirs = peft.get_peft_model(in_compute_dtype(base), config).eval()
     structure, trainable, frozen = state.abstract_model(llama_config(folder), LORA, 8, jnp.float32, "nf4")
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.2).astype(np.float32), trainable)
