@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     """base.py with the sizes of the demo; float32, since CPUs are slow at bfloat16."""
     config = base.get_config()
     config.dtype = "float32"
-    config.remat = "none"
     config.updates = 400
     config.log_every = 20
     config.llm.path = "runs/demo/llm"
