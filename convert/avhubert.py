@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 
 from convert.names import Tree, check_names, flatten
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert import AVHubert, weight_norm
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 
 # Names of dtypes in safetensors headers, and numpy's.
@@ -122,10 +122,10 @@ def abstract_params(config: AVHubertConfig) -> Tree:
     return nnx.to_pure_dict(nnx.state(model))
 
 
-def load_flax(folder: epath.PathLike) -> tuple[AVHubertConfig, Tree]:
+def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfig, Tree]:
     """Reads config.json and model.safetensors, as `convert.from_fairseq` wrote them.
 
-    Returns the config and the weights of `AVHubert(config)`: a nested dict of numpy arrays in the form of
+    Returns the config and the weights of `AVHubert(config, fold=fold)`: a nested dict of numpy arrays in the form of
     nnx.to_pure_dict, float32 (int32 for BatchNorm's counters). `nnx.merge(structure, weights)` takes them.
 
     Raises InputError if a file is missing or damaged, if names or shapes do not fit the config (all are listed),
@@ -151,6 +151,9 @@ def load_flax(folder: epath.PathLike) -> tuple[AVHubertConfig, Tree]:
         if not np.isfinite(value).all():
             raise InputError(f"{path}: {tensor.name} holds values that are not finite numbers")
         weights[tensor.path][tensor.index] = tensor.to_ours(value)
+    if fold:
+        v, g = (weights.pop(f"positional_conv/{name}") for name in "vg")
+        weights["positional_conv/kernel"] = np.asarray(weight_norm(v, g))
     return config, traverse_util.unflatten_dict(weights, sep="/")
 
 

@@ -1,10 +1,10 @@
 """AV-HuBERT in Flax: mouth video and speech features in, one vector a frame out.
 
-The numbers equal those of the PyTorch encoder (prepare/avhubert_torch.py), and so does the interface. Images are
-channels last, transformer blocks are stacked and run by one `lax.scan`. Parameters are float32; activations and
-outputs have the dtype the encoder was built with.
+The numbers equal those of the PyTorch encoder (prepare/avhubert_torch.py), and so does the interface. Transformer
+blocks are stacked and run by one `lax.scan`. Parameters are float32; activations and outputs have the dtype the encoder
+was built with. Nothing inside a block is kept for a backward pass, which computes it again.
 
-Letters: B batch, T frames, D embed_dim, H heads, K head width, F feed-forward width, N blocks, C channels.
+Letters: B clips, T frames, D embed_dim, F feed-forward width, N blocks; in training, R rows of S clips.
 """
 
 import jax
@@ -13,161 +13,69 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert_video import EPSILON, VideoExtractor
 
-EPSILON = 1e-5  # of every normalisation
-
-# What the 3-D convolution of the frontend sees at once.
-FRAMES, PIXELS = 5, 7
+_PARTS = 1 << 8  # of which a dropout rate is a whole number; four of them fit a random word of 32 bits
 
 
-def over_channels(value: jax.Array) -> jax.Array:
-    """[C] → [1, 1, 1, C], to meet images [B·T, h, w, C]."""
-    return jnp.expand_dims(value, (0, 1, 2))
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Dropout of x, [B, T, F], of which four values share a random word: words are what it costs.
 
-
-class BatchNorm(nnx.Module):
-    """Normalises each channel by its running statistics, in float32: [B·T, h, w, C] → the same."""
-
-    def __init__(self, channels: int):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.mean = nnx.BatchStat(jnp.zeros(channels))
-        self.var = nnx.BatchStat(jnp.ones(channels))
-        self.num_batches = nnx.BatchStat(jnp.int32(0))  # how many the statistics were averaged over
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
-        normed = (x.astype(jnp.float32) - over_channels(self.mean[...])) * over_channels(scale)
-        return (normed + over_channels(self.bias[...])).astype(x.dtype)
-
-
-class PReLU(nnx.Module):
-    """Rectifier with a learned slope below zero for each channel: [B·T, h, w, C] → the same."""
-
-    def __init__(self, channels: int):
-        self.slope = nnx.Param(jnp.full(channels, 0.25))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.where(x >= 0, x, x * over_channels(self.slope[...].astype(x.dtype)))
-
-
-class Frontend(nnx.Module):
-    """The 3-D convolution over time and space: [B, T, 88, 88] → [B·T, 22, 22, C].
-
-    It runs as a 2-D convolution over the frame and its four neighbours stacked as channels: convolutions in 2-D
-    are what compilers are good at.
+    The rate is rounded to a multiple of 1/256, and the kept values are scaled by what it is rounded to, so that the
+    expectation is x.
     """
-
-    def __init__(self, channels: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        shape = (PIXELS, PIXELS, FRAMES, 1, channels)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, jnp.float32))
-        self.norm = BatchNorm(channels)
-        self.relu = PReLU(channels)
-        self.dtype = dtype
-
-    def __call__(self, video: jax.Array) -> jax.Array:
-        batch, frames, height, width = video.shape
-        around, margin = FRAMES // 2, PIXELS // 2
-        padded = jnp.pad(video.astype(self.dtype), [(0, 0), (around, around), (0, 0), (0, 0)])
-        neighbours = jnp.stack([padded[:, first : first + frames] for first in range(FRAMES)], -1)
-        x = jax.lax.conv_general_dilated(
-            neighbours.reshape(batch * frames, height, width, FRAMES),
-            self.kernel[...].astype(self.dtype).reshape(PIXELS, PIXELS, FRAMES, -1),
-            window_strides=(2, 2),
-            padding=[(margin, margin)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return nnx.max_pool(self.relu(self.norm(x)), (3, 3), (2, 2), [(1, 1), (1, 1)])
+    dropped, width = round(rate * _PARTS), x.shape[-1]
+    if dropped == 0:
+        return x
+    words = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)))
+    drawn = jnp.concatenate([(words >> 8 * n) % _PARTS for n in range(4)], -1)[..., :width]
+    return jnp.where(drawn >= dropped, x / (1 - dropped / _PARTS), 0)
 
 
-class Shortcut(nnx.Module):
-    """A 1x1 convolution that brings a block's input to the shape of its output."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(in_channels, out_channels, (1, 1), stride, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(out_channels)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.conv(x))
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions with a shortcut: [B·T, h, w, Cin] → [B·T, h / stride, w / stride, Cout]."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        settings = {"dtype": dtype, "rngs": rngs}
-        self.conv1 = nnx.Conv(in_channels, out_channels, (3, 3), stride, padding=1, use_bias=False, **settings)
-        self.norm1 = BatchNorm(out_channels)
-        self.relu1 = PReLU(out_channels)
-        self.conv2 = nnx.Conv(out_channels, out_channels, (3, 3), padding=1, use_bias=False, **settings)
-        self.norm2 = BatchNorm(out_channels)
-        self.relu2 = PReLU(out_channels)
-        same_shape = stride == 1 and in_channels == out_channels
-        self.shortcut = None if same_shape else Shortcut(in_channels, out_channels, stride, **settings)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        x = self.relu1(self.norm1(self.conv1(x)))
-        return self.relu2(self.norm2(self.conv2(x)) + shortcut)
-
-
-class Stage(nnx.Module):
-    """Two blocks of one width; the first may halve the image."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.block1 = BasicBlock(in_channels, out_channels, stride, dtype, rngs)
-        self.block2 = BasicBlock(out_channels, out_channels, 1, dtype, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.block2(self.block1(x))
-
-
-class VideoExtractor(nnx.Module):
-    """Frontend, then a ResNet-18 without stem and classifier on every frame: [B, T, 88, 88] → [B, T, D]."""
-
-    def __init__(self, config: AVHubertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
-        first, second, third, fourth = config.resnet_channels
-        self.frontend = Frontend(config.frontend_channels, dtype, rngs)
-        self.stage1 = Stage(config.frontend_channels, first, 1, dtype, rngs)
-        self.stage2 = Stage(first, second, 2, dtype, rngs)
-        self.stage3 = Stage(second, third, 2, dtype, rngs)
-        self.stage4 = Stage(third, fourth, 2, dtype, rngs)
-        self.proj = nnx.Linear(fourth, config.embed_dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, video: jax.Array) -> jax.Array:
-        x = self.stage4(self.stage3(self.stage2(self.stage1(self.frontend(video)))))
-        return self.proj(x.mean((1, 2)).reshape(*video.shape[:2], -1))
+def weight_norm(v: jax.Array, g: jax.Array) -> jax.Array:
+    """The kernel [taps, D / groups, D] that has v's direction and, tap by tap, the norms g, [taps, 1, 1]."""
+    return v * (g / jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
 
 
 class PositionalConv(nnx.Module):
     """Grouped convolution over time and GELU, [B, T, D] → the same.
 
-    The kernel is weight-normed: `v` gives its direction and `g` one norm for each of its taps.
+    The kernel is weight-normed, or a plain one with `fold`, which is enough where nothing is trained.
     """
 
-    def __init__(self, config: AVHubertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: AVHubertConfig, dtype: DTypeLike, fold: bool, rngs: nnx.Rngs):
         width, taps, self.groups = config.embed_dim, config.conv_pos, config.conv_pos_groups
         shape = (taps, width // self.groups, width)
         v = jax.random.normal(rngs.params(), shape) * (4 / (taps * width)) ** 0.5
-        self.v = nnx.Param(v)
-        self.g = nnx.Param(jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
+        self.fold = fold
+        if fold:
+            self.kernel = nnx.Param(v)
+        else:
+            self.v = nnx.Param(v)
+            self.g = nnx.Param(jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
         self.bias = nnx.Param(jnp.zeros(width))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        v = self.v[...]
-        kernel = v * (self.g[...] / jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
-        taps = len(kernel)
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel.astype(self.dtype),
-            window_strides=(1,),
-            # As many frames out as in; an even kernel sees one more frame before than after.
-            padding=[(taps // 2, (taps - 1) // 2)],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-        )
+        kernel = self.kernel[...] if self.fold else weight_norm(self.v[...], self.g[...])
+        taps, frames = len(kernel), x.shape[1]
+        # As many frames out as in; an even kernel sees one more frame before than after.
+        padded = jnp.pad(x, [(0, 0), (taps // 2, (taps - 1) // 2), (0, 0)])
+
+        def groups_first(x):
+            return jnp.moveaxis(x.reshape(*x.shape[:2], self.groups, -1), 2, 0)
+
+        def convolve(inputs):
+            x, kernel = inputs
+            windows = jnp.concatenate([x[:, tap : tap + frames] for tap in range(taps)], -1)
+            return windows @ kernel.reshape(-1, kernel.shape[-1])
+
+        # By matrix products, one group at a time: of a grouped convolution XLA would compute all clips on every device,
+        # and its gradient takes four times as long on a CPU. Windows are large, so the backward pass makes them again.
+        convolve = jax.checkpoint(convolve, prevent_cse=False)
+        convolved = jax.lax.map(convolve, (groups_first(padded), groups_first(kernel.astype(self.dtype))))
+        x = jnp.moveaxis(convolved, 0, 2).reshape(x.shape)
         return jax.nn.gelu(x + self.bias[...].astype(self.dtype)[None, None], approximate=False)
 
 
@@ -179,8 +87,9 @@ def layer_norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Block(nnx.Module):
     """Self-attention and feed-forward over [B, T, D], each with a residual, pre-LN or post-LN."""
 
-    def __init__(self, config: AVHubertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: AVHubertConfig, activation_dropout: float, dtype: DTypeLike, rngs: nnx.Rngs):
         width, settings = config.embed_dim, {"dtype": dtype, "rngs": rngs}
+        self.activation_dropout = activation_dropout
         self.num_heads = config.num_heads
         self.norm_first = config.layer_norm_first
         self.attention_norm = layer_norm(width, **settings)
@@ -197,22 +106,33 @@ class Block(nnx.Module):
         q, k, v = (proj(x).reshape(*x.shape[:2], self.num_heads, -1) for proj in (self.q, self.k, self.v))
         return self.o(jax.nn.dot_product_attention(q, k, v, mask=attended).reshape(x.shape))
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+    def feed_forward(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        hidden = jax.nn.gelu(self.up(x), approximate=False)
+        return self.down(hidden if key is None else dropout(hidden, self.activation_dropout, key))
 
-    def __call__(self, x: jax.Array, attended: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, attended: jax.Array | None, key: jax.Array | None = None) -> jax.Array:
+        """A PRNG key turns dropout on."""
         if self.norm_first:
             x = x + self.attend(self.attention_norm(x), attended)
-            return x + self.feed_forward(self.ffn_norm(x))
+            return x + self.feed_forward(self.ffn_norm(x), key)
         x = self.attention_norm(x + self.attend(x, attended))
-        return self.ffn_norm(x + self.feed_forward(x))
+        return self.ffn_norm(x + self.feed_forward(x, key))
 
 
 class AVHubert(nnx.Module):
-    """The encoder, in evaluation mode: no dropout, BatchNorm by its running statistics."""
+    """The encoder. What `training` says holds for calls that ask for it; all others are evaluation."""
 
-    def __init__(self, config: AVHubertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: AVHubertConfig,
+        training: EncoderTraining = PLAIN_TRAINING,
+        *,
+        dtype: DTypeLike,
+        fold: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
+        self.training = training
         self.dtype = dtype
         self.audio = nnx.Linear(config.audio_dim, config.embed_dim, dtype=dtype, rngs=rngs)
         self.video = VideoExtractor(config, dtype, rngs)
@@ -221,10 +141,10 @@ class AVHubert(nnx.Module):
             self.fusion_proj = nnx.Linear(config.fused_dim, config.embed_dim, dtype=dtype, rngs=rngs)
         else:
             self.fusion_proj = None
-        self.positional_conv = PositionalConv(config, dtype, rngs)
+        self.positional_conv = PositionalConv(config, dtype, fold, rngs)
         # Each weight of all N blocks, stacked on axis 0.
-        make_blocks = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
-        self.blocks = make_blocks(rngs)
+        make_blocks = nnx.vmap(lambda rngs: Block(config, training.activation_dropout, dtype, rngs))
+        self.blocks = nnx.split_rngs(splits=config.num_layers)(make_blocks)(rngs)
         self.transformer_norm = layer_norm(config.embed_dim, dtype, rngs)
 
     def video_features(self, video: jax.Array) -> jax.Array:
@@ -260,10 +180,58 @@ class AVHubert(nnx.Module):
         """
         if layer is not None and not 0 <= layer <= self.config.num_layers:
             raise InputError(f"layer {layer}: the AV-HuBERT encoder has layers 0 to {self.config.num_layers}")
-        x, attended = self.fuse(audio, video), None
+        return self.transform(self.fuse(audio, video), padding_mask, layer)
+
+    def __call__(
+        self,
+        audio: jax.Array,
+        video: jax.Array,
+        padding_mask: jax.Array,
+        heard: jax.Array,
+        seen: jax.Array,
+        *,
+        training: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encodes all clips of packed rows, with whichever modalities each of them has; it can be differentiated.
+
+        Args:
+          audio: stacked filterbank values, float[R, S, T, audio_dim].
+          video: normalised grey frames, float[R, S, T, 88, 88], zeros where padded.
+          padding_mask: bool[R, S, T], True at padded frames; clips may be all padding.
+          heard, seen: bool[R, S], whether a clip has audio, and video. What a clip lacks is read, but has no effect.
+          training: whether BatchNorm may use each clip's own statistics. If it does, the nnx.BatchStat variables hold
+            the new running averages after the call.
+          key: a PRNG key, which turns layer-drop and dropout on.
+
+        Returns:
+          [R, S, T, D] of the last layer, normed. Padded frames hold no meaning.
+        """
+        own_statistics = training and self.training.batch_norm == "batch"
+        video = self.video.clip_by_clip(
+            video, ~padding_mask & seen[..., None] if own_statistics else None, self.training.unroll
+        )
+        audio, video = (
+            # The reference puts zeros behind the extractor, whose bias would show otherwise.
+            jnp.where(present[..., None, None], features, 0).reshape(-1, *features.shape[2:])
+            for present, features in ((heard, self.audio(audio)), (seen, video))
+        )
+        mask = padding_mask.reshape(len(audio), -1)
+        return self.transform(self.fuse(audio, video), mask, key=key)[1].reshape(*padding_mask.shape, -1)
+
+    def transform(
+        self, x: jax.Array, padding_mask: jax.Array | None, layer: int | None = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """What `fuse` returned, [B, T, D], through the transformer; the rest as in `encode` and `__call__`."""
+        attended, drops, keys = None, None, None
         if padding_mask is not None:
             x = jnp.where(padding_mask[..., None], 0, x)
             attended = ~padding_mask[:, None, None, :]
+        if key is not None:
+            drop_key, key = jax.random.split(key)
+            keys = jax.random.split(key, self.config.num_layers)
+            if self.training.layer_drop:
+                drops = jax.random.bernoulli(drop_key, self.training.layer_drop, keys.shape)
         # Carried along rather than taken between two scans: slices of the stack would be copies of all weights.
         kept = None if layer is None else x
         x = self.position(x)
@@ -271,12 +239,18 @@ class AVHubert(nnx.Module):
 
         def step(carry, inputs):
             x, kept = carry
-            number, params = inputs
-            x = nnx.merge(graph, params)(x, attended)
+            number, params, drop, key = inputs
+
+            def run(x):
+                return nnx.merge(graph, params)(x, attended, key)
+
+            x = run(x) if drop is None else jax.lax.cond(drop, lambda x: x, run, x)
             return (x, kept if layer is None else jnp.where(number == layer, x, kept)), None
 
         numbers = jnp.arange(1, self.config.num_layers + 1)
-        (x, kept), _ = jax.lax.scan(step, (x, kept), (numbers, params))
+        # Inside a scan there are no common subexpressions to keep apart.
+        step = jax.checkpoint(step, prevent_cse=False)
+        (x, kept), _ = jax.lax.scan(step, (x, kept), (numbers, params, drops, keys))
         return kept, self.transformer_norm(x) if self.config.layer_norm_first else x
 
     def fuse(self, audio: jax.Array | None, video: jax.Array | None) -> jax.Array:

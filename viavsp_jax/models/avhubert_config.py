@@ -1,13 +1,18 @@
-"""The shape of an AV-HuBERT encoder; shared by the PyTorch and the Flax model, so it imports neither."""
+"""Shape and training of an AV-HuBERT encoder; shared by the PyTorch and the Flax model, so it imports neither."""
 
 import dataclasses
 import json
+from typing import Literal, get_args
 
 from etils import epath
 
 from viavsp_jax.errors import InputError
 
 MODALITY_FUSIONS = ("concat", "add")
+# What BatchNorm normalises by in training: its running averages, or the statistics of each clip, which they follow.
+BatchNormStatistics = Literal["running", "batch"]
+# Grey level statistics (of values scaled to 0..1) that AV-HuBERT was trained with.
+VIDEO_MEAN, VIDEO_STD = 0.421, 0.165
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,29 @@ class AVHubertConfig:
 
     def to_json(self, path: epath.PathLike) -> None:
         epath.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderTraining:
+    """What sets training apart from evaluation; the reference trains with 0.1, 0.1 and "batch".
+
+    Raises InputError if a value is not usable.
+    """
+
+    layer_drop: float = 0.0  # with what probability a block is skipped
+    activation_dropout: float = 0.0  # of the feed-forward's hidden values
+    batch_norm: BatchNormStatistics = "running"
+    unroll: bool = False  # the loop over the clips of a row; for CPUs
+
+    def __post_init__(self) -> None:
+        for name in ("layer_drop", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"AV-HuBERT training: {name} must be in [0, 1), not {getattr(self, name)!r}")
+        if self.batch_norm not in (known := get_args(BatchNormStatistics)):
+            raise InputError(f"AV-HuBERT training: batch_norm must be in {known}, not {self.batch_norm!r}")
+
+
+PLAIN_TRAINING = EncoderTraining()
 
 
 def _as_tuple(value: object) -> tuple:

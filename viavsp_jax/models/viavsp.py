@@ -1,6 +1,6 @@
-"""The whole model: encoder frames and text tokens of packed rows in, logits at the label positions out.
+"""The whole model: clips, or encoder frames of them, and text tokens of packed rows in, logits at labels out.
 
-Letters: B rows, T frames, S positions, L label positions, E encoder width, D LLM width, V vocabulary.
+Letters: B rows, C clips of a row, T frames, S positions, L label positions, E encoder width, D LLM width, V vocabulary.
 """
 
 import jax
@@ -9,6 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, VIDEO_MEAN, VIDEO_STD, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.cache import Cache
 from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Llama, LlamaConfig, Remat
@@ -29,8 +31,17 @@ class Projector(nnx.Module):
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)[None, None]
 
 
+def normalized(video: jax.Array, padding: jax.Array) -> jax.Array:
+    """Grey frames uint8[B, C, T, 88, 88] → the encoder's input, float32; zeros where `padding` bool[B, C, T]."""
+    normed = (video.astype(jnp.float32) / 255 - VIDEO_MEAN) / VIDEO_STD
+    return jnp.where(padding[..., None, None], 0, normed)
+
+
 class ViAVSP(nnx.Module):
-    """Dedup, projector and LLM. `batch` is a dict of arrays as `viavsp_jax.data.pipeline` makes them."""
+    """Encoder or its cached features, dedup, projector and LLM.
+
+    `batch` is a dict of arrays as `viavsp_jax.data.pipeline` makes them; with an encoder, those of media.
+    """
 
     def __init__(
         self,
@@ -42,23 +53,64 @@ class ViAVSP(nnx.Module):
         param_dtype: DTypeLike,
         quantization: Quantization = "none",
         attention: PackedAttention = WHOLE_ROWS,
+        encoder: AVHubertConfig | None = None,
+        encoder_training: EncoderTraining = PLAIN_TRAINING,
         rngs: nnx.Rngs,
     ):
+        if encoder is None:
+            self.encoder = None
+        else:
+            self.encoder = AVHubert(encoder, dtype=dtype, training=encoder_training, rngs=rngs)
         self.projector = Projector(feature_width, llama.hidden_size, rngs)
         frozen = {"param_dtype": param_dtype, "quantization": quantization}
         self.llm = Llama(llama, lora, dtype=dtype, attention=attention, rngs=rngs, **frozen)
 
-    def embed(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def features(
+        self, batch: dict[str, jax.Array], training: bool, key: jax.Array | None, learn_encoder: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Frames [B, T, E] of the clips of each row, and the positions int32[B, T] they are averaged into."""
+        slots = batch["frame_slot"]
+        if self.encoder is None:
+            return batch["features"].astype(self.llm.dtype), slots
+        padding = slots == batch["tokens"].shape[1]
+        # The rest of the batch need not be taken back through an encoder that does not learn.
+        hold = (lambda x: x) if learn_encoder else jax.lax.stop_gradient
+        frames = hold(self.encoder(
+            batch["audio"], normalized(batch["video"], padding), padding, batch["heard"], batch["seen"],
+            training=training, key=key if learn_encoder else None,
+        ))  # fmt: skip
+        return frames.reshape(len(slots), -1, frames.shape[-1]), slots.reshape(len(slots), -1)
+
+    def embed(
+        self,
+        batch: dict[str, jax.Array],
+        training: bool = False,
+        key: jax.Array | None = None,
+        learn_encoder: bool = False,
+    ) -> jax.Array:
         """Input embeddings [B, S, D]: projected segment means where `is_speech`, else token embeddings.
 
         The mean is taken before the projector: it commutes with an affine map and leaves less to project.
         """
-        means = segment_mean(batch["features"].astype(self.llm.dtype), batch["frame_slot"], batch["tokens"].shape[1])
+        features, slots = self.features(batch, training, key, learn_encoder)
+        means = segment_mean(features, slots, batch["tokens"].shape[1])
         return jnp.where(batch["is_speech"][..., None], self.projector(means), self.llm.embed(batch["tokens"]))
 
-    def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, remat: Remat = "none") -> jax.Array:
-        """Logits float32[B, L, V] at `label_index`. A PRNG key turns adapter dropout on (training)."""
-        hidden = self.llm(self.embed(batch), batch["segment_ids"], batch["positions"], key, remat)
+    def __call__(
+        self,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None = None,
+        remat: Remat = "none",
+        learn_encoder: bool = False,
+    ) -> jax.Array:
+        """Logits float32[B, L, V] at `label_index`.
+
+        A PRNG key is for training: it turns adapter dropout on and, where the encoder learns, its dropout too.
+        """
+        training = key is not None
+        key_llm, key_encoder = jax.random.split(key) if self.encoder is not None and training else (key, None)
+        embedded = self.embed(batch, training, key_encoder, learn_encoder)
+        hidden = self.llm(embedded, batch["segment_ids"], batch["positions"], key_llm, remat)
         at_labels = jnp.take_along_axis(hidden, batch["label_index"][..., None], 1)
         return self.llm.logits(at_labels)
 
