@@ -19,10 +19,14 @@ core = [
     "jiwer",
     "ml-collections",
     "numpy",
+    "opencv-python-headless",
     "optax",
     "orbax-checkpoint",
     "pandas",
     "pyarrow",
+    "python_speech_features",
+    "safetensors",
+    "scipy",
     "tensorboardX",
     "tensorflow-datasets",
     "tensorstore",
@@ -31,19 +35,12 @@ core = [
     "transformers>=5",
 ]
 # The PyTorch side: features, K-Means, checkpoints in and out, decoding on a GPU.
-prepare = [
-    "opencv-python-headless",
-    "peft",
-    "python_speech_features",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "torch",
-]
+prepare = ["peft", "scikit-learn", "torch"]
 demo = [*prepare, "espeakng-loader"]
 app = [*prepare]
 tpu = ["jax[tpu]"]
-test = [*demo, "bitsandbytes", "gguf", "hypothesis", "libtpu", "pytest", "pytest-xdist", "ruff"]
+cluster = [*prepare, "ray"]
+test = [*demo, *cluster, "bitsandbytes", "gguf", "hypothesis", "libtpu", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="viavsp-jax",
@@ -64,5 +61,5 @@ setup(
     ],
     package_data={"viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"]},
     install_requires=core,
-    extras_require={"prepare": prepare, "demo": demo, "app": app, "tpu": tpu, "test": test},
+    extras_require={"prepare": prepare, "demo": demo, "app": app, "tpu": tpu, "cluster": cluster, "test": test},
 )

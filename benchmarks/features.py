@@ -20,7 +20,9 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare import extract
 from viavsp_jax.prepare.avhubert_torch import AVHubert
+from viavsp_jax.prepare.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.reading import Reader
 
 TOLERANCE = 1e-4  # of values near 1
 
@@ -35,8 +37,9 @@ def make_encoder(config: AVHubertConfig) -> AVHubert:
 def encode(model: AVHubert, clips: list[Clip], batch_size: int, workers: int) -> list[np.ndarray]:
     """Last-layer features of all clips, each float32[T, D], on the host."""
     layer = model.config.num_layers // 2
-    outputs = extract.encode_clips(model, clips, ("av",), layer, batch_size, workers)
-    features = {index: found["av"].final.cpu().numpy() for index, found in outputs}
+    with Reader(workers) as reader:
+        outputs = extract.encode_clips(TorchEncoder(model), clips, ("av",), layer, batch_size, reader)
+        features = {index: found["av"].final for index, (_, found) in outputs}
     return [features[index] for index in range(len(clips))]
 
 

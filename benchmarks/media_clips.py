@@ -12,9 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from viavsp_jax.prepare import extract, media
+from viavsp_jax.data import media
 from viavsp_jax.prepare.demo.corpus import synthesize_clips
 from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.reading import read_media
 
 FRAMES, SAMPLES = 76, 48_000
 
@@ -49,5 +50,5 @@ class MediaClips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        found = extract.read_media(self.clips[index], babble=None)
+        found = read_media(self.clips[index], None)
         return media.video_input(found.frames), found.audio

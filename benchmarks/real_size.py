@@ -24,7 +24,7 @@ import torch
 from benchmarks import beam_search, rounds, torch_training, train_step
 from benchmarks.random_model import VINALLAMA, RandomModel, add_size_flags, prepare, sizes, to_torch
 from viavsp_jax import flops
-from viavsp_jax.data.pipeline import speech_prompt
+from viavsp_jax.data.packing import speech_prompt
 from viavsp_jax.data.records import Example
 from viavsp_jax.topology import CHIPS
 

@@ -92,7 +92,7 @@ import jax
 import jax.numpy as jnp
 from configs import demo
 from viavsp_jax import llm_folder, sharding, train
-from viavsp_jax.data.pipeline import RowShape, empty_row, stack_rows
+from viavsp_jax.data.packing import RowShape, empty_row, stack_rows
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.experiment import abstract_experiment
 from viavsp_jax.optimizer import make_optimizer

@@ -10,8 +10,8 @@ import torch
 
 from convert.checkpoints import BUFFERS
 from convert.names import Tensor, Tree, flatten, tensors
+from viavsp_jax.data import media
 from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.prepare import media
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.

@@ -14,9 +14,9 @@ import torch
 from etils import epath
 
 from convert.checkpoints import FairseqCheckpoint, read_fairseq
+from viavsp_jax.data import media
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare import media
 from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from viavsp_jax.data import media, noise
 from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare import media, noise
 from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
 from viavsp_jax.prepare.demo.corpus import PHONEMES, synthesize_clips
 
@@ -31,7 +31,6 @@ CONFIG = AVHubertConfig(
 )  # fmt: skip
 NUM_TONES = 7
 IGNORED = -100
-CROP, MARGIN = 88, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +67,8 @@ def noisy(samples: np.ndarray, examples: list[Example], rng: np.random.Generator
 
 def cropped(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random 88×88 crop, the same for all frames, flipped half of the time, normalised: float32[T, 88, 88]."""
-    top, left = rng.integers(MARGIN + 1, size=2)
-    moved = np.zeros_like(frames)
-    moved[:, MARGIN // 2 : MARGIN // 2 + CROP, MARGIN // 2 : MARGIN // 2 + CROP] = frames[
-        :, top : top + CROP, left : left + CROP
-    ]
-    return media.video_input(moved[:, :, ::-1] if rng.random() < 0.5 else moved)
+    top, left = rng.integers(2 * media.CENTER + 1, size=2)
+    return media.normalize(media.crop(frames, top, left, flip=rng.random() < 0.5))
 
 
 def batches(
@@ -86,7 +81,7 @@ def batches(
         group = [examples[i] for i in rng.integers(len(examples), size=size)]
         length = max(len(example.labels) for example in group)
         audio = np.zeros((size, length, CONFIG.audio_dim), np.float32) if kind != "video" else None
-        video = np.zeros((size, length, CROP, CROP), np.float32) if kind != "audio" else None
+        video = np.zeros((size, length, media.CROP_SIZE, media.CROP_SIZE), np.float32) if kind != "audio" else None
         labels = np.full((size, length, 2), IGNORED)
         for row, example in enumerate(group):
             frames = len(example.labels)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_corpus import write_corpus, write_encoder
 
-from viavsp_jax.data import records
-from viavsp_jax.prepare import kmeans, media
+from viavsp_jax.data import media, records
+from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.avhubert_torch import load_encoder
 from viavsp_jax.prepare.manifest import Clip
@@ -57,7 +57,8 @@ def prepare(folder: Path) -> Path:
 def options(folder: Path, output: Path, *more: str, **paths: Path) -> list[str]:
     paths = {name: folder / name for name in ("manifest", "encoder", "kmeans")} | {"output": output} | paths
     inputs = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    return ["shards", *inputs, "--device", "cpu", "--workers", "0", "--batch_size", "3", *more]
+    device = [] if "jax" in more else ["--device", "cpu"]
+    return ["shards", *inputs, *device, "--workers", "0", "--batch_size", "3", *more]
 
 
 def refused(capsys, arguments: list[str]) -> str:
@@ -67,8 +68,12 @@ def refused(capsys, arguments: list[str]) -> str:
     return capsys.readouterr().err
 
 
+def kind(folder: Path) -> records.Kind:
+    return records.MEDIA if folder.name.startswith("media_") else records.FEATURES
+
+
 def read(folder: Path, split: str) -> dict[str, dict]:
-    return {example["id"]: example for example in records.open_split(folder, split)}
+    return {example["id"]: example for example in records.open_split(folder, split, kind(folder))}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,8 +94,8 @@ def assert_same_datasets(ours: Path, theirs: Path) -> None:
         folder = info.parent.relative_to(theirs)
         for split in FRAMES:
             pairs = zip(
-                records.open_split(ours / folder, split),
-                records.open_split(theirs / folder, split),
+                records.open_split(ours / folder, split, kind(folder)),
+                records.open_split(theirs / folder, split, kind(folder)),
                 strict=True,
             )
             for left, right in pairs:

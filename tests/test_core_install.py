@@ -1,4 +1,4 @@
-"""The core trains and decodes with nothing of the extras installed: no PyTorch, no TensorFlow, no OpenCV."""
+"""The core trains and decodes with nothing of the extras installed: no PyTorch, no TensorFlow."""
 
 import subprocess
 import sys
@@ -10,8 +10,7 @@ SCRIPT = """
     import sys
     from importlib.machinery import PathFinder
 
-    EXTRAS = {"torch", "tensorflow", "cv2", "sklearn", "scipy", "safetensors", "peft", "python_speech_features",
-              "espeakng_loader", "convert"}
+    EXTRAS = {"torch", "tensorflow", "sklearn", "peft", "espeakng_loader"}
 
     class CoreFinder(PathFinder):
         '''Finds what the core install has.'''

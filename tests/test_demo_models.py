@@ -13,8 +13,8 @@ from small_run import DEMO_LLAMA
 from transformers import AutoModelForCausalLM
 
 from scripts import pretrain_demo_llm
+from viavsp_jax.data import media
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.prepare import media
 from viavsp_jax.prepare.avhubert_torch import load_encoder
 from viavsp_jax.prepare.demo.corpus import synthesize_clips
 from viavsp_jax.prepare.demo.sentences import sample_sentences

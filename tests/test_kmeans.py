@@ -8,8 +8,9 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from small_corpus import WIDTH, write_corpus, write_encoder
 
+from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import kmeans, media
+from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
 
@@ -35,6 +36,7 @@ def test_assign_equals_scikit_learn_and_the_distances():
         found = kmeans.assign(torch.from_numpy(features), torch.from_numpy(model.cluster_centers_))
         distances = np.linalg.norm(features[:, None].astype(float) - model.cluster_centers_, axis=2)
         np.testing.assert_array_equal(found, distances.argmin(1))
+        np.testing.assert_array_equal(kmeans.assign(features, model.cluster_centers_), found)
         if features is real:
             np.testing.assert_array_equal(found, model.predict(features))
 
@@ -56,9 +58,7 @@ def test_fit_equals_scikit_learn_with_the_reference_s_settings():
     centers = kmeans.fit(features, 9, seed=3)
     assert centers.dtype == np.float32
     np.testing.assert_allclose(centers, peer.cluster_centers_, rtol=1e-5, atol=1e-6)
-    assert kmeans.mean_inertia(features, torch.from_numpy(centers)) == pytest.approx(
-        -peer.score(features) / 600, rel=1e-5
-    )
+    assert kmeans.mean_inertia(features, centers) == pytest.approx(-peer.score(features) / 600, rel=1e-5)
     assert np.abs(kmeans.fit(features, 9, seed=4) - centers).max() > 1e-3
 
 
@@ -101,7 +101,7 @@ def test_the_stage_clusters_the_layer_s_features(prepared, tmp_path, caplog):
     with safetensors.safe_open(tmp_path / "k.safetensors", framework="numpy") as file:
         assert file.metadata() == {"layer": "2", "seed": "5", "num_frames": str(sum(FRAMES))}
     printed = float(caplog.text.rsplit("mean inertia per frame: ")[1])
-    nearest = centers[kmeans.assign(torch.from_numpy(features), torch.from_numpy(centers))]
+    nearest = centers[kmeans.assign(features, centers)]
     assert printed == pytest.approx(((features - nearest) ** 2).sum(1).mean(), abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "k.safetensors"], "no scratch left"
 

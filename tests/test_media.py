@@ -1,14 +1,16 @@
 """Media features against arrays recorded from the reference, and one clear error for each bad file."""
 
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import media
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 UTTERANCES = sorted(path.stem for path in MEDIA.glob("utt*.npz"))
@@ -102,3 +104,36 @@ def test_wav_files_that_cannot_be_read(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="clip.wav: not a readable PCM wav file"):
             media.read_audio(path)
+
+
+def test_crop_and_normalize_make_the_encoder_input():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 96, 96), dtype=np.uint8)
+    np.testing.assert_array_equal(media.crop(frames, 2, 7, flip=False), frames[:, 2:90, 7:95])
+    np.testing.assert_array_equal(media.crop(frames, 8, 0, flip=True), frames[:, 8:96, 87::-1])
+    middle = frames[:, 4:92, 4:92]
+    np.testing.assert_array_equal(media.video_input(frames), ((middle / 255 - 0.421) / 0.165).astype(np.float32))
+    np.testing.assert_array_equal(media.normalize(middle[:1, :5]), media.video_input(frames)[:1, :5])
+
+
+def test_layer_norm_equals_pytorch_s():
+    features = (np.random.default_rng(0).normal(size=(7, 104)) * 5 - 12).astype(np.float32)
+    features[3], features[5] = 0, np.float32(-36.04)
+    found = media.layer_norm(features)
+    assert found.dtype == np.float32 and not found[3].any()
+    np.testing.assert_allclose(found, torch.nn.functional.layer_norm(torch.from_numpy(features), (104,)), atol=1e-6)
+
+
+def test_bytes_and_threads_decode_to_what_opencv_reads_from_the_file():
+    """Twenty times each, by four threads at once."""
+    expected, contents = [], []
+    for utterance in UTTERANCES:
+        capture = cv2.VideoCapture(str(MEDIA / f"{utterance}.mp4"))
+        pictures = iter(capture.read, (False, None))
+        expected.append(np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) for _, picture in pictures]))
+        contents.append((MEDIA / f"{utterance}.mp4").read_bytes())
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(media.decode_video, contents * 20, UTTERANCES * 20))
+    for frames, wanted in zip(found, expected * 20, strict=True):
+        np.testing.assert_array_equal(frames, wanted)
+    with pytest.raises(InputError, match="^record 7: not a readable video file"):
+        media.decode_video(b"not a video", "record 7")

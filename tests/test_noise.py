@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from viavsp_jax.data.noise import babble, mix, rng_for
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.noise import babble, mix, rng_for
 
 
 def tone(length, amplitude, seed):
@@ -94,10 +94,12 @@ def test_babble_refuses_silent_and_missing_clips():
 
 
 def test_generator_of_a_record_is_stable_and_its_own():
-    def draw(record_id, seed):
-        return rng_for(record_id, seed).integers(2**32)
+    def draw(record_id, seed, epoch=0):
+        return rng_for(record_id, seed, epoch).integers(2**32)
 
     # Recorded once: shards made on different days and machines must hold the same noise.
     assert draw("vi-0001", 0) == 3739635548
     assert draw("vi-0001", 0) == draw("vi-0001", 0)
-    assert len({draw("vi-0001", 0), draw("vi-0002", 0), draw("vi-0001", 1)}) == 3
+    assert draw("vi-0001", 2**70) == 1110654646
+    others = [draw("vi-0002", 0), draw("vi-0001", 1), draw("vi-0001", 0, 1), draw("vi-0001", 0, 2)]
+    assert len({draw("vi-0001", 0), *others}) == 5

@@ -15,10 +15,11 @@ from small_shards import (
     refused,
 )
 
-from viavsp_jax.data import records
-from viavsp_jax.prepare import extract, kmeans, media, noise
+from viavsp_jax.data import media, noise, records
+from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.reading import Noise, Waveforms
 
 
 def test_records_hold_what_the_encoder_gives_for_each_clip_alone(prepared, tmp_path):
@@ -104,18 +105,25 @@ def test_clips_that_cannot_be_read_are_skipped_and_listed(tmp_path, caplog, caps
 def test_babble_is_mixed_at_the_ratio_by_id_and_seed(prepared):
     clips = read_manifest(prepared / "manifest", "train")
     speech = media.read_audio(clips[2].audio)
-    noisy = extract.Babble(clips, 0.0, seed=1).add(clips[2], speech)
+
+    def babble(clips, snr_db, seed, clip):
+        added = Noise(Waveforms(clips, len(clips)), snr_db, seed)
+        noisy = added.add(clip, speech)
+        np.testing.assert_array_equal(added.for_clips([clip]).add(clip, speech), noisy)
+        return noisy
+
+    noisy = babble(clips, 0.0, 1, clips[2])
     assert noisy.dtype == np.int16 and noisy.shape == speech.shape
     added = noisy.astype(float) - speech
     assert 10 * np.log10((speech.astype(float) ** 2).mean() / (added**2).mean()) == pytest.approx(0, abs=0.01)
-    np.testing.assert_array_equal(extract.Babble(clips, 0.0, seed=1).add(clips[2], speech), noisy)
-    assert (extract.Babble(clips, 0.0, seed=2).add(clips[2], speech) != noisy).any()
-    assert (extract.Babble(clips, 0.0, seed=1).add(clips[3], speech) != noisy).any()
-    quiet = extract.Babble(clips, 20.0, seed=1).add(clips[2], speech).astype(float) - speech
+    np.testing.assert_array_equal(babble(clips, 0.0, 1, clips[2]), noisy)
+    assert (babble(clips, 0.0, 2, clips[2]) != noisy).any()
+    assert (babble(clips, 0.0, 1, clips[3]) != noisy).any()
+    quiet = babble(clips, 20.0, 1, clips[2]).astype(float) - speech
     np.testing.assert_allclose(quiet, added / 10, atol=1.1)  # of int16 steps
     # It does not hear itself: with only one other clip, that one is the noise, turned and scaled.
     pair = [clips[2], clips[4]]
-    added = extract.Babble(pair, 0.0, seed=1).add(clips[2], speech).astype(float) - speech
+    added = babble(pair, 0.0, 1, clips[2]).astype(float) - speech
     rng = noise.rng_for(clips[2].id, 1)
     rng.choice(2, size=2, replace=False)
     other = noise.babble([media.read_audio(clips[4].audio)], len(speech), rng).astype(float)
@@ -142,7 +150,7 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
     for modality in ("av", "audio"):
         found = read(tmp_path / f"{modality}_babble_-5db", "test")
         for clip in clips:
-            samples = extract.Babble(clips, -5.0, 3).add(clip, media.read_audio(clip.audio))
+            samples = Noise(Waveforms(clips, len(clips)), -5.0, 3).add(clip, media.read_audio(clip.audio))
             features, counts = alone(prepared, clip, modality, samples)
             np.testing.assert_allclose(found[clip.id]["features"], features, atol=2e-3)
             assert found[clip.id]["cluster_counts"].tolist() == counts

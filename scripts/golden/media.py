@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from scripts.golden.report import EXACT, MODULE, Golden, Row, close, exact
-from viavsp_jax.prepare import media
+from viavsp_jax.data import media
 
 
 def utterances(golden: Golden) -> list[str]:

@@ -14,7 +14,10 @@ _STAGES = {
     "kmeans": "learn the cluster centres of encoder features, by which frames are averaged",
     "shards": "encode all clips once: features and cluster counts as ArrayRecord",
 }
-_EPILOG = "The stages run in this order; each has its own --help. Only kmeans and shards need PyTorch."
+_EPILOG = (
+    "The stages run in this order; each has its own --help. Only kmeans and shards need PyTorch, and they do not with "
+    "--backend jax."
+)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Clips in, encoder outputs out: decoding in worker processes, batches of similar length.
+"""Clips in, encoder outputs out, in batches of similar length, by PyTorch or by JAX.
 
 B clips of a batch, T frames of the longest, D encoder width.
 """
@@ -7,20 +7,14 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import media, noise
-from viavsp_jax.prepare.avhubert_torch import AVHubert, load_encoder
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare.manifest import Clip
-
-MODALITIES = ("av", "audio", "video")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# So many other clips are heard at once in babble.
-_NUM_TALKERS = 8
+from viavsp_jax.prepare.reading import Media, Noise, Reader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="AV-HuBERT folder: config.json and model.safetensors",
     )
+    parser.add_argument(
+        "--backend",
+        choices=["torch", "jax"],
+        default="torch",
+        help="torch: one device; jax: all devices of this machine, also TPUs, without PyTorch (default torch)",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="clips encoded at a time (default 8)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="number format of the encoder")
+    parser.add_argument("--device", help="with torch: cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="number format of the encoder (default float32; float16 with torch only)",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -42,154 +47,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(args: argparse.Namespace) -> AVHubert:
+class Encoder(Protocol):
+    """What a backend offers."""
+
+    config: AVHubertConfig
+
+    def encode(
+        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
+    ) -> dict[str, tuple[Any, Any]]:
+        """Encodes a batch: each clip goes once through the frontends, then once for each modality.
+
+        Args:
+          items: the clips; None is taken as zeros.
+          lengths: their frames.
+          modalities: some of examples.MODALITIES.
+          layer: the block whose raw output is wanted besides the last, counted from 1.
+
+        Returns {modality: (output of the layer, of the last one, normed)}, arrays of the backend, [B, T, D] or padded
+        to more. They may still be computed when they are returned.
+        """
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """An array of the backend as float32."""
+
+
+def load_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that the options ask for. Raises InputError if it or the device is not usable."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise InputError(f"--device {device} is not usable here ({str(error).splitlines()[0]}).") from error
     if args.batch_size < 1 or args.workers < 0:
         raise InputError(f"--batch_size {args.batch_size}, --workers {args.workers}: expected at least 1 and 0.")
-    return load_encoder(args.encoder, _DTYPES[args.dtype], device)
+    # Imported here because a machine may have only one of them.
+    if args.backend == "jax":
+        from viavsp_jax.prepare.encoder_jax import JaxEncoder
 
+        if args.device:
+            raise InputError(f"--device {args.device} goes with --backend torch, jax takes all devices there are.")
+        return JaxEncoder(args.encoder, args.dtype, args.batch_size)
+    from viavsp_jax.prepare.encoder_torch import TorchEncoder
 
-@dataclasses.dataclass(frozen=True)
-class Babble:
-    """Other clips of the split, mixed into a clip's audio at a fixed signal-to-noise ratio."""
-
-    clips: Sequence[Clip]
-    snr_db: float
-    seed: int
-
-    def add(self, clip: Clip, samples: np.ndarray) -> np.ndarray:
-        """int16[n] -> int16[n]; the noise depends on the clip's id and the seed only.
-
-        Raises InputError if none of the clips that were drawn can be heard.
-        """
-        rng = noise.rng_for(clip.id, self.seed)
-        drawn = rng.choice(len(self.clips), size=min(_NUM_TALKERS + 1, len(self.clips)), replace=False)
-        others = [self.clips[index].audio for index in drawn if self.clips[index].id != clip.id]
-        heard = [talker for path in others[:_NUM_TALKERS] if (talker := _audio_or_silence(path)).any()]
-        if not heard:
-            raise InputError(f"{clip.audio}: babble for {clip.id!r} needs another clip with sound, tried {others}")
-        return noise.mix(samples, noise.babble(heard, len(samples), rng), self.snr_db)
-
-
-def _audio_or_silence(path: str) -> np.ndarray:
-    try:
-        return media.read_audio(path)
-    except InputError:  # it is reported when its own turn comes
-        return np.zeros(0, np.int16)
-
-
-@dataclasses.dataclass(frozen=True)
-class Media:
-    """What the encoder needs of one clip: grey frames uint8[T, 96, 96] and audio features float32[T, 104]."""
-
-    frames: np.ndarray
-    audio: np.ndarray
-
-
-def read_media(clip: Clip, babble: Babble | None) -> Media:
-    """Decodes one clip. Raises InputError if its video or audio cannot be read."""
-    frames = media.read_video(clip.video)
-    samples = media.read_audio(clip.audio)
-    if babble is not None:
-        samples = babble.add(clip, samples)
-    return Media(frames, media.audio_features(samples, len(frames)))
-
-
-class _Batches(Dataset):
-    """Item i: the clips of batch i, decoded; instead of a clip that cannot be read, the reason as str."""
-
-    def __init__(self, clips: Sequence[Clip], batches: list[list[int]], babble: Babble | None):
-        self.clips, self.batches, self.babble = clips, batches, babble
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> list[Media | str]:
-        return [self._read(self.clips[index]) for index in self.batches[number]]
-
-    def _read(self, clip: Clip) -> Media | str:
-        try:
-            return read_media(clip, self.babble)
-        except InputError as error:
-            return str(error)
+    return TorchEncoder.load(args.encoder, args.dtype, args.device)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One clip in one modality: raw output of the wanted layer, and the last layer, normed; both [T, D]."""
+    """One clip in one modality: raw output of the wanted layer, and the last layer, normed; both float32[T, D]."""
 
-    layer: torch.Tensor
-    final: torch.Tensor
+    layer: np.ndarray
+    final: np.ndarray
 
 
 def encode_clips(
-    model: AVHubert,
+    encoder: Encoder,
     clips: Sequence[Clip],
     modalities: Sequence[str],
     layer: int,
     batch_size: int,
-    workers: int,
-    babble: Babble | None = None,
-) -> Iterator[tuple[int, dict[str, Encoded] | str]]:
-    """Encodes clips, the longest first; each clip goes once through the frontends, then once per modality.
-
-    Args:
-      model: the encoder; it decides device and dtype.
-      clips: what to encode.
-      modalities: some of MODALITIES.
-      layer: the block whose output is wanted besides the last, counted from 1.
-      batch_size: clips per batch.
-      workers: decoding processes.
-      babble: noise to add to the audio.
+    reader: Reader,
+    noise: Noise | None = None,
+) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
+    """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed.
 
     Yields:
-      (index into clips, {modality: outputs}) or, for a clip that cannot be read, (index, the reason).
+      (index into clips, (its media, {modality: outputs})) or, for a clip that cannot be read, (index, the reason).
     """
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    loader = DataLoader(_Batches(clips, batches, babble), batch_size=None, num_workers=workers)
-    for indices, items in zip(batches, loader, strict=True):
+    read = reader.read(([clips[index] for index in batch] for batch in batches), noise)
+    before = None
+    for batch, items in zip(batches, read, strict=True):
         # A clip that cannot be read keeps its place, as zeros, so that the others are computed in the same
         # shapes and give the same bits as if it could.
+        known = [None if isinstance(item, str) else item for item in items]
         lengths = [
-            clips[index].num_frames if isinstance(item, str) else len(item.frames)
-            for index, item in zip(indices, items, strict=True)
+            len(item.frames) if item else clips[index].num_frames for index, item in zip(batch, known, strict=True)
         ]
-        outputs = _encode_batch(model, items, lengths, modalities, layer)
-        for row, (index, item) in enumerate(zip(indices, items, strict=True)):
-            if isinstance(item, str):
-                yield index, item
-                continue
-            length = lengths[row]
-            yield index, {name: Encoded(*(out[row, :length] for out in outputs[name])) for name in modalities}
+        outputs = encoder.encode(known, lengths, modalities, layer)
+        if before:
+            yield from _each_clip(encoder, *before)
+        before = batch, items, outputs
+    if before:
+        yield from _each_clip(encoder, *before)
 
 
-@torch.inference_mode()
-def _encode_batch(
-    model: AVHubert, items: list[Media | str], lengths: list[int], modalities: Sequence[str], layer: int
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{modality: (layer output, last layer)}, each [B, T, D]."""
-    device, longest = next(model.parameters()).device, max(lengths)
-    padding_mask = (torch.arange(longest) >= torch.tensor(lengths)[:, None]).to(device)
-    heard = seen = None
-    if {"av", "audio"} & set(modalities):
-        audio = torch.zeros(len(items), longest, model.config.audio_dim)
-        for row, item in enumerate(items):
-            if not isinstance(item, str):
-                audio[row, : lengths[row]] = torch.from_numpy(item.audio)
-        heard = model.audio_features(audio.to(device))
-    if {"av", "video"} & set(modalities):
-        video = torch.zeros(len(items), longest, media.CROP_SIZE, media.CROP_SIZE)
-        for row, item in enumerate(items):
-            if not isinstance(item, str):
-                video[row, : lengths[row]] = torch.from_numpy(media.video_input(item.frames))
-        # A CPU's caches hold the activations of one clip; a GPU is filled by all of them at once.
-        together = 1 if device.type == "cpu" else len(items)
-        seen = torch.cat([model.video_features(part) for part in video.to(device).split(together)])
-    inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
-    return {name: model.encode(*inputs[name], padding_mask, layer) for name in modalities}
+def _each_clip(
+    encoder: Encoder, batch: Sequence[int], items: Sequence[Media | str], outputs: dict[str, tuple[Any, Any]]
+) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
+    arrays = {name: [encoder.to_host(array) for array in both] for name, both in outputs.items()}
+    for row, (index, item) in enumerate(zip(batch, items, strict=True)):
+        if isinstance(item, str):
+            yield index, item
+            continue
+        length = len(item.frames)
+        yield index, (item, {name: Encoded(*(one[row, :length] for one in both)) for name, both in arrays.items()})

@@ -12,15 +12,14 @@ import tempfile
 import numpy as np
 import safetensors
 import safetensors.numpy
-import torch
 from etils import epath
-from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
 
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import extract
 from viavsp_jax.prepare.manifest import Clip, read_manifest
+from viavsp_jax.prepare.reading import Reader
 
 _CHUNK = 4096  # frames measured against all centres at a time
 
@@ -45,19 +44,19 @@ def run(args: argparse.Namespace) -> None:
     if args.num_clusters < 1:
         raise InputError(f"--num_clusters is {args.num_clusters}, expected at least 1.")
     clips = _sample(read_manifest(args.manifest, args.split), args.percent, args.seed)
-    model = extract.load_model(args)
+    encoder = extract.load_encoder(args)
     output = epath.Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, not in /tmp: at full size the features take tens of gigabytes.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".kmeans.") as scratch:
-        features = _collect(model, clips, args, os.path.join(scratch, "features.f32"))
+        features = _collect(encoder, clips, args, os.path.join(scratch, "features.f32"))
         if len(features) < args.num_clusters:
             raise InputError(
                 f"{args.manifest}: split {args.split!r} gives {len(features)} frames, expected at least as "
                 f"many as --num_clusters {args.num_clusters}."
             )
         centers = fit(features, args.num_clusters, args.seed)
-        inertia = mean_inertia(features, torch.from_numpy(centers).to(next(model.parameters()).device))
+        inertia = mean_inertia(features, centers)
         metadata = {"layer": args.layer, "seed": args.seed, "num_frames": len(features)}
     save_centers(output, centers, metadata)
     log.info("%s: %d centres from %d frames", output, len(centers), metadata["num_frames"])
@@ -70,24 +69,26 @@ def _sample(clips: list[Clip], percent: float, seed: int) -> list[Clip]:
     return [clips[index] for index in sorted(chosen)]
 
 
-def _collect(model: torch.nn.Module, clips: list[Clip], args: argparse.Namespace, path: str) -> np.ndarray:
+def _collect(encoder: extract.Encoder, clips: list[Clip], args: argparse.Namespace, path: str) -> np.ndarray:
     """Layer features of all clips, in their order, in a file: float32[T, D].
 
     Raises InputError if none of the clips is readable.
     """
     starts = [0, *itertools.accumulate(clip.num_frames for clip in clips)]
-    shape = (starts[-1], model.config.embed_dim)
+    shape = (starts[-1], encoder.config.embed_dim)
     features = np.memmap(path, np.float32, mode="w+", shape=shape)
     written, skipped = np.zeros(len(features), bool), []
-    outputs = extract.encode_clips(model, clips, ("av",), args.layer, args.batch_size, args.workers)
-    for index, encoded in tqdm(outputs, total=len(clips), desc="features", unit="clip"):
-        if isinstance(encoded, str):
-            skipped.append(encoded)
-            continue
-        # The manifest's length is what there is room for; a clip may decode to a frame more or less.
-        found = encoded["av"].layer[: clips[index].num_frames].float().cpu().numpy()
-        rows = slice(starts[index], starts[index] + len(found))
-        features[rows], written[rows] = found, True
+    with Reader(args.workers) as reader:
+        outputs = extract.encode_clips(encoder, clips, ("av",), args.layer, args.batch_size, reader)
+        for index, encoded in tqdm(outputs, total=len(clips), desc="features", unit="clip"):
+            if isinstance(encoded, str):
+                skipped.append(encoded)
+                continue
+            _, modalities = encoded
+            # The manifest's length is what there is room for; a clip may decode to a frame more or less.
+            found = modalities["av"].layer[: clips[index].num_frames]
+            rows = slice(starts[index], starts[index] + len(found))
+            features[rows], written[rows] = found, True
     if len(skipped) == len(clips):
         raise InputError(f"{args.manifest}: none of {len(clips)} clips could be read, the first: {skipped[0]}")
     for reason in skipped:
@@ -107,6 +108,9 @@ def _compact(features: np.ndarray, written: np.ndarray) -> np.ndarray:
 
 def fit(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     """float32[T, D] -> centres float32[K, D], by mini-batch K-Means with the reference's settings."""
+    # Imported here because the shards stage, which needs the rest of this file, may run where it is not installed.
+    from sklearn.cluster import MiniBatchKMeans
+
     kmeans = MiniBatchKMeans(
         num_clusters,
         init="k-means++",
@@ -122,23 +126,23 @@ def fit(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     return kmeans.fit(features).cluster_centers_.astype(np.float32)
 
 
-def mean_inertia(features: np.ndarray, centers: torch.Tensor) -> float:
-    """The mean squared distance of float32[T, D] to the nearest of float32[K, D]; runs where `centers` is."""
+def mean_inertia(features: np.ndarray, centers: np.ndarray) -> float:
+    """The mean squared distance of float32[T, D] to the nearest of float32[K, D]."""
     total = 0.0
     for start in range(0, len(features), _CHUNK):
-        chunk = torch.from_numpy(np.array(features[start : start + _CHUNK])).to(centers.device)
-        total += (chunk - centers[assign(chunk, centers)]).double().square().sum().item()
+        chunk = features[start : start + _CHUNK]
+        total += np.square(chunk - centers[assign(chunk, centers)], dtype=np.float64).sum()
     return total / len(features)
 
 
-def assign(features: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    """The nearest centre of each frame: [T, D], [K, D] -> int64[T] on the same device.
+def assign(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The nearest centre of each frame: [T, D], [K, D] -> int64[T]; arrays of numpy, or tensors of PyTorch.
 
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, where |x|^2 is the same for all centres. In float64: the terms are
     thousands of times larger than the differences that decide.
     """
-    features, centers = features.double(), centers.double()
-    return (centers.square().sum(1) - 2 * features @ centers.T).argmin(1)
+    features, centers = (x.astype(np.float64) if isinstance(x, np.ndarray) else x.double() for x in (features, centers))
+    return ((centers * centers).sum(1) - 2 * features @ centers.T).argmin(1)
 
 
 def run_lengths(labels: np.ndarray) -> np.ndarray:

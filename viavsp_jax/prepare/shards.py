@@ -1,37 +1,42 @@
-"""Stage 3: encoder features and cluster counts of every clip, as ArrayRecord shards.
+"""Stage 3: every clip goes through the encoder once, and ArrayRecord shards are written (see prepare/folders.py).
 
-For each modality a dataset folder `<modality>_<condition>`: av_clean, audio_clean, video_clean,
-audio_babble_0db, … (see viavsp_jax/data/records.py), with `{split}.tsv`, `{split}.wrd` and
-`{split}.cluster_counts` in manifest order. The counts of a modality come from that modality's own encoder
+Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
+av_clean, audio_clean, video_clean, audio_babble_0db, …. The counts of a modality come from that modality's own encoder
 pass: when only audio can be heard, nothing else is known to cluster by.
 
-A shard appears when it is complete; a run that was stopped goes on with the shards that are missing, and
-several processes may each write some (--shard_index). Whoever finishes a split writes its metadata and lists.
-Clips that cannot be read are left out and listed in skipped.jsonl.
+Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
+counts of all three modalities.
+
+A shard appears when it is complete; a run that was stopped goes on with the shards that are missing, and several
+processes may each write some (--shard_index, or --process with JAX). Whoever finishes a split writes its metadata and
+lists. Clips that cannot be read are left out and listed in skipped.jsonl.
 """
 
 import argparse
 import contextlib
-import dataclasses
-import itertools
-import json
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data import records
+from viavsp_jax.data import noise
+from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import extract, provenance
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE, AVHubert
-from viavsp_jax.prepare.kmeans import assign, load_centers, run_lengths
-from viavsp_jax.prepare.manifest import SPLITS, Clip, read_lines, read_manifest, write_lines
+from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.prepare import cluster, extract, provenance
+from viavsp_jax.prepare.folders import Folder, Shard, missing
+from viavsp_jax.prepare.kmeans import load_centers
+from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
+from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
+from viavsp_jax.prepare.writing import Task, Writer
 
 _CLIPS_PER_SHARD = 10_000
-SKIPPED_FILE = "skipped.jsonl"
+_ENCODER_FILES = ("config.json", "model.safetensors")
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder that holds the dataset folders")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to write (default: all in the manifest)")
     parser.add_argument(
+        "--kind",
+        choices=["features", "media", "both"],
+        default="features",
+        help="features: of a frozen encoder; media: the clips, to train the encoder, too (default features)",
+    )
+    parser.add_argument(
         "--modalities",
         nargs="+",
-        choices=extract.MODALITIES,
+        choices=MODALITIES,
         default=["av"],
         metavar="MODALITY",
-        help="one dataset for each: av (audio and video), audio, video (default av)",
+        help="a dataset of features for each: av (audio and video), audio, video (default av)",
     )
     parser.add_argument(
         "--num_shards",
@@ -56,64 +67,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"shards of each split, at most one a clip (default: one for each {_CLIPS_PER_SHARD:,} clips)",
     )
     parser.add_argument("--shard_index", type=int, help="write only this shard, from 0 (default: all)")
-    parser.add_argument("--noise", choices=["babble"], help="add other clips of the split to the audio")
+    parser.add_argument(
+        "--noise",
+        metavar="KIND",
+        help="add noise to the audio: babble (other clips of the split) or a folder with 16 kHz mono wav files",
+    )
     parser.add_argument("--snr", type=float, metavar="DB", help="signal-to-noise ratio in dB, with --noise")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One shard of one split: which clips of the manifest it holds, and where it lies in a dataset folder."""
-
-    split: str
-    index: int
-    num_shards: int
-    positions: range
-
-    def path(self, folder: epath.Path) -> epath.Path:
-        return records.shard_path(folder, self.split, self.index, self.num_shards)
-
-    def notes(self, folder: epath.Path) -> epath.Path:
-        """A line for each clip: its cluster counts, or why it was skipped; the lists are made from these."""
-        return folder / "notes" / f"{self.split}-{self.index:05d}-of-{self.num_shards:05d}.jsonl"
+    parser.add_argument(
+        "--runner",
+        choices=["local", "ray"],
+        default="local",
+        help="local: this process; ray: worker processes that write a shard each, on all machines of a Ray cluster, "
+        "each with --workers cores and, unless --device is cpu, a GPU if there is one (default local)",
+    )
+    parser.add_argument(
+        "--ray_address",
+        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
+    )
+    parser.add_argument("--ray_workers", type=int, help="workers at most (default: as many as there is room for)")
+    # The hosts of a TPU slice find each other without these.
+    parser.add_argument("--coordinator", help="several processes with jax: host:port of the first, the same for all")
+    parser.add_argument("--processes", type=int, help="several processes with jax: how many there are")
+    parser.add_argument("--process", type=int, help="several processes with jax: which one this is, from 0")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the shards that are missing. Raises InputError if an input or an option is not usable."""
     _check_options(args)
+    recordings = noise.Recordings(args.noise) if args.noise not in (None, noise.BABBLE) else None
     manifest = epath.Path(args.manifest)
     clips = _read_manifests(manifest, args.split)
     shards = {split: _shards(split, len(clips[split]), args.num_shards) for split in clips}
-    chosen = _chosen_shards(shards, args.shard_index)
+    process, processes = _join_processes(args)
+    chosen = _chosen_shards(shards, args.shard_index)[process::processes]
     centers, layer = load_centers(args.kmeans)
-    model = extract.load_model(args)
-    _check_encoder(args, model, centers, layer)
-    condition = f"{args.noise}_{args.snr:g}db" if args.noise else "clean"
-    folders = {name: epath.Path(args.output) / f"{name}_{condition}" for name in args.modalities}
-    _check_provenance(args, folders, layer, shards)
+    config = AVHubertConfig.from_json(epath.Path(args.encoder) / "config.json")
+    _check_centers(args, config, centers, layer)
+    folders = _folders(args, recordings)
+    make_writer = functools.partial(Writer, args, folders, centers, layer)
+    writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
+    _check_provenance(args, recordings, folders, layer, shards)
 
-    centers = torch.from_numpy(centers).double().to(next(model.parameters()).device)
-    for split, group in itertools.groupby(chosen, key=lambda shard: shard.split):
-        babble = extract.Babble(clips[split], args.snr, args.seed) if args.noise else None
-        for shard in group:
-            todo = {name: folder for name, folder in folders.items() if not shard.path(folder).exists()}
-            if not todo:
-                continue
-            here = [clips[split][position] for position in shard.positions]
-            title = f"{split} {shard.index + 1}/{shard.num_shards}"
-            outputs = extract.encode_clips(model, here, list(todo), layer, args.batch_size, args.workers, babble)
-            _write_shard(todo, shard, here, centers, tqdm(outputs, desc=title, total=len(here), unit="clip"))
-        for folder in folders.values():
-            _finish(folder, shards[split], manifest, model.config.embed_dim)
+    todo = [shard for shard in chosen if missing(folders, shard)]
+    tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
+    finish = functools.partial(_finish, folders, shards, manifest, config.embed_dim)
+    splits = dict.fromkeys(shard.split for shard in chosen)
+    if args.runner == "ray":
+        failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
+        finish(splits)
+        if failed:
+            shard, reason = next(iter(failed.items()))
+            raise InputError(
+                f"{len(failed)} of {len(todo)} shards could not be written, the first is {shard}: {reason}"
+            )
+        return
+    with Reader(args.workers) as reader:
+        for split in splits:
+            for task in tasks(shard for shard in todo if shard.split == split):
+                writer.write(task, reader, show_progress=True)
+            finish([split])
+    if processes > 1:
+        _wait_for_others(folders, shards)
 
 
 def _check_options(args: argparse.Namespace) -> None:
     if (args.noise is None) != (args.snr is None):
         raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
-    if args.noise and "video" in args.modalities:
+    if args.noise and args.kind != "media" and "video" in args.modalities:
         raise InputError("--noise does not change video features, leave video out of --modalities.")
     if args.num_shards is not None and args.num_shards < 1:
         raise InputError(f"--num_shards is {args.num_shards}, expected at least 1.")
+    if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
+        raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
+    if args.runner == "ray" and args.backend == "jax":
+        raise InputError("--runner ray goes with --backend torch, with jax the hosts of a slice share the shards.")
+    if args.runner == "local" and (args.ray_address, args.ray_workers) != (None, None):
+        raise InputError("--ray_address and --ray_workers go with --runner ray.")
+    if args.ray_workers is not None and args.ray_workers < 1:
+        raise InputError(f"--ray_workers is {args.ray_workers}, expected at least 1.")
+
+
+def _join_processes(args: argparse.Namespace) -> tuple[int, int]:
+    """(which process this is, how many there are); each encodes on its own devices."""
+    if args.backend == "torch":
+        return 0, 1
+    # Imported here because with PyTorch there is no use for JAX, which would take the devices.
+    import jax
+
+    from viavsp_jax import distributed
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    if jax.process_count() > 1 and args.shard_index is not None:
+        raise InputError(f"--shard_index is {args.shard_index}, but {jax.process_count()} processes share all shards.")
+    return jax.process_index(), jax.process_count()
 
 
 def _read_manifests(manifest: epath.Path, splits: Sequence[str] | None) -> dict[str, list[Clip]]:
@@ -137,26 +184,42 @@ def _chosen_shards(shards: dict[str, list[Shard]], index: int | None) -> list[Sh
     return [shard for group in shards.values() for shard in group if index in (None, shard.index)]
 
 
-def _check_encoder(args: argparse.Namespace, model: AVHubert, centers: np.ndarray, layer: int) -> None:
-    if centers.shape[1] != model.config.embed_dim or not 0 <= layer <= model.config.num_layers:
+def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np.ndarray, layer: int) -> None:
+    if centers.shape[1] != config.embed_dim or not 0 <= layer <= config.num_layers:
         raise InputError(
             f"{args.kmeans}: has centres of layer {layer}, width {centers.shape[1]}, expected a layer up to "
-            f"{model.config.num_layers} and width {model.config.embed_dim}, as {args.encoder} has."
+            f"{config.num_layers} and width {config.embed_dim}, as {args.encoder} has."
         )
 
 
+def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
+    name = recordings.name if recordings else args.noise
+    condition = f"{name}_{args.snr:g}db" if args.noise else "clean"
+    output, folders = epath.Path(args.output), []
+    if args.kind != "media":
+        folders += [Folder(output / f"{modality}_{condition}", modality) for modality in args.modalities]
+    if args.kind != "features":
+        folders.append(Folder(output / f"media_{condition}", None))
+    return folders
+
+
 def _check_provenance(
-    args: argparse.Namespace, folders: dict[str, epath.Path], layer: int, shards: dict[str, list[Shard]]
+    args: argparse.Namespace,
+    recordings: noise.Recordings | None,
+    folders: Sequence[Folder],
+    layer: int,
+    shards: dict[str, list[Shard]],
 ) -> None:
     """Raises InputError if a folder holds shards that were made from other inputs or by other settings."""
     encoder, manifest = epath.Path(args.encoder), epath.Path(args.manifest)
+    kind = provenance.sha256(*map(epath.Path, recordings.paths)) if recordings else args.noise
     settings = {
-        "schema": records.SCHEMA_VERSION,
-        "encoder": provenance.sha256(encoder / CONFIG_FILE, encoder / WEIGHTS_FILE),
+        "encoder": provenance.sha256(*(encoder / file for file in _ENCODER_FILES)),
+        "backend": args.backend,
         "dtype": args.dtype,
         "kmeans": provenance.sha256(epath.Path(args.kmeans)),
         "layer": layer,
-        "noise": {"kind": args.noise, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
+        "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
     }
     splits = {
         split: {
@@ -165,94 +228,63 @@ def _check_provenance(
         }
         for split in shards
     }
-    for modality, folder in folders.items():
-        provenance.check(folder, settings | {"modality": modality}, splits)
+    for folder in folders:
+        own = {"schema": folder.kind.version, "modality": folder.modality}
+        provenance.check(folder.path, settings | own, splits)
 
 
-def _write_shard(
-    folders: dict[str, epath.Path],
-    shard: Shard,
-    clips: Sequence[Clip],
-    centers: torch.Tensor,
-    outputs: Iterable[tuple[int, dict[str, extract.Encoded] | str]],
+def _tasks(
+    shards: Iterable[Shard],
+    clips: dict[str, list[Clip]],
+    recordings: noise.Recordings | None,
+    args: argparse.Namespace,
+) -> Iterator[Task]:
+    for shard in shards:
+        here, added = [clips[shard.split][position] for position in shard.positions], None
+        if args.noise:
+            source = recordings or Waveforms(clips[shard.split], len(clips[shard.split]))
+            added = Noise(source, args.snr, args.seed).for_clips(here)
+        yield Task(shard, here, added)
+
+
+def _write_on_cluster(
+    args: argparse.Namespace, make_writer: Callable[[], Writer], todo: Sequence[Shard], tasks: Iterable[Task]
+) -> dict[Shard, InputError]:
+    """Writes shards on the machines of a cluster; returns those that could not be written, each with the reason."""
+    failed = {}
+    results = cluster.map_unordered(
+        make_writer,
+        tasks,
+        address=args.ray_address or "local",
+        max_workers=args.ray_workers,
+        cpus=max(1, args.workers),
+        gpu=args.device != "cpu",
+    )
+    total = sum(len(shard.positions) for shard in todo)
+    with contextlib.closing(results), tqdm(total=total, desc=f"{len(todo)} shards", unit="clip") as bar:
+        for task, error in results:
+            bar.update(len(task.clips))
+            if error:
+                failed[task.shard] = error
+                bar.write(f"{task.shard}: {error}", file=sys.stderr)
+    return failed
+
+
+def _finish(
+    folders: Sequence[Folder],
+    shards: dict[str, list[Shard]],
+    manifest: epath.Path,
+    width: int,
+    splits: Iterable[str],
 ) -> None:
-    """Writes one shard in each modality, and before it gets its name its notes.
-
-    Records lie in the order of encoding, by length: so a shard is never held in memory.
-
-    Raises InputError if none of the clips could be read; then there is no shard.
-    """
-    notes = {modality: [{} for _ in clips] for modality in folders}
-    with contextlib.ExitStack() as stack:
-        writers = {
-            modality: stack.enter_context(records.ShardWriter(shard.path(folder)))
-            for modality, folder in folders.items()
-        }
-        for offset, encoded in outputs:
-            clip = clips[offset]
-            for modality, writer in writers.items():
-                note = notes[modality][offset]
-                note |= {"position": shard.positions[offset], "id": clip.id}
-                if isinstance(encoded, str):
-                    note["reason"] = encoded
-                    continue
-                example = _example(clip, encoded[modality], centers)
-                writer.write(example)
-                note["cluster_counts"] = example["cluster_counts"].tolist()
-        for modality, folder in folders.items():
-            if not writers[modality].num_records:
-                raise InputError(
-                    f"{shard.path(folder)}: none of its {len(clips)} clips could be read, "
-                    f"the first: {notes[modality][0]['reason']}"
-                )
-            lines = [json.dumps(note, ensure_ascii=False) for note in notes[modality]]
-            write_lines(shard.notes(folder), lines)
+    for split in splits:
+        for folder in folders:
+            folder.finish(shards[split], manifest, width)
 
 
-def _example(clip: Clip, encoded: extract.Encoded, centers: torch.Tensor) -> records.Example:
-    return {
-        "id": clip.id,
-        "features": encoded.final.to(torch.float16).cpu().numpy(),
-        "cluster_counts": run_lengths(assign(encoded.layer, centers).cpu().numpy()),
-        "transcript": clip.transcript,
-        "source_language": clip.source_language,
-        "target_language": clip.target_language,
-    }
-
-
-def _finish(folder: epath.Path, shards: Sequence[Shard], manifest: epath.Path, width: int) -> None:
-    """Writes what can be written only when all shards of a split are there: its lists and the metadata."""
-    split, there = shards[0].split, records.complete_splits(folder)
-    if split not in there:
-        log.info("%s: split %s: other shards are still missing", folder, split)
-        return
-    notes = [json.loads(line) for shard in shards for line in read_lines(shard.notes(folder))]
-    kept = [note for note in notes if "reason" not in note]
-    root, *clips = read_lines(manifest / f"{split}.tsv")
-    transcripts = read_lines(manifest / f"{split}.wrd")
-    write_lines(folder / f"{split}.tsv", [root, *(clips[note["position"]] for note in kept)])
-    write_lines(folder / f"{split}.wrd", [transcripts[note["position"]] for note in kept])
-    counts = [" ".join(map(str, note["cluster_counts"])) for note in kept]
-    write_lines(folder / f"{split}.cluster_counts", counts)
-    # Another process may be finishing another split right now: repeat until nothing is new.
-    while True:
-        _write_skipped(folder)
-        records.write_metadata(folder, width, there)
-        if (now := records.complete_splits(folder)) == there:
-            break
-        there = now
-    skipped = len(notes) - len(kept)
-    where = f", see {folder / SKIPPED_FILE}" if skipped else ""
-    log.info("%s: split %s: %d clips, %d skipped%s", folder, split, len(kept), skipped, where)
-
-
-def _write_skipped(folder: epath.Path) -> None:
-    """Writes skipped.jsonl (split, id, reason) from the notes of all shards that are there."""
-    skipped = []
-    for path in sorted((folder / "notes").glob("*.jsonl")):
-        split = path.name.rsplit("-", 3)[0]
-        for note in map(json.loads, read_lines(path)):
-            if "reason" in note:
-                skipped.append({"split": split, "id": note["id"], "reason": note["reason"]})
-    if skipped:
-        write_lines(folder / SKIPPED_FILE, [json.dumps(line, ensure_ascii=False) for line in skipped])
+def _wait_for_others(folders: Sequence[Folder], shards: dict[str, list[Shard]]) -> None:
+    """Until all shards are there: a process that ends long before the others looks to JAX as if it had failed."""
+    missing = [folder.shard_path(shard) for folder in folders for group in shards.values() for shard in group]
+    while missing := [path for path in missing if not path.exists()]:
+        log.info("waiting for %d shards of other processes, the first: %s", len(missing), missing[0])
+        time.sleep(5)

@@ -1,0 +1,173 @@
+"""Reads mouth video and speech, and makes from them the encoder's two inputs.
+
+Letters: T video frames (25 a second), n audio samples (16,000 a second).
+"""
+
+import contextlib
+import os
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from python_speech_features import logfbank
+
+from viavsp_jax.errors import InputError
+
+SAMPLE_RATE = 16_000
+FRAME_RATE = 25
+FRAME_SIZE = 96
+CROP_SIZE = 88
+# Grey level statistics (of values scaled to 0..1) that AV-HuBERT was trained with.
+VIDEO_MEAN, VIDEO_STD = 0.421, 0.165
+CENTER = (FRAME_SIZE - CROP_SIZE) // 2  # top and left of the crop in the middle
+STACKED_FRAMES = 4  # filterbank frames (100 a second) in one video frame
+NUM_FILTERS = 26
+AUDIO_DIM = STACKED_FRAMES * NUM_FILTERS  # values of one video frame
+AUDIO_DIM = 26 * STACKED_FRAMES  # mel energies that the encoder gets for one video frame
+LAYER_NORM_EPSILON = 1e-5
+
+
+def read_video(path: str | Path) -> np.ndarray:
+    """Decodes a mouth video to grey: uint8 [T, 96, 96].
+
+    Raises InputError if the file is missing or unreadable, has no frame or is not 96x96.
+    """
+    _require_file(path, "a mouth video")
+    return decode_video(Path(path).read_bytes(), str(path))
+
+
+def decode_video(data: bytes, where: str) -> np.ndarray:
+    """Decodes the bytes of a mouth video file to grey: uint8 [T, 96, 96]; `where` is named in errors.
+
+    Raises InputError if they are not a video, or have no frame or one that is not 96x96.
+    """
+    frames = []
+    with _open_video(data) as capture:
+        if not capture.isOpened():
+            raise InputError(f"{where}: not a readable video file")
+        while True:
+            decoded, frame = capture.read()
+            if not decoded:
+                break
+            if frame.shape[:2] != (FRAME_SIZE, FRAME_SIZE):
+                height, width = frame.shape[:2]
+                raise InputError(f"{where}: video is {width}x{height}, expected a {FRAME_SIZE}x{FRAME_SIZE} mouth crop")
+            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
+    if not frames:
+        raise InputError(f"{where}: no video frame could be decoded")
+    return np.stack(frames)
+
+
+@contextlib.contextmanager
+def _open_video(data: bytes) -> Iterator[cv2.VideoCapture]:
+    """FFmpeg on a file in memory (Linux): OpenCV 5.0 also takes a Python stream, but crashes when that is released."""
+    with os.fdopen(os.memfd_create("mouth video"), "wb") as file:
+        file.write(data)
+        file.flush()
+        # One thread: to start more takes longer than to decode so small a picture.
+        capture = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        try:
+            yield capture
+        finally:
+            capture.release()
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """Reads a 16 kHz mono 16-bit PCM wav file: int16 [n].
+
+    Raises InputError if the file is missing, unreadable, empty, truncated or of another format.
+    """
+    with _open_wav(path) as file:
+        expected_samples = file.getnframes()
+        data = file.readframes(expected_samples)
+    if len(data) != 2 * expected_samples:
+        raise InputError(
+            f"{path}: truncated wav file, {len(data) // 2} samples where its header says {expected_samples}"
+        )
+    return np.frombuffer(data, dtype="<i2").astype(np.int16)
+
+
+def check_audio(path: str | Path) -> None:
+    """Raises InputError if the header of a wav file says what `read_audio` would refuse."""
+    with _open_wav(path):
+        pass
+
+
+@contextlib.contextmanager
+def _open_wav(path: str | Path) -> Iterator[wave.Wave_read]:
+    _require_file(path, "a wav file")
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (file.getframerate(), file.getnchannels(), 8 * file.getsampwidth())
+            if found != (SAMPLE_RATE, 1, 16):
+                raise InputError(
+                    f"{path}: audio is {found[0]} Hz, {found[1]} channel(s), {found[2]} bit, "
+                    f"expected {SAMPLE_RATE} Hz, 1 channel, 16 bit"
+                )
+            if file.getnframes() == 0:
+                raise InputError(f"{path}: the wav file has no samples")
+            yield file
+    except (wave.Error, EOFError) as error:
+        raise InputError(f"{path}: not a readable PCM wav file ({str(error) or 'unexpected end of file'})") from error
+
+
+def _require_file(path: str | Path, expected: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file, expected {expected}")
+
+
+def audio_features(samples: np.ndarray, num_frames: int) -> np.ndarray:
+    """Speech int16 [n] to the encoder's audio input float32 [num_frames, 104].
+
+    Natural-log energies of 26 mel filters each 10 ms, four stacked to one video frame, cut or padded with
+    zeros to `num_frames`, then normalised frame by frame.
+    """
+    return layer_norm(align(stack(filterbank(samples)), num_frames))
+
+
+def filterbank(samples: np.ndarray) -> np.ndarray:
+    """Natural-log mel energies: int16 [n] -> float32 [frames of 10 ms, 26]."""
+    return logfbank(samples, samplerate=SAMPLE_RATE, nfilt=NUM_FILTERS).astype(np.float32)
+
+
+def stack(features: np.ndarray) -> np.ndarray:
+    """Joins each four consecutive rows, zeros appended to fill the last: [F, 26] -> [ceil(F / 4), 104]."""
+    missing = -len(features) % STACKED_FRAMES
+    padded = np.pad(features, [(0, missing), (0, 0)])
+    return padded.reshape(-1, STACKED_FRAMES * features.shape[1])
+
+
+def align(features: np.ndarray, num_frames: int) -> np.ndarray:
+    """Cuts the end or appends zero rows, so that audio has the video's length: [F, C] -> [num_frames, C]."""
+    return np.pad(features[:num_frames], [(0, max(0, num_frames - len(features))), (0, 0)])
+
+
+def layer_norm(features: np.ndarray) -> np.ndarray:
+    """Each row to mean 0 and variance 1, without weights: float32 [T, C] -> the same; computed in float64."""
+    features = features.astype(np.float64)
+    centered = features - features.mean(1, keepdims=True)
+    variance = np.square(centered).mean(1, keepdims=True)
+    return (centered / np.sqrt(variance + LAYER_NORM_EPSILON)).astype(np.float32)
+
+
+def video_input(frames: np.ndarray) -> np.ndarray:
+    """Grey frames uint8 [T, 96, 96] to the encoder's input: normalised centre crop, float32 [T, 88, 88]."""
+    return normalize(center_crop(frames))
+
+
+def center_crop(frames: np.ndarray) -> np.ndarray:
+    """The 88x88 pixels in the middle: uint8 [T, 96, 96] -> uint8 [T, 88, 88]."""
+    return crop(frames, CENTER, CENTER, flip=False)
+
+
+def crop(frames: np.ndarray, top: int, left: int, flip: bool) -> np.ndarray:
+    """Cuts 88x88 pixels from a row and a column on, mirrored if `flip`: uint8 [T, 96, 96] -> uint8 [T, 88, 88]."""
+    cut = frames[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
+    return cut[:, :, ::-1] if flip else cut
+
+
+def normalize(frames: np.ndarray) -> np.ndarray:
+    """Grey levels uint8 [T, h, w] to the scale that AV-HuBERT was trained with, float32; computed in float64."""
+    return ((frames / 255 - VIDEO_MEAN) / VIDEO_STD).astype(np.float32)

@@ -1,0 +1,83 @@
+"""The encoder of the prepare stages in JAX, on all devices of this process; needs no PyTorch.
+
+B clips of a batch, T frames, D encoder width.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from convert.avhubert import load_flax
+from viavsp_jax.data import media
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.prepare.reading import Media
+
+# Batches are padded to a multiple of so many frames: each length is one more program to compile.
+_BUCKET = 32
+_DTYPES = ("float32", "bfloat16")
+
+
+class JaxEncoder:
+    """Encodes batches of which each device has as many clips; an extract.Encoder."""
+
+    def __init__(self, folder: epath.PathLike, dtype: str, batch_size: int):
+        """Of a folder, for batches of at most `batch_size`. Raises InputError if it or the dtype is not usable."""
+        if dtype not in _DTYPES:
+            raise InputError(f"--dtype is {dtype}, expected one of {', '.join(_DTYPES)} with --backend jax.")
+        self.config, weights = load_flax(folder)
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), ("clips",), axis_types=(AxisType.Auto,), devices=devices)
+        self._rows = -(-batch_size // len(devices)) * len(devices)
+        self._by_clip = NamedSharding(mesh, PartitionSpec("clips"))
+        self._weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+        # A TPU would multiply float32 in bfloat16.
+        self._precision = "highest" if dtype == "float32" else "default"
+        graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(self.config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+        self._forward = jax.jit(functools.partial(_forward, graph), static_argnames=("modalities", "layer"))
+
+    def encode(
+        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        frames = -(-max(lengths) // _BUCKET) * _BUCKET
+        # Rows that fill up the batch are of full length: what they hold is of no use, but has to be numbers.
+        batch = {"lengths": np.full(self._rows, frames, np.int32)}
+        batch["lengths"][: len(lengths)] = lengths
+        if {"av", "audio"} & set(modalities):
+            batch["audio"] = np.zeros((self._rows, frames, self.config.audio_dim), np.float32)
+        if {"av", "video"} & set(modalities):
+            batch["video"] = np.zeros((self._rows, frames, media.CROP_SIZE, media.CROP_SIZE), np.uint8)
+        for row, item in enumerate(items):
+            if item is not None and "audio" in batch:
+                batch["audio"][row, : len(item.audio)] = item.audio
+            if item is not None and "video" in batch:
+                batch["video"][row, : len(item.frames)] = media.center_crop(item.frames)
+        with jax.default_matmul_precision(self._precision):
+            placed = jax.device_put(batch, self._by_clip)
+            return self._forward(self._weights, placed, modalities=tuple(modalities), layer=layer)
+
+    def to_host(self, array: jax.Array) -> np.ndarray:
+        return np.asarray(array).astype(np.float32)
+
+
+def _forward(
+    graph: nnx.GraphDef, weights: dict, batch: dict[str, jax.Array], modalities: Sequence[str], layer: int
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """{modality: (output of the layer, of the last one)}, each [B, T, D], of lengths [B] and audio, video or both."""
+    model, heard, seen = nnx.merge(graph, weights), None, None
+    num_frames = batch.get("audio", batch.get("video")).shape[1]
+    padding_mask = jnp.arange(num_frames)[None] >= batch["lengths"][:, None]
+    if "audio" in batch:
+        heard = model.audio_features(batch["audio"])
+    if "video" in batch:
+        # Normalised here: pixels are four times less to send. Padding has to be zeros afterwards.
+        video = (batch["video"].astype(jnp.float32) / 255 - media.VIDEO_MEAN) / media.VIDEO_STD
+        seen = model.video_features(jnp.where(padding_mask[..., None, None], 0, video))
+    inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
+    return {name: model.encode(*inputs[name], padding_mask, layer) for name in modalities}

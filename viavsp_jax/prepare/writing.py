@@ -1,0 +1,95 @@
+"""Writes shards one by one, in whatever process has the encoder: this one, or a worker of a cluster."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from viavsp_jax.data import records
+from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import extract
+from viavsp_jax.prepare.folders import Folder, Shard, missing
+from viavsp_jax.prepare.kmeans import assign, run_lengths
+from viavsp_jax.prepare.manifest import Clip, write_lines
+from viavsp_jax.prepare.reading import Media, Noise, Reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A shard to write, its clips, and what is mixed into their audio."""
+
+    shard: Shard
+    clips: Sequence[Clip]
+    noise: Noise | None
+
+
+class Writer:
+    """Holds what all shards need: the encoder, the centres float32[K, D] of one of its layers, and the folders."""
+
+    def __init__(self, args: argparse.Namespace, folders: Sequence[Folder], centers: np.ndarray, layer: int):
+        """Loads the encoder. Raises InputError if it or the device is not usable."""
+        self._encoder = extract.load_encoder(args)
+        self._batch_size, self._workers = args.batch_size, args.workers
+        self._folders, self._centers, self._layer = folders, centers, layer
+
+    def __call__(self, task: Task) -> None:
+        """As `write`. The readers are new ones each time: they may have died of the shard before."""
+        with Reader(self._workers) as reader:
+            self.write(task, reader)
+
+    def write(self, task: Task, reader: Reader, show_progress: bool = False) -> None:
+        """Writes the shard in those folders where it is missing. Raises InputError if none of its clips is readable."""
+        todo, shard = missing(self._folders, task.shard), task.shard
+        if not todo:
+            return
+        needed = {modality for folder in todo for modality in folder.modalities}
+        modalities = [modality for modality in MODALITIES if modality in needed]
+        outputs = extract.encode_clips(
+            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise
+        )
+        bar = tqdm(outputs, desc=str(shard), total=len(task.clips), unit="clip", disable=not show_progress)
+        _write_shard(todo, shard, task.clips, self._centers, bar)
+
+
+def _write_shard(
+    folders: Sequence[Folder],
+    shard: Shard,
+    clips: Sequence[Clip],
+    centers: np.ndarray,
+    outputs: Iterable[tuple[int, tuple[Media, dict[str, extract.Encoded]] | str]],
+) -> None:
+    """Writes one shard in each folder, and before it gets its name its notes.
+
+    Records lie in the order of encoding, by length: so a shard is never held in memory.
+
+    Raises InputError if none of the clips could be read; then there is no shard.
+    """
+    notes = [[{} for _ in clips] for _ in folders]
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(records.ShardWriter(folder.shard_path(shard), folder.kind)) for folder in folders
+        ]
+        for offset, encoded in outputs:
+            clip, known = clips[offset], {"position": shard.positions[offset], "id": clips[offset].id}
+            if isinstance(encoded, str):
+                for lines in notes:
+                    lines[offset] = known | {"reason": encoded}
+                continue
+            media, arrays = encoded
+            counts = {modality: run_lengths(assign(one.layer, centers)) for modality, one in arrays.items()}
+            for folder, writer, lines in zip(folders, writers, notes, strict=True):
+                example = folder.example(clip, media, arrays, counts)
+                writer.write(example)
+                lines[offset] = known | {name: example[name].tolist() for name in folder.kind.counts}
+        for folder, writer, lines in zip(folders, writers, notes, strict=True):
+            if not writer.num_records:
+                raise InputError(
+                    f"{folder.shard_path(shard)}: none of its {len(clips)} clips could be read, "
+                    f"the first: {lines[0]['reason']}"
+                )
+            write_lines(folder.notes_path(shard), [json.dumps(line, ensure_ascii=False) for line in lines])
