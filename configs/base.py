@@ -33,13 +33,36 @@ def get_config() -> ml_collections.ConfigDict:
             "quantization": "none",
         },
         "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
+        # False: cached features of a frozen encoder, from shards of --kind=features. True: the encoder is part of the
+        # model, reads shards of --kind=media, and learns after `freeze_updates` updates, as the reference's does.
+        "encoder": {
+            "train": False,
+            "path": "",  # a folder made by python -m convert.from_fairseq
+            "freeze_updates": 18_000,
+            # running: BatchNorm by its running statistics, which stay. batch: by those of each clip, which are averaged
+            # into the running ones, also while the encoder is frozen, as the reference does in training.
+            "batch_norm": "running",
+            "layer_drop": 0.1,
+            "activation_dropout": 0.1,
+        },
         "data": {
             "path": "",  # a folder of shard folders, made by python -m viavsp_jax.prepare shards
-            "train": ("av_clean",),  # shard folders, mixed
+            # Shard folders, mixed: MODALITY_CONDITION. With encoder.train, av_clean stands for audio and video of the
+            # clips in media_clean.
+            "train": ("av_clean",),
+            # With encoder.train, what happens to a clip besides a random crop and flip; drawn from its id, the epoch
+            # and `seed`.
+            "augment": {
+                # `kinds` are babble, or a folder with recordings of noise, of which one is drawn.
+                "noise": {"probability": 0.0, "kinds": ("babble",), "snr_db": (-5.0, 0.0, 5.0, 10.0)},
+                "drop_audio": 0.0,  # probability of leaving an audio-visual clip its video alone
+                "drop_video": 0.0,
+            },
             "feature_width": 1024,
             "rows": 1,
             # A VASR clip takes about 15 instruction, 45 speech and 20 label positions, and 76 frames. No utterance may
-            # be longer than `window`, since attention looks no further back.
+            # be longer than `window`, since attention looks no further back. With encoder.train every clip gets an
+            # equal share of the row's frames.
             "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8, "window": 192},
         },
         "optimizer": {

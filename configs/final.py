@@ -12,8 +12,12 @@ rule, since nobody has measured this model at that batch yet.
     --config=configs/final.py:reference
 
 keeps batch 8 × 300,000 updates and the reference's rate, for comparison; it leaves most of a slice idle.
-The reference published 12.03 % WER and 7.2 % CER for its own run on the gated VASR test set, where the encoder was
-trained too from update 10,000 on.
+Either of them trains adapters and projector on cached features of the frozen encoder. The reference published 12.03 %
+WER and 7.2 % CER for its own run on the gated VASR test set, where the encoder was trained too from update 10,000 on:
+
+    --config.encoder.train=true --config.encoder.path=gs://BUCKET/avhubert
+
+does that from shards of media (python -m viavsp_jax.prepare shards --kind=media), for about TODO times the operations.
 """
 
 import ml_collections
@@ -31,7 +35,8 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         config.updates = 300_000
     elif variant == "tpu":
         config.data.rows = 8
-        config.data.row = {"positions": 2048, "frames": 2048, "labels": 640, "clips": 32, "window": 192}
+        # 26 clips of 76 frames.
+        config.data.row = {"positions": 2048, "frames": 1976, "labels": 640, "clips": 26, "window": 192}
         config.updates = CLIPS // CLIPS_PER_UPDATE
         config.optimizer.peak_lr = 1e-3
         config.evaluate.rows = 16
@@ -41,4 +46,5 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         raise ValueError(f"variant {variant!r} of configs/final.py: expected tpu or reference")
     config.optimizer.warmup_updates = config.updates // 3
     config.optimizer.decay_updates = config.updates - config.updates // 3
+    config.encoder.freeze_updates = config.updates // 30
     return config

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from configs import base
 from viavsp_jax import evaluate, experiment, flops, sharding, train, workload
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import packing
 from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.llama import LlamaConfig
@@ -36,7 +36,7 @@ def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
 
 def trace_update(exp: experiment.Experiment) -> jax.stages.Traced:
     optimizer, _ = make_optimizer(exp.config)
-    row = pipeline.empty_row(pipeline.RowShape(**exp.config.data.row), E, np.float32)
+    row = packing.empty_row(packing.RowShape(**exp.config.data.row), E, np.float32)
     batch = workload.on_rows(exp, 1, row)
     return train.jit_train_step(exp, optimizer).trace(train.abstract_state(exp, optimizer), exp.frozen, batch)
 
@@ -81,7 +81,7 @@ def test_decoding_does_what_is_useful_and_little_more():
     llama, beams, generated = make_llama(layers=3), 3, 5
     exp = make_experiment(llama, "none")
     decoder = evaluate.Decoder(exp)
-    prompt = workload.longest_prompt(exp.config, [{"features": np.zeros((S, E)), "tokens": np.zeros(S)}])
+    prompt = workload.longest_prompt(exp.config, [{"frame_slot": np.zeros(S), "tokens": np.zeros(S)}])
     assert prompt["tokens"].shape == (S,)  # a multiple of the bucket
     batch, weights = workload.on_rows(exp, 1, prompt), (exp.trainable, exp.frozen)
     state, cache = jax.eval_shape(decoder.prefill, *weights, batch)

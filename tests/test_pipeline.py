@@ -9,7 +9,7 @@ from small_run import DEMO_LLAMA, WIDTH, make_example, make_shards, small_config
 
 from benchmarks import vasr_clips
 from configs import final
-from viavsp_jax.data import pipeline, records
+from viavsp_jax.data import packing, pipeline, records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
 
@@ -69,7 +69,7 @@ def test_rows_hold_the_records_exactly(config, prompt):
 
 def test_padding_is_harmless(config, prompt):
     last = list(pipeline.validation_batches(config, prompt))[-1]
-    shape = pipeline.RowShape(**config.data.row)
+    shape = packing.RowShape(**config.data.row)
     padding = last["weights"] == 0
     assert padding.any() and not last["label_index"][padding].any()
     assert last["tokens"].shape == last["segment_ids"].shape == (config.data.rows, shape.positions)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_llama import FEATURES, LORA, SENTENCES
 
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.viavsp import ViAVSP
@@ -35,8 +35,8 @@ def batch_of(llm, counts, rows):
         }
         for number, runs in enumerate(counts)
     ]  # fmt: skip
-    shape = pipeline.RowShape(positions=200, frames=60, labels=120, clips=-(-len(records) // rows), window=200)
-    to_utterance = pipeline.ToUtterance(load_prompt(llm, "</s>"), shape, np.float32)
+    shape = packing.RowShape(positions=200, frames=60, labels=120, clips=-(-len(records) // rows), window=200)
+    to_utterance = packing.ToUtterance(load_prompt(llm, "</s>"), shape, np.float32)
     return records, next(iter(pipeline.packed_batches(grain.MapDataset.source(records), to_utterance, rows)))
 
 

@@ -54,6 +54,7 @@ class Checkpoints:
         """
         items = {
             "trainable": ocp.args.StandardSave(state.trainable),
+            **({"batch_stats": ocp.args.StandardSave(state.batch_stats)} if state.batch_stats else {}),
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
             "config": ocp.args.JsonSave(json.loads(config)),
             "fits": ocp.args.JsonSave(fits),
@@ -119,15 +120,25 @@ class Checkpoints:
             "trainable": ocp.args.StandardRestore(abstract.trainable),
             "optimizer": ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
         }
+        if state.batch_stats:
+            items["batch_stats"] = ocp.args.StandardRestore(abstract.batch_stats)
         if data is not None and (self.folder / str(step) / "data").exists():
             items["data"] = grain.checkpoint.CheckpointRestore(data)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return TrainState(restored.optimizer["step"], restored.trainable, restored.optimizer["state"])
+        batch_stats = restored.batch_stats if state.batch_stats else {}
+        return TrainState(restored.optimizer["step"], restored.trainable, restored.optimizer["state"], batch_stats)
 
     def restore_trainable(self, step: int, abstract: Tree) -> Tree:
         """Only the learnt weights saved at `step`, in the shapes and shardings of `abstract`."""
-        items = self._manager.restore(step, args=ocp.args.Composite(trainable=ocp.args.StandardRestore(abstract)))
-        return items.trainable
+        return self._restore_item(step, "trainable", abstract)
+
+    def restore_batch_stats(self, step: int, abstract: Tree) -> Tree:
+        """Only the statistics of the encoder's BatchNorm; {} when `abstract` is, as without an encoder."""
+        return self._restore_item(step, "batch_stats", abstract) if abstract else {}
+
+    def _restore_item(self, step: int, name: str, abstract: Tree) -> Tree:
+        items = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)}))
+        return items[name]
 
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from viavsp_jax import collectives, llm_folder, sharding, workload
 from viavsp_jax.data.typical_clips import TypicalPrompt
-from viavsp_jax.experiment import abstract_experiment
+from viavsp_jax.experiment import abstract_experiment, load_encoder_config
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.topology import Chip, Topology, load_topology
 from viavsp_jax.workload import Program, Work
@@ -40,7 +41,9 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
     topology = load_topology(topology_name)
     llama = llm_folder.llama_config(config.llm.path) if config.llm.path else VINALLAMA
     mesh = sharding.make_mesh(config, topology.devices)
-    experiment = abstract_experiment(config, llama, mesh, TypicalPrompt(), config.dtype)
+    large = config.encoder.train and not config.encoder.path
+    encoder = AVHubertConfig() if large else load_encoder_config(config)
+    experiment = abstract_experiment(config, llama, mesh, TypicalPrompt(), config.dtype, encoder)
     report = {
         "fits": False,
         "model": config.llm.path or "VinaLLaMA-2.7B, as config.llm.path is not set",

@@ -175,10 +175,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
     step = checkpoints.best_step()
     checkpoints.check_fits(step, experiment.fits)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
+    frozen = experiment.load_frozen() | checkpoints.restore_batch_stats(step, experiment.batch_stats)
     if is_first:
         print(f"decoding with the checkpoint of update {step}")
         (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
-    decode_batch = functools.partial(decoder, trainable, experiment.load_frozen())
+    decode_batch = functools.partial(decoder, trainable, frozen)
     scores = {}
     for name in config.evaluate.names:
         rows = decode_folder(experiment, decode_batch, name)

@@ -8,16 +8,20 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from convert.avhubert import load_flax
 from viavsp_jax import llm_folder, sharding, state
+from viavsp_jax.data import media
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.attention import PackedAttention
+from viavsp_jax.models.avhubert_config import AVHubertConfig, EncoderTraining
 from viavsp_jax.models.llama import LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
@@ -34,9 +38,11 @@ class Experiment:
     config: ml_collections.ConfigDict
     mesh: Mesh
     llama: LlamaConfig
+    encoder: AVHubertConfig | None  # that is trained
     structure: nnx.GraphDef
     trainable: Tree  # jax.ShapeDtypeStruct
-    frozen: Tree  # jax.ShapeDtypeStruct
+    frozen: Tree  # jax.ShapeDtypeStruct, of the language model
+    batch_stats: Tree  # jax.ShapeDtypeStruct, of the encoder's BatchNorm; empty without an encoder
     to_quantize: Stacks  # before they are
     build: Callable[[jax.Array], ViAVSP]  # from a PRNG key
     prompt: Prompt | TypicalPrompt
@@ -51,12 +57,27 @@ class Experiment:
 
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
+        new = {name: tree for name, tree in self.trainable.items() if name != "encoder"}
 
         def init(key):
-            return state.split(self.build(key))[1]
+            trainable = state.split(self.build(key))[1]
+            return {name: trainable[name] for name in new}
 
-        shardings = jax.tree.map(lambda x: x.sharding, self.trainable)
+        shardings = jax.tree.map(lambda x: x.sharding, new)
         return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+
+    def load_encoder(self) -> tuple[Tree, Tree]:
+        """The pre-trained encoder's weights and the statistics of its BatchNorm; both empty without an encoder."""
+        if self.encoder is None:
+            return {}, {}
+        pretrained = flatten_dict(load_flax(self.config.encoder.path)[1])
+
+        def placed(tree):
+            flat = flatten_dict(tree["encoder"])
+            weights = {path: jax.device_put(pretrained[path], x.sharding) for path, x in flat.items()}
+            return {"encoder": unflatten_dict(weights)}
+
+        return placed(self.trainable), placed(self.batch_stats)
 
     def load_frozen(self) -> Tree:
         """The frozen language model, straight to its devices; at most one stack is there before it is quantised."""
@@ -112,8 +133,11 @@ def abstract_experiment(
     mesh: Mesh,
     prompt: Prompt | TypicalPrompt,
     stored_dtype: DTypeLike,
+    encoder: AVHubertConfig | None = None,
 ) -> Experiment:
     """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file.
+
+    `encoder` is the one that is trained, if there is one.
 
     Raises InputError for wrong settings.
     """
@@ -131,12 +155,36 @@ def abstract_experiment(
         "quantization": config.llm.quantization,
         "attention": packed_attention(config, mesh, llama),
     }
+    if encoder is not None:
+        c = config.encoder
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        training = EncoderTraining(c.layer_drop, c.activation_dropout, c.batch_norm, unroll=on_cpu)
+        sizes |= {"encoder": encoder, "encoder_training": training}
     structure, trainable, frozen = state.abstract_model(**sizes)
     trainable, frozen = (
         sharding.with_sharding(tree, sharding.shard_params(mesh, tree)) for tree in (trainable, frozen)
     )
+    batch_stats = {"encoder": frozen.pop("encoder")} if encoder is not None else {}
     build = functools.partial(state.make_model, **sizes)
-    return Experiment(config, mesh, llama, structure, trainable, frozen, to_quantize, build, prompt)
+    return Experiment(
+        config, mesh, llama, encoder, structure, trainable, frozen, batch_stats, to_quantize, build, prompt
+    )
+
+
+def load_encoder_config(config: ml_collections.ConfigDict) -> AVHubertConfig | None:
+    """The sizes of the encoder that is trained, None if there is none. Raises InputError if they are not usable."""
+    if not config.encoder.train:
+        return None
+    if not config.encoder.path:
+        raise InputError("config.encoder.path is not set: expected a folder made by python -m convert.from_fairseq")
+    encoder = AVHubertConfig.from_json(epath.Path(config.encoder.path) / "config.json")
+    for what, ours, theirs in (
+        ("config.data.feature_width", config.data.feature_width, encoder.embed_dim),
+        ("audio features of a frame", media.AUDIO_DIM, encoder.audio_dim),
+    ):
+        if ours != theirs:
+            raise InputError(f"{config.encoder.path}: its encoder has width {theirs}, expected {ours} ({what})")
+    return encoder
 
 
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -146,8 +194,10 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     conversion = llm_folder.read_conversion(config.llm.path)
     llama = llm_folder.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
-    experiment = abstract_experiment(config, llama, sharding.make_mesh(config), prompt, jnp.dtype(conversion["dtype"]))
+    encoder, mesh = load_encoder_config(config), sharding.make_mesh(config)
+    experiment = abstract_experiment(config, llama, mesh, prompt, jnp.dtype(conversion["dtype"]), encoder)
     fits = {
+        "config.encoder.train": config.encoder.train,
         "config.lora.rank": config.lora.rank,
         "config.lora.alpha": config.lora.alpha,
         "config.data.feature_width": config.data.feature_width,

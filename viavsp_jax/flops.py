@@ -1,6 +1,7 @@
 """Floating-point operations, by count: of a whole program, and of the part of its work that is useful.
 
-Only matrix products count, with 2 operations for each multiplication and addition, as in a chip's peak.
+Only matrix products and convolutions count, with 2 operations for each multiplication and addition, as in
+a chip's peak.
 """
 
 import math
@@ -27,6 +28,11 @@ def _of_equation(equation: core.JaxprEqn, steps: int) -> int:
         (contracted, _), _ = parameters["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        # Of the kernel, each output channel has its part. Zeros put between the inputs are not multiplied.
+        kernel, (_, (out_channels, *_), _) = equation.invars[1].aval.shape, parameters["dimension_numbers"]
+        summed = math.prod(kernel) // kernel[out_channels]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * summed // math.prod(parameters["lhs_dilation"])
     inner = [of_program(jaxpr, steps) for jaxpr in _jaxprs(parameters)]
     if name == "cond":
         return max(inner)

@@ -1,4 +1,6 @@
-"""The reference's optimizer: Adam under a tri-stage learning rate."""
+"""The reference's optimizer: Adam under a tri-stage learning rate; and from which update on the encoder learns."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,36 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam and its schedule from `config.optimizer`."""
+    """Adam and its schedule from `config.optimizer`.
+
+    An encoder that is trained has an Adam of its own, whose count begins when it first learns: as in fairseq, whose
+    Adam starts with a weight's first gradient. Its learning rate is that of all others.
+    """
     c = config.optimizer
     schedule = tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
-    return optax.chain(scale_by_adam(c.b1, c.b2, c.eps), optax.scale_by_learning_rate(schedule)), schedule
+
+    def adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(scale_by_adam(c.b1, c.b2, c.eps), optax.scale_by_learning_rate(learning_rate))
+
+    if not config.encoder.train:
+        return adam(schedule), schedule
+    late = adam(lambda count: schedule(count + config.encoder.freeze_updates))
+    return optax.partition({"encoder": late, "others": adam(schedule)}, _parts), schedule
+
+
+def _parts(trainable: Any) -> dict[str, str]:
+    return {name: "encoder" if name == "encoder" else "others" for name in trainable}
+
+
+def encoder_learns(config: ml_collections.ConfigDict, update: int) -> bool:
+    """Whether update `update`, counted from 1, changes the encoder; the reference's `freeze_finetune_updates`."""
+    return config.encoder.train and update > config.encoder.freeze_updates
+
+
+def without_encoder(
+    updates: Any, before: optax.PartitionState, after: optax.PartitionState
+) -> tuple[Any, optax.PartitionState]:
+    """An update that leaves the encoder and its moments as they were `before`."""
+    inner = {**after.inner_states, "encoder": before.inner_states["encoder"]}
+    still = jax.tree.map(jnp.zeros_like, updates["encoder"])
+    return {**updates, "encoder": still}, after._replace(inner_states=inner)

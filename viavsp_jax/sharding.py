@@ -17,10 +17,10 @@ from viavsp_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. Adapters and projector are small and stay whole on every device, and so does a width that its axis
-# does not divide, such as VinaLLaMA's vocabulary of 46,306.
+# First match wins. What learns is small and stays whole on every device, the encoder too, of which every device needs
+# all; and so does a width that its axis does not divide, such as VinaLLaMA's vocabulary of 46,306.
 RULES = (
-    (r"(^|/)(lora|projector)/", PartitionSpec()),
+    (r"(^|/)(lora|projector|encoder)/", PartitionSpec()),
     (r"(^|/)scale$", PartitionSpec()),
     (r"^llm/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"^llm/head$", PartitionSpec("fsdp", "tensor")),
@@ -77,6 +77,17 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def scattered(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Cut among the devices that hold rows, along the first axis that they divide; whole where they divide none.
+
+    For the moments of large weights that are whole on every device (ZeRO, arXiv:1910.02054): each device updates its
+    part, and nothing more is sent, since a sum over devices is a scatter of sums and a gathering.
+    """
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    axis = next((axis for axis, size in enumerate(shape) if size % pieces == 0), None)
+    return NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
 def rows(mesh: Mesh) -> NamedSharding:

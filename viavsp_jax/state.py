@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
+from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
@@ -23,17 +24,22 @@ class TrainState:
     """Everything an update changes."""
 
     step: jax.Array  # int32, updates done
-    trainable: Tree  # adapters and projector, float32
+    trainable: Tree  # adapters, projector and the encoder if there is one, float32
     opt_state: optax.OptState
+    batch_stats: Tree = dataclasses.field(default_factory=dict)  # of the encoder's BatchNorm
 
 
-def is_trainable(path: tuple[str, ...], _: Any) -> bool:
-    """Adapters and projector learn; the language model is frozen."""
+def is_trainable(path: tuple[str, ...], variable: nnx.Variable) -> bool:
+    """Adapters, projector and encoder learn, though not the encoder's statistics; the language model is frozen."""
+    if "encoder" in path:
+        return not isinstance(variable, nnx.BatchStat)
     return "lora" in path or "projector" in path
 
 
 def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:
     """The model's structure, trainable and frozen weights, the latter two as nested dicts.
+
+    Among the frozen ones are, under `encoder`, the statistics of its BatchNorm.
 
     `nnx.merge(structure, trainable, frozen)` gives the model back, inside or outside jit.
     """
@@ -49,10 +55,14 @@ def make_model(
     dtype: DTypeLike,
     quantization: Quantization = "none",
     attention: PackedAttention = WHOLE_ROWS,
+    encoder: AVHubertConfig | None = None,
+    encoder_training: EncoderTraining = PLAIN_TRAINING,
 ) -> ViAVSP:
     """A randomly initialised model that computes in `dtype` and stores in it those frozen weights not quantised."""
-    frozen = {"param_dtype": dtype, "quantization": quantization}
-    return ViAVSP(llama, lora, feature_width, dtype=dtype, attention=attention, rngs=nnx.Rngs(params=key), **frozen)
+    return ViAVSP(
+        llama, lora, feature_width, dtype=dtype, param_dtype=dtype, quantization=quantization, attention=attention,
+        encoder=encoder, encoder_training=encoder_training, rngs=nnx.Rngs(params=key),
+    )  # fmt: skip
 
 
 def abstract_model(*sizes: Any, **more: Any) -> tuple[nnx.GraphDef, Tree, Tree]:

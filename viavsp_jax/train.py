@@ -20,7 +20,7 @@ from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.metrics import Metrics, Writer, label_loss
-from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.optimizer import encoder_learns, make_optimizer, without_encoder
 from viavsp_jax.pace import Pace
 from viavsp_jax.preemption import EXIT_STATUS, Preemption
 from viavsp_jax.profiler import Profiler
@@ -33,44 +33,65 @@ Tree = dict[str, Any]
 def abstract_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """The state of training as shapes with shardings (jax.ShapeDtypeStruct); nothing is computed."""
     whole = sharding.replicated(experiment.mesh)
+
+    def placed(path, leaf):
+        # Adam's moments of the encoder are twice its size.
+        of_encoder = jax.tree_util.DictKey("encoder") in path
+        return sharding.scattered(experiment.mesh, leaf.shape) if of_encoder else whole
+
     opt_state = jax.eval_shape(optimizer.init, experiment.trainable)
-    opt_state = sharding.with_sharding(opt_state, jax.tree.map(lambda _: whole, opt_state))
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), experiment.trainable, opt_state)
+    opt_state = sharding.with_sharding(opt_state, jax.tree_util.tree_map_with_path(placed, opt_state))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(step, experiment.trainable, opt_state, experiment.batch_stats)
 
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """New adapters, projector and optimizer state, where `abstract_state` has them."""
-    trainable = experiment.init_trainable()
+    """New adapters, projector and optimizer state, and the pre-trained encoder, where `abstract_state` has them."""
+    encoder, batch_stats = experiment.load_encoder()
+    trainable = experiment.init_trainable() | encoder
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return TrainState(jax.device_put(jnp.int32(0), shardings.step), trainable, opt_state)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), trainable, opt_state, batch_stats)
 
 
 def make_train_step(
-    structure: nnx.GraphDef, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
+    structure: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    learn_encoder: bool = False,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
-    """The update: gradients for what learns only, metrics of the weights before it. To be jitted."""
+    """The update: gradients for what learns only, metrics of the weights before it. To be jitted.
+
+    An encoder that does not learn yet waits with its moments; it runs without dropout.
+    """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(trainable):
-            logits = nnx.merge(structure, trainable, frozen)(batch, key, config.remat)
-            return label_loss(logits, batch["targets"], batch["weights"], config.label_smoothing)
+            model = nnx.merge(structure, trainable, state.batch_stats, frozen)
+            logits = model(batch, key, config.remat, learn_encoder)
+            value, metrics = label_loss(logits, batch["targets"], batch["weights"], config.label_smoothing)
+            return value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.trainable)
+        gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
+        if config.encoder.train and not learn_encoder:
+            updates, opt_state = without_encoder(updates, state.opt_state, opt_state)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state, batch_stats), metrics
 
     return train_step
 
 
-def jit_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+def jit_train_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation, learn_encoder: bool = False
+) -> jax.stages.Wrapped:
     """(state, frozen, batch) → state, metrics; the buffers of the state are handed on from update to update.
 
     Compiles without weights too: `.lower(abstract_state(experiment, optimizer), experiment.frozen, batch)`.
     """
-    step = make_train_step(experiment.structure, optimizer, experiment.config)
+    step = make_train_step(experiment.structure, optimizer, experiment.config, learn_encoder)
     # Pinned, so that the state keeps its place.
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
     return jax.jit(
@@ -81,11 +102,11 @@ def jit_train_step(experiment: Experiment, optimizer: optax.GradientTransformati
     )
 
 
-def make_validation_step(structure: nnx.GraphDef) -> Callable[[Tree, Tree, Batch], Metrics]:
+def make_validation_step(structure: nnx.GraphDef) -> Callable[[TrainState, Tree, Batch], Metrics]:
     """Metrics of one batch without dropout. To be jitted."""
 
-    def validation_step(trainable: Tree, frozen: Tree, batch: Batch) -> Metrics:
-        logits = nnx.merge(structure, trainable, frozen)(batch)
+    def validation_step(state: TrainState, frozen: Tree, batch: Batch) -> Metrics:
+        logits = nnx.merge(structure, state.trainable, state.batch_stats, frozen)(batch)
         return label_loss(logits, batch["targets"], batch["weights"])[1]
 
     return validation_step
@@ -115,8 +136,8 @@ class Trainer:
         sharding.check_rows(self.experiment.mesh, config.data.rows, "config.data.rows")
         self.rows = distributed.local_rows(self.experiment.mesh, config.data.rows)
         self.batches = pipeline.training_batches(config, self.experiment.prompt, self.rows)
-        optimizer, self.schedule = make_optimizer(config)
-        self.state = init_state(self.experiment, optimizer)
+        self.optimizer, self.schedule = make_optimizer(config)
+        self.state = init_state(self.experiment, self.optimizer)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         step = self.checkpoints.latest_step()
         if step is not None:
@@ -127,7 +148,6 @@ class Trainer:
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
         self.pending: list[Metrics] = []  # of the updates since the last log
-        self.train_step = jit_train_step(self.experiment, optimizer)
         whole = sharding.replicated(self.experiment.mesh)
         self.validation_step = jax.jit(make_validation_step(self.experiment.structure), out_shardings=whole)
 
@@ -144,7 +164,7 @@ class Trainer:
     def validate(self, step: int) -> dict[str, float]:
         """Scores the validation split and writes the scores."""
         metrics = [
-            self.validation_step(self.state.trainable, self.frozen, sharding.put_batch(self.experiment.mesh, batch))
+            self.validation_step(self.state, self.frozen, sharding.put_batch(self.experiment.mesh, batch))
             for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows)
         ]
         scores = summarize(metrics)
@@ -187,9 +207,11 @@ class Trainer:
         """Dispatches update `step`; the one before is done when this returns."""
         with self.pace.phase("data"):
             batch = sharding.put_batch(self.experiment.mesh, next(self.batches))
-        if first:
+        learn_encoder = encoder_learns(self.config, step)
+        if first or learn_encoder != encoder_learns(self.config, step - 1):
             with self.pace.phase("compile"):
-                self.train_step = self.train_step.lower(self.state, self.frozen, batch).compile()
+                train_step = jit_train_step(self.experiment, self.optimizer, learn_encoder)
+                self.train_step = train_step.lower(self.state, self.frozen, batch).compile()
         self.profiler.before(step, self.pace)
         with jax.profiler.StepTraceAnnotation("update", step_num=step):
             self.state, metrics = self.pace.update(self.train_step, self.state, self.frozen, batch)

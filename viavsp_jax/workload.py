@@ -7,14 +7,19 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import nnx
 
 from viavsp_jax import flops, sharding, train
-from viavsp_jax.data import pipeline
-from viavsp_jax.data.typical_clips import TypicalPrompt, draw_clips
+from viavsp_jax.data import packing, pipeline
+from viavsp_jax.data.media import CROP_SIZE
+from viavsp_jax.data.typical_clips import FRAMES, TypicalPrompt, draw_clips
 from viavsp_jax.evaluate import Decoder
 from viavsp_jax.experiment import Experiment
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.optimizer import make_optimizer
 
 TEST_CLIPS = 12_800  # to decode: 1 % of VASR
@@ -47,11 +52,13 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     config = experiment.config
     sharding.check_rows(experiment.mesh, config.data.rows, "config.data.rows")
     optimizer, _ = make_optimizer(config)
-    shape = pipeline.RowShape(**config.data.row)
-    row = pipeline.empty_row(shape, config.data.feature_width, np.dtype(config.dtype))
-    batch = on_rows(experiment, config.data.rows, row)
+    shape = packing.RowShape(**config.data.row)
+    width = None if config.encoder.train else config.data.feature_width
+    batch = on_rows(experiment, config.data.rows, packing.empty_row(shape, width, np.dtype(config.dtype)))
     state = train.abstract_state(experiment, optimizer)
-    traced = train.jit_train_step(experiment, optimizer).trace(state, experiment.frozen, batch)
+    # The update of most of the run, which takes the most memory too.
+    step = train.jit_train_step(experiment, optimizer, learn_encoder=config.encoder.train)
+    traced = step.trace(state, experiment.frozen, batch)
     utterances = pack(config, shape)
     share = config.data.rows / SIMULATED_ROWS
     clips = share * len(utterances)
@@ -59,7 +66,8 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
         steps=config.updates,
         clips_per_step=clips,
         flops=flops.of_program(traced.jaxpr.jaxpr),
-        useful_flops=share * flops.useful_in_training(experiment.llama, utterances),
+        useful_flops=share * flops.useful_in_training(experiment.llama, utterances)
+        + 3 * clips * encoder_flops(experiment.encoder, FRAMES),
         bytes_read=2 * bytes_per_device(experiment.frozen),  # forward and backward
         facts={
             "clips_seen": round(clips * config.updates),
@@ -70,10 +78,25 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     return [Program(traced)], work
 
 
-def pack(config: ml_collections.ConfigDict, shape: pipeline.RowShape) -> list[tuple[int, int]]:
+def encoder_flops(encoder: AVHubertConfig | None, frames: int) -> int:
+    """Of the forward pass over one audio-visual clip of so many frames; 0 without an encoder."""
+    if encoder is None:
+        return 0
+    graph, params = nnx.split(nnx.eval_shape(lambda: AVHubert(encoder, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+
+    def encode(params, audio, video):
+        model = nnx.merge(graph, params)
+        return model.encode(model.audio_features(audio), model.video_features(video))[1]
+
+    shapes = (1, frames, encoder.audio_dim), (1, frames, CROP_SIZE, CROP_SIZE)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return flops.of_program(jax.make_jaxpr(encode)(params, *inputs).jaxpr)
+
+
+def pack(config: ml_collections.ConfigDict, shape: packing.RowShape) -> list[tuple[int, int]]:
     """Positions and label tokens of the typical clips in SIMULATED_ROWS rows, by the pipeline's own packer."""
     clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + 2 * pipeline.OPEN_ROWS) * shape.clips))
-    to_utterance = pipeline.ToUtterance(TypicalPrompt(), shape, np.dtype(config.dtype))
+    to_utterance = packing.ToUtterance(TypicalPrompt(), shape, np.dtype(config.dtype))
     (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
     utterances = []
     for row in itertools.islice(stream, SIMULATED_ROWS):
@@ -91,10 +114,10 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     """
     decoder, settings = Decoder(experiment), experiment.config.evaluate
     clips = draw_clips(SIMULATED_ROWS * settings.rows)
-    prompts = [pipeline.speech_prompt(clip, experiment.prompt) for clip in clips]
+    prompts = [packing.speech_prompt(clip, experiment.prompt) for clip in clips]
     labels = [len(experiment.prompt.label(clip["transcript"])) for clip in clips]
     batch = on_rows(experiment, settings.rows, longest_prompt(experiment.config, prompts))
-    weights = experiment.trainable, experiment.frozen
+    weights = experiment.trainable, experiment.frozen | experiment.batch_stats
     state, cache = decoder.largest(*weights, batch)
     prefill = decoder.prefill.trace(*weights, batch)
     programs = [Program(prefill)]
@@ -118,7 +141,8 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
         steps=-(-TEST_CLIPS // settings.rows),
         clips_per_step=settings.rows,
         flops=flops.of_program(prefill.jaxpr.jaxpr) + flops.of_program(search.jaxpr.jaxpr, read),
-        useful_flops=flops.useful_in_decoding(experiment.llama, lengths, beams) / SIMULATED_ROWS,
+        useful_flops=flops.useful_in_decoding(experiment.llama, lengths, beams) / SIMULATED_ROWS
+        + settings.rows * encoder_flops(experiment.encoder, FRAMES),
         bytes_read=bytes_per_device(weights) + read * bytes_per_device((weights, remembered)),
         facts={
             "clips": TEST_CLIPS,
@@ -131,15 +155,19 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     return programs, work
 
 
-def longest_prompt(config: ml_collections.ConfigDict, prompts: list[pipeline.Arrays]) -> pipeline.Arrays:
+def longest_prompt(config: ml_collections.ConfigDict, prompts: list[packing.Arrays]) -> packing.Arrays:
     """A row of a decoding batch of the largest size that these prompts need, empty."""
     bucket = config.evaluate.bucket
     frames, positions = (
-        -(-max(len(prompt[name]) for prompt in prompts) // bucket) * bucket for name in ("features", "tokens")
+        -(-max(len(prompt[name]) for prompt in prompts) // bucket) * bucket for name in ("frame_slot", "tokens")
     )
+    if config.encoder.train:
+        speech = packing.empty_clips(1, frames) | {"frame_slot": np.zeros((1, frames), np.int32)}
+    else:
+        features = np.zeros((frames, config.data.feature_width), np.dtype(config.dtype))
+        speech = {"features": features, "frame_slot": np.zeros(frames, np.int32)}
     return {
-        "features": np.zeros((frames, config.data.feature_width), np.dtype(config.dtype)),
-        "frame_slot": np.zeros(frames, np.int32),
+        **speech,
         "tokens": np.zeros(positions, np.int32),
         "is_speech": np.zeros(positions, bool),
         "lengths": np.int32(0),
@@ -147,7 +175,7 @@ def longest_prompt(config: ml_collections.ConfigDict, prompts: list[pipeline.Arr
     }
 
 
-def on_rows(experiment: Experiment, rows: int, row: pipeline.Arrays) -> dict[str, jax.ShapeDtypeStruct]:
+def on_rows(experiment: Experiment, rows: int, row: packing.Arrays) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of such rows, as shapes."""
     by_rows = sharding.rows(experiment.mesh)
     return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=by_rows) for name, x in row.items()}

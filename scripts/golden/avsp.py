@@ -19,7 +19,7 @@ from convert.from_reference import gather
 from scripts.golden import avhubert
 from scripts.golden.media import encoder_inputs
 from scripts.golden.report import MODULE, WHOLE, Golden, Row, close, exact, worst
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import Prompt, instruction_text, load_prompt
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.metrics import label_loss
@@ -107,13 +107,13 @@ def record(golden: Golden, kind: str, number: str, modality: str) -> Arrays:
 
 def packed(model: Model, utterances: list[Arrays], rows: int) -> Arrays:
     """A batch of `rows` rows that hold the utterances, made by the project's own pipeline."""
-    big = pipeline.RowShape(positions=10**6, frames=10**6, labels=10**6, clips=len(utterances), window=10**6)
-    whole = [pipeline.ToUtterance(model.prompt, big, np.float32).map(one) for one in utterances]
+    big = packing.RowShape(positions=10**6, frames=10**6, labels=10**6, clips=len(utterances), window=10**6)
+    whole = [packing.ToUtterance(model.prompt, big, np.float32).map(one) for one in utterances]
     clips = -(-len(utterances) // rows)
     sizes = [sum(len(one[name]) for one in whole) for name in ("tokens", "features", "targets")]
-    shape = pipeline.RowShape(*sizes, clips=clips, window=sizes[0])
+    shape = packing.RowShape(*sizes, clips=clips, window=sizes[0])
     dataset = grain.MapDataset.source(utterances)
-    return next(iter(pipeline.packed_batches(dataset, pipeline.ToUtterance(model.prompt, shape, np.float32), rows)))
+    return next(iter(pipeline.packed_batches(dataset, packing.ToUtterance(model.prompt, shape, np.float32), rows)))
 
 
 def all_positions(model: Model, utterance: Arrays) -> Arrays:

@@ -47,6 +47,7 @@ def settings(recorded: dict[str, Any]) -> ml_collections.ConfigDict:
         "seed": 0,
         "remat": "none",
         "label_smoothing": 0.0,
+        "encoder": {"train": False},
         "optimizer": {
             "peak_lr": schedule["lr"][0],
             "warmup_updates": schedule["warmup_steps"],

@@ -1,36 +1,29 @@
-"""From records to packed rows, with Grain.
+"""From records to batches of packed rows (see viavsp_jax/data/packing.py), with Grain."""
 
-A row holds several utterances back to back, each `[instruction][speech][label]`:
-
-    name                    shape     meaning
-    features                [T, E]    encoder frames of all utterances of the row, back to back
-    frame_slot              [T]       row position each frame is averaged into; S for padding
-    tokens                  [S]       token ids at text positions, 0 elsewhere
-    is_speech               [S]       positions filled by segment means
-    segment_ids, positions  [S]       which utterance (0 = padding), position inside it
-    label_index             [L]       positions whose next token is a label
-    targets, weights        [L]       that token; 1 / (label tokens of its utterance), 0 for padding
-
-Letters: T frames, S positions, L labels, E encoder width.
-"""
-
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
-import jax
 import ml_collections
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.typing import DTypeLike
 
 from viavsp_jax.data import records
+from viavsp_jax.data.clips import ClipLoader
+from viavsp_jax.data.packing import (
+    Arrays,
+    RowShape,
+    ToUtterance,
+    empty_clips,
+    empty_row,
+    speech_frames,
+    speech_prompt,
+    stack_rows,
+    to_row,
+)
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.errors import InputError
-
-Arrays = dict[str, np.ndarray]
 
 # Rows that one stream fills at the same time. 32 would fill VASR rows 0.25 % better than 4 and hold 8 times the memory:
 # each open row of 2,048 frames takes 4 MB.
@@ -41,105 +34,6 @@ READ_THREADS = 32
 READ_AHEAD = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """Capacity of a row: positions S, frames T, label tokens L, the most utterances and the longest it may hold."""
-
-    positions: int
-    frames: int
-    labels: int
-    clips: int
-    window: int  # positions
-
-
-def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
-    """`[instruction][speech]` of one record: features [t, E], frame_slot [t], tokens [s], is_speech [s]."""
-    instruction = prompt.instruction(record["source_language"], record["target_language"])
-    counts = record["cluster_counts"]
-    slots = len(instruction) + np.arange(len(counts))
-    return {
-        "features": record["features"],
-        "frame_slot": np.repeat(slots, counts).astype(np.int32),
-        "tokens": np.array(instruction + [0] * len(counts), np.int32),
-        "is_speech": np.array([False] * len(instruction) + [True] * len(counts)),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class ToUtterance(grain.transforms.Map):
-    """Record → one utterance, numbered from its own start; checks that it fits a row."""
-
-    prompt: Prompt
-    shape: RowShape
-    dtype: DTypeLike
-
-    def map(self, record: Arrays) -> Arrays:
-        """The arrays of the module's table for one utterance, unpadded."""
-        label = self.prompt.label(record["transcript"])
-        utterance = speech_prompt(record, self.prompt)
-        start = len(utterance["tokens"])
-        self._check(record, start + len(label) - 1, len(label))
-        return {
-            "features": utterance["features"].astype(self.dtype),
-            "frame_slot": utterance["frame_slot"],
-            # The last label token is predicted, never read.
-            "tokens": np.append(utterance["tokens"], label[:-1]).astype(np.int32),
-            "is_speech": np.append(utterance["is_speech"], np.zeros(len(label) - 1, bool)),
-            "label_index": start - 1 + np.arange(len(label), dtype=np.int32),
-            "targets": np.array(label, np.int32),
-            "weights": np.full(len(label), 1 / len(label), np.float32),
-        }
-
-    def _check(self, record: Arrays, positions: int, labels: int) -> None:
-        for what, size, limit, option in (
-            ("label tokens", labels, self.shape.labels, "labels"),
-            ("frames", len(record["features"]), self.shape.frames, "frames"),
-            ("positions", positions, self.shape.positions, "positions"),
-            ("positions", positions, self.shape.window, "window"),
-        ):
-            if size > limit:
-                raise InputError(
-                    f"record {record['id']} needs {size} {what}, a row holds {limit}: raise config.data.row.{option} "
-                    "or drop the record"
-                )
-
-
-def to_row(packed: Arrays, shape: RowShape) -> Arrays:
-    """Moves frame and label indices from their utterance's start to the row's, and drops the packer's helpers."""
-    segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
-    starts = np.append(0, np.flatnonzero((segments > 0) & (positions == 0)))  # of padding, of utterance 1, 2, …
-
-    def placed(name: str, padding: int) -> np.ndarray:
-        owner = packed[f"{name}_segment_ids"]
-        return np.where(owner > 0, packed[name] + starts[owner], padding).astype(np.int32)
-
-    return {
-        **{name: packed[name] for name in ("features", "tokens", "is_speech", "targets", "weights")},
-        "frame_slot": placed("frame_slot", shape.positions),
-        "label_index": placed("label_index", 0),
-        "segment_ids": segments,
-        "positions": positions,
-    }
-
-
-def empty_row(shape: RowShape, width: int, dtype: DTypeLike) -> Arrays:
-    """A row of padding."""
-    s, t, n = shape.positions, shape.frames, shape.labels
-    return {
-        "features": np.zeros((t, width), dtype),
-        "frame_slot": np.full(t, s, np.int32),
-        "is_speech": np.zeros(s, bool),
-        **{name: np.zeros(s, np.int32) for name in ("tokens", "segment_ids", "positions")},
-        **{name: np.zeros(n, np.int32) for name in ("label_index", "targets")},
-        "weights": np.zeros(n, np.float32),
-    }
-
-
-def stack_rows(rows: Sequence[Arrays]) -> Arrays:
-    """The batch of these rows."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-
-
 def row_streams(
     dataset: grain.MapDataset, to_utterance: ToUtterance, rows: int, own: Sequence[int]
 ) -> list[grain.IterDataset]:
@@ -148,12 +42,7 @@ def row_streams(
     Row r of `rows` is packed from records r, r + rows, r + 2·rows, … and from nothing else. So it does not matter to a
     batch how many processes share the work.
     """
-    shape = to_utterance.shape
-    lengths = {
-        **dict.fromkeys(("features", "frame_slot"), shape.frames),
-        **dict.fromkeys(("tokens", "is_speech"), shape.positions),
-        **dict.fromkeys(("label_index", "targets", "weights"), shape.labels),
-    }
+    shape, lengths = to_utterance.shape, to_utterance.lengths()
     options = grain.ReadOptions(num_threads=max(1, READ_THREADS // len(own)), prefetch_buffer_size=READ_AHEAD)
 
     def stream(row: int) -> grain.IterDataset:
@@ -178,7 +67,8 @@ def packed_batches(
     to iterate, and at the same places of the program.
     """
     own = range(rows) if own is None else own
-    empty = empty_row(to_utterance.shape, dataset[0]["features"].shape[1], to_utterance.dtype)
+    width = None if to_utterance.of_clips else dataset[0]["features"].shape[1]
+    empty = empty_row(to_utterance.shape, width, to_utterance.dtype)
     streams = [iter(stream) for stream in row_streams(dataset, to_utterance, rows, own)]
     while True:
         found = [next(stream, None) for stream in streams]
@@ -188,7 +78,7 @@ def packed_batches(
         yield stack_rows([row or empty for row in found])
 
 
-def _sources(config: ml_collections.ConfigDict, names: tuple[str, ...], split: str) -> list[records.SplitSource]:
+def _sources(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> list[records.SplitSource]:
     if not config.data.path:
         raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
     sources = [records.open_split(epath.Path(config.data.path) / name, split) for name in names]
@@ -201,13 +91,22 @@ def _sources(config: ml_collections.ConfigDict, names: tuple[str, ...], split: s
     return sources
 
 
-def _dataset(config: ml_collections.ConfigDict, split: str) -> grain.MapDataset:
-    sources = _sources(config, config.data.train, split)
-    return grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
+def _dataset(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> grain.MapDataset:
+    """The records of these shard folders, one after the other, without augmentation."""
+    if config.encoder.train:
+        return ClipLoader(config, names, split).clips()
+    return grain.MapDataset.concatenate([grain.MapDataset.source(one) for one in _sources(config, names, split)])
+
+
+def _endless(config: ml_collections.ConfigDict) -> grain.MapDataset:
+    """The training records, shuffled anew in every epoch; clips are augmented."""
+    if config.encoder.train:
+        return ClipLoader(config, config.data.train, "train").augmented()
+    return _dataset(config, config.data.train, "train").seed(config.seed).shuffle().repeat()
 
 
 def _to_utterance(config: ml_collections.ConfigDict, prompt: Prompt) -> ToUtterance:
-    return ToUtterance(prompt, RowShape(**config.data.row), np.dtype(config.dtype))
+    return ToUtterance(prompt, RowShape(**config.data.row), np.dtype(config.dtype), config.encoder.train)
 
 
 def training_batches(
@@ -218,8 +117,8 @@ def training_batches(
     `own` are the rows of this process (see `distributed.local_rows`), all of them by default.
     """
     rows = config.data.rows
-    dataset = _dataset(config, "train").seed(config.seed).shuffle().repeat()
-    streams = row_streams(dataset, _to_utterance(config, prompt), rows, range(rows) if own is None else own)
+    own = range(rows) if own is None else own
+    streams = row_streams(_endless(config), _to_utterance(config, prompt), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
     # The streams come to the end of their open rows together: what they pack then has to last until the next time.
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS))
@@ -229,7 +128,8 @@ def validation_batches(
     config: ml_collections.ConfigDict, prompt: Prompt, own: Sequence[int] | None = None
 ) -> Iterator[Arrays]:
     """One pass over the validation split, packed like training (see `packed_batches`)."""
-    return packed_batches(_dataset(config, "valid"), _to_utterance(config, prompt), config.data.rows, own)
+    dataset = _dataset(config, config.data.train, "valid")
+    return packed_batches(dataset, _to_utterance(config, prompt), config.data.rows, own)
 
 
 def decoding_batches(
@@ -238,14 +138,14 @@ def decoding_batches(
     """Prompts of `config.evaluate.split` of one shard folder, padded to few sizes so that few programs compile.
 
     Yields (records, batch) of at most `config.evaluate.rows`; empty rows fill up the last batches. The batch holds
-    features [B, T, E], frame_slot [B, T], tokens and is_speech [B, S], lengths int32[B].
+    features [B, T, E], frame_slot [B, T], tokens and is_speech [B, S], lengths int32[B]; where the encoder is trained,
+    rows of one clip in place of features.
     """
     c = config.evaluate
-    (source,) = _sources(config, (name,), c.split)
     waiting: dict[tuple[int, int], list[tuple[Arrays, Arrays]]] = {}
-    for record in progress(source):
+    for record in progress(_dataset(config, (name,), c.split)):
         example = speech_prompt(record, prompt)
-        size = tuple(-(-len(example[key]) // c.bucket) * c.bucket for key in ("features", "tokens"))
+        size = tuple(-(-len(example[key]) // c.bucket) * c.bucket for key in ("frame_slot", "tokens"))
         group = waiting.setdefault(size, [])
         group.append((record, example))
         if len(group) == c.rows:
@@ -262,14 +162,20 @@ def _padded(
     frames, positions = size
     rows = config.evaluate.rows
     batch = {
-        "features": np.zeros((rows, frames, config.data.feature_width), np.dtype(config.dtype)),
-        "frame_slot": np.full((rows, frames), positions, np.int32),
         "tokens": np.zeros((rows, positions), np.int32),
         "is_speech": np.zeros((rows, positions), bool),
         "lengths": np.ones(rows, np.int32),
     }
-    for row, (_, example) in enumerate(group):
-        for name, value in example.items():
+    dtype, clip_frames = np.dtype(config.dtype), frames if config.encoder.train else None
+    if config.encoder.train:
+        batch |= stack_rows([empty_clips(1, frames)] * rows)
+        batch["frame_slot"] = np.full((rows, 1, frames), -1, np.int32)
+    else:
+        batch["features"] = np.zeros((rows, frames, config.data.feature_width), dtype)
+        batch["frame_slot"] = np.full((rows, frames), -1, np.int32)
+    for row, (record, example) in enumerate(group):
+        for name, value in (example | speech_frames(record, example["frame_slot"], clip_frames, dtype)).items():
             batch[name][row, : len(value)] = value
         batch["lengths"][row] = len(example["tokens"])
+    batch["frame_slot"] = np.where(batch["frame_slot"] < 0, positions, batch["frame_slot"])
     return [record for record, _ in group], batch

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from viavsp_jax.data.pipeline import Arrays
+from viavsp_jax.data.packing import Arrays
 
 FRAMES = 76  # 3 s at 25 fps
 # Share of the frames left when every run of one cluster becomes one segment: mean and standard deviation over clips, of

@@ -1,0 +1,56 @@
+"""What test_shards_ray.py lets the workers of a Ray cluster do; they import it."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.writing import Writer
+
+
+class MortalWriter(Writer):
+    """Notes each process that writes a shard, and kills the first one (kill -9) when it has written some records."""
+
+    def __init__(self, args, *rest):
+        super().__init__(args, *rest)
+        self._log = Path(args.output) / "processes"
+        self._log.mkdir(parents=True, exist_ok=True)
+
+    def write(self, task, reader, show_progress=False):
+        (self._log / str(os.getpid())).touch()
+        super().write(task, _MortalReader(reader, self._log / "killed"), show_progress)
+
+
+class _MortalReader:
+    def __init__(self, reader, grave: Path):
+        self._reader, self._grave = reader, grave
+
+    def read(self, batches, added):
+        for number, items in enumerate(self._reader.read(batches, added)):
+            if number == 2:  # what was read first is written by now
+                try:
+                    self._grave.symlink_to(str(os.getpid()))  # by one process only
+                    os.kill(os.getpid(), signal.SIGKILL)
+                except FileExistsError:
+                    pass
+            yield items
+
+
+def calculator(log: Path) -> Callable[[str], int]:
+    """Evaluates numbers and words; each call leaves a line in the log."""
+
+    def work(item: str) -> int:
+        with log.open("a") as file:
+            file.write(f"{item}\n")
+        if item == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == "refuse":
+            raise InputError("it is not a number")
+        return int(item) ** 2  # ValueError if it is none
+
+    return work
+
+
+def broken() -> Callable:
+    raise InputError("/nowhere/config.json: no such file")

@@ -1,0 +1,212 @@
+"""Clips of media shards against the functions of media and noise, one by one, and the rows that hold them."""
+
+import numpy as np
+import pytest
+from small_media import LONGEST, media_config, write_recordings
+
+from viavsp_jax.data import clips, media, noise, packing, pipeline, records
+from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.errors import InputError
+
+NAMES = ("av_clean", "audio_clean", "video_clean")
+
+
+@pytest.fixture
+def config(media_folders):
+    return media_config(*media_folders)
+
+
+@pytest.fixture(scope="module")
+def source(media_folders):
+    return records.open_split(media_folders[1] / "media_clean", "train", records.MEDIA)
+
+
+def loader(config, names=("av_clean",), **augment):
+    config.data.augment.update_from_flattened_dict(augment)
+    return clips.ClipLoader(config, names, "train")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_clips_as_they_are(config, source):
+    found = list(loader(config, NAMES).clips())
+    assert len(found) == 3 * len(source)
+    for number, clip in enumerate(found):
+        modality, record = ("av", "audio", "video")[number // len(source)], source[number % len(source)]
+        frames = media.decode_video(record["video"], "")
+        assert clip["id"] == record["id"] and clip["transcript"] == record["transcript"]
+        assert np.array_equal(clip["cluster_counts"], record[f"cluster_counts_{modality}"])
+        assert (clip["heard"], clip["seen"]) == (modality != "video", modality != "audio")
+        audio, video = media.audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
+        assert np.array_equal(clip["audio"], audio if clip["heard"] else np.zeros_like(audio))
+        assert np.array_equal(clip["video"], video if clip["seen"] else np.zeros_like(video))
+
+
+def test_what_is_drawn_follows_from_id_epoch_and_seed(config, source):
+    settings = {"noise.probability": 0.5, "drop_audio": 0.3, "drop_video": 0.3}
+    first = loader(config, **settings)
+    size = len(source)
+    epochs = [{clip["id"]: clip for clip in map(first.augmented().__getitem__, range(e * size, (e + 1) * size))}
+              for e in (0, 1)]  # fmt: skip
+    assert epochs[0].keys() == epochs[1].keys() == {record["id"] for record in source}
+    different = [name for name in epochs[0] if not same(epochs[0][name], epochs[1][name])]
+    assert len(different) >= size - 1
+    # In another order, out of more folders, by another loader: the same.
+    again = loader(config, ("video_clean", "av_clean"))
+    for number, record in enumerate(source):
+        for epoch in (0, 1):
+            assert same(again.load((1, source[number]), epoch), epochs[epoch][record["id"]])
+    config.seed += 1
+    other = loader(config)
+    assert not all(same(other.load((0, record), 0), epochs[0][record["id"]]) for record in source)
+
+
+def test_every_frame_of_a_clip_is_cropped_and_flipped_alike(config, source):
+    places = set()
+    record, load = source[0], loader(config).load
+    frames = media.decode_video(record["video"], "")
+    for epoch in range(60):
+        video = load((0, record), epoch)["video"]
+        fits = [
+            (top, left, flip)
+            for top in range(9)
+            for left in range(9)
+            for flip in (False, True)
+            if np.array_equal(video, frames[:, top : top + 88, left : left + 88][:, :, :: -1 if flip else 1])
+        ]
+        assert len(fits) == 1
+        places.update(fits)
+    tops, lefts, flips = (set(one) for one in zip(*places, strict=True))
+    assert len(tops) > 7 and len(lefts) > 7 and flips == {False, True} and len(places) > 35
+
+
+def test_modality_dropout(config, source):
+    load = loader(config, NAMES, drop_audio=0.2, drop_video=0.5).load
+    kept = [load((0, source[0]), epoch) for epoch in range(400)]
+    assert 0.14 < np.mean([not clip["heard"] for clip in kept]) < 0.26
+    assert 0.42 < np.mean([not clip["seen"] for clip in kept]) < 0.58
+    assert all(clip["heard"] or clip["seen"] for clip in kept)
+    for clip in kept:
+        modality = "av" if clip["heard"] and clip["seen"] else "audio" if clip["heard"] else "video"
+        assert np.array_equal(clip["cluster_counts"], source[0][f"cluster_counts_{modality}"])
+    # A clip that has only one modality keeps it.
+    for number, heard in ((1, True), (2, False)):
+        assert {load((number, source[0]), epoch)["heard"] for epoch in range(30)} == {heard}
+
+
+def noise_in(config, source, monkeypatch, **augment):
+    """(speech, noise added, what SNR was asked for) of 200 epochs of the first clip, None where it stayed clean."""
+    found = []
+
+    def record_mix(speech, added, snr_db):
+        found[-1] = (speech, added, snr_db)
+        return speech
+
+    monkeypatch.setattr(noise, "mix", record_mix)
+    load = loader(config, **augment).load
+    for epoch in range(200):
+        found.append(None)
+        load((0, source[0]), epoch)
+    return found
+
+
+def test_babble_of_other_clips(config, source, monkeypatch):
+    settings = {"noise.probability": 0.25, "noise.snr_db": (-5.0, 10.0)}
+    found = noise_in(config, source, monkeypatch, **settings)
+    noisy = [one for one in found if one is not None]
+    assert 0.17 < len(noisy) / len(found) < 0.33
+    assert {snr_db for *_, snr_db in noisy} == {-5.0, 10.0}
+    assert all(np.array_equal(speech, source[0]["audio"]) for speech, *_ in noisy)
+    assert len({added.tobytes() for _, added, _ in noisy}) == len(noisy)
+
+
+def test_noise_of_a_folder_with_recordings(config, source, monkeypatch, tmp_path):
+    folder = write_recordings(tmp_path / "street")
+    recordings = [media.read_audio(path) for path in sorted(folder.iterdir())]
+    both = {"noise.probability": 1.0, "noise.kinds": (str(folder), "babble")}
+    from_folder = [
+        any(added[:1000].tobytes() in np.tile(one, 3).tobytes() for one in recordings)
+        for _, added, _ in noise_in(config, source, monkeypatch, **both)
+    ]
+    assert 0.3 < np.mean(from_folder) < 0.7
+
+
+def test_noise_reaches_the_encoder_at_the_ratio_asked_for(config, source):
+    load = loader(config, **{"noise.probability": 1.0, "noise.snr_db": (0.0,)}).load
+    clip, frames = load((0, source[0]), 0), len(media.decode_video(source[0]["video"], ""))
+    rng = noise.rng_for(source[0]["id"], config.seed, 0)
+    rng.integers(9, size=2), rng.random(), rng.random(), rng.random(), rng.integers(1), rng.integers(1)
+    speech = source[0]["audio"]
+    added = noise.babble_of(source, source[0]["id"], len(speech), rng)
+    assert np.array_equal(clip["audio"], media.audio_features(noise.mix(speech, added, 0.0), frames))
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"drop_audio": 1.5}, "config.data.augment.drop_audio is 1.5, expected 0 to 1"),
+    ({"drop_audio": 0.6, "drop_video": 0.6}, "drop_audio and drop_video sum to more than 1"),
+    ({"noise.probability": -1.0}, "config.data.augment.noise.probability is -1.0, expected 0 to 1"),
+    ({"noise.probability": 0.5, "noise.kinds": ()}, "kinds and snr_db are needed"),
+    ({"noise.probability": 0.5, "noise.kinds": ("/none",)}, "/none: no .wav file there"),
+])  # fmt: skip
+def test_wrong_augmentation(config, settings, words):
+    with pytest.raises(InputError, match=words):
+        loader(config, **settings)
+
+
+@pytest.mark.parametrize("name", ["clean", "smell_clean", "av_"])
+def test_a_name_that_means_nothing(config, name):
+    with pytest.raises(InputError, match=f"'{name}' in the config names no clips"):
+        loader(config, (name,))
+
+
+def test_features_in_place_of_media(config, folders, tmp_path):
+    config.data.path = str(tmp_path)
+    (tmp_path / "media_features").symlink_to(folders[1] / "av_clean")
+    with pytest.raises(InputError, match="holds dataset 'viavsp' .*expected 'viavsp_media'"):
+        loader(config, ("av_features",))
+
+
+def test_a_video_of_another_length_than_its_counts(config, source):
+    record = source[0] | {"cluster_counts_av": np.append(source[0]["cluster_counts_av"], 2).astype(np.int32)}
+    with pytest.raises(InputError, match="media_clean: the video of 'train0_0' has .* frames, expected"):
+        loader(config).load((0, record))
+
+
+def test_rows_of_clips(config, source):
+    prompt, shape = load_prompt(config.llm.path, "</s>"), packing.RowShape(**config.data.row)
+    records_of = {record["transcript"]: record for record in source}
+    batches = pipeline.packed_batches(
+        loader(config).clips(), packing.ToUtterance(prompt, shape, np.float32, of_clips=True), rows=2
+    )
+    seen = 0
+    for batch in batches:
+        assert batch["video"].shape == (2, 3, LONGEST, 88, 88) and batch["audio"].shape == (2, 3, LONGEST, 104)
+        for row in range(2):
+            used = batch["segment_ids"][row].max()
+            assert batch["heard"][row].tolist() == [number < used for number in range(3)]
+            assert (batch["frame_slot"][row, used:] == shape.positions).all() and not batch["video"][row, used:].any()
+            for number in range(used):
+                seen += 1
+                own = batch["segment_ids"][row] == number + 1
+                speech = np.flatnonzero(own & batch["is_speech"][row])
+                owner = batch["segment_ids"][row, batch["label_index"][row]] == number + 1
+                ids = batch["targets"][row][owner & (batch["weights"][row] > 0)]
+                record = records_of[prompt.text(ids[1:].tolist())]
+                frames = media.decode_video(record["video"], "")
+                slots = batch["frame_slot"][row, number]
+                assert np.array_equal(slots[: len(frames)], np.repeat(speech, record["cluster_counts_av"]))
+                assert (slots[len(frames) :] == shape.positions).all()
+                assert np.array_equal(batch["video"][row, number, : len(frames)], media.center_crop(frames))
+                assert not batch["video"][row, number, len(frames) :].any()
+    assert seen == len(source)
+
+
+def test_a_clip_that_is_too_long(config):
+    config.data.row.frames = 3 * 8
+    shape, prompt = packing.RowShape(**config.data.row), load_prompt(config.llm.path, "</s>")
+    to_utterance = packing.ToUtterance(prompt, shape, np.float32, of_clips=True)
+    with pytest.raises(InputError, match="needs 1. frames, each clip of a row holds 8: raise config.data.row.frames"):
+        for clip in loader(config).clips():
+            to_utterance.map(clip)

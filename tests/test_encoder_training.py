@@ -1,0 +1,277 @@
+"""Training with the encoder in the model: against cached features, on either side of the switch, and resumed."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from small_media import media_config
+from tensorboard_events import scalars
+
+from convert.avhubert import load_flax
+from viavsp_jax import evaluate, experiment, train
+from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data import pipeline
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.viavsp import normalized
+from viavsp_jax.optimizer import encoder_learns, make_optimizer
+
+
+@pytest.fixture
+def config(media_folders):
+    return media_config(*media_folders)
+
+
+@dataclasses.dataclass
+class Run:
+    """A state of training, the frozen weights, a batch, and updates of either kind."""
+
+    exp: experiment.Experiment
+    state: train.TrainState
+    frozen: dict
+    batch: dict
+
+    def update(self, learn_encoder):
+        optimizer, _ = make_optimizer(self.exp.config)
+        step = jax.jit(train.make_train_step(self.exp.structure, optimizer, self.exp.config, learn_encoder))
+        return step(self.state, self.frozen, self.batch)
+
+
+def start(config):
+    exp = experiment.load_experiment(config)
+    state = train.init_state(exp, make_optimizer(config)[0])
+    return Run(exp, state, exp.load_frozen(), next(pipeline.training_batches(config, exp.prompt)))
+
+
+def changed(a, b):
+    return [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+
+
+def adam(state, part):
+    """Adam's state of a part of what learns."""
+    return state.opt_state.inner_states[part].inner_state[0]
+
+
+def test_the_encoder_in_the_model_gives_what_caching_its_features_gives(config, media_folders):
+    run = start(config)
+    model = nnx.merge(run.exp.structure, run.state.trainable, run.state.batch_stats, run.frozen)
+    encoder_config, params = load_flax(media_folders[2])
+    graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(encoder_config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    encoder, batch = nnx.merge(graph, params), run.batch
+    padding = batch["frame_slot"] == batch["tokens"].shape[1]
+    features = np.zeros((*padding.shape, config.data.feature_width), np.float32)
+    video = normalized(jnp.asarray(batch["video"]), jnp.asarray(padding))
+    for row, clip in np.argwhere(~padding.all(-1)):
+        real = (row, clip, ~padding[row, clip])
+        heard, seen = (x[real][None] for x in (batch["audio"], np.asarray(video)))
+        features[real] = encoder.encode(encoder.audio_features(heard), encoder.video_features(seen))[1][0]
+    rows = len(padding)
+    cached = {
+        "features": features.reshape(rows, -1, features.shape[-1]),
+        "frame_slot": batch["frame_slot"].reshape(rows, -1),
+    }
+    without = nnx.merge(*state_without_encoder(config, run))
+    np.testing.assert_allclose(model(batch), without(batch | cached), atol=1e-5)
+
+
+def state_without_encoder(config, run):
+    plain = config.copy_and_resolve_references()
+    plain.encoder.train = False
+    exp = experiment.load_experiment(plain)
+    return exp.structure, {name: run.state.trainable[name] for name in ("llm", "projector")}, run.frozen
+
+
+def test_a_frozen_encoder_waits_and_then_learns(config):
+    run = start(config)
+    frozen, _ = run.update(learn_encoder=False)
+    assert not any(changed(frozen.trainable["encoder"], run.state.trainable["encoder"]))
+    # LoRA's b is zero at first, so that a does not move yet.
+    assert sum(changed(frozen.trainable["llm"], run.state.trainable["llm"])) == 3
+    assert int(adam(frozen, "others").count) == 1 and int(adam(frozen, "encoder").count) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(adam(frozen, "encoder").mu))
+    run.state = frozen
+    learning, _ = run.update(learn_encoder=True)
+    assert int(adam(learning, "others").count) == 2 and int(adam(learning, "encoder").count) == 1
+    names = ["/".join(str(key.key) for key in path) for path, _ in
+             jax.tree_util.tree_leaves_with_path(run.state.trainable["encoder"])]  # fmt: skip
+    still = [name for name, moved in zip(
+        names, changed(learning.trainable["encoder"], frozen.trainable["encoder"]), strict=True
+    ) if not moved]  # fmt: skip
+    # Softmax does not see what is added to all keys alike; rounding may or may not move it.
+    assert set(still) <= {"blocks/k/bias"}
+    assert not any(changed(learning.batch_stats, run.state.batch_stats))
+
+
+def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(config):
+    config.encoder.freeze_updates = 2
+    run = start(config)
+    for learn in (False, False):
+        run.state = run.update(learn)[0]
+    after, _ = run.update(learn_encoder=True)
+    _, schedule = make_optimizer(config)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
+    # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
+    strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu)
+    sizes = np.concatenate([x.ravel() for x in jax.tree.leaves(strong)])
+    assert len(sizes) > 1000
+    np.testing.assert_allclose(sizes, float(schedule(2)), rtol=2e-2)
+
+
+def test_when_the_encoder_learns(config):
+    config.encoder.freeze_updates = 2
+    assert [encoder_learns(config, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
+    config.encoder.train = False
+    assert not encoder_learns(config, 3)
+
+
+def test_every_setting_of_the_encoder_changes_an_update(config):
+    def loss_after(learn_encoder=True, **settings):
+        altered = config.copy_and_resolve_references()
+        altered.update_from_flattened_dict(settings)
+        run = start(altered)
+        state, _ = run.update(learn_encoder)
+        return float(optax.tree.norm(adam(state, "encoder" if learn_encoder else "others").mu))
+
+    found = {
+        "plain": loss_after(),
+        "layer_drop": loss_after(**{"encoder.layer_drop": 0.5}),
+        "activation_dropout": loss_after(**{"encoder.activation_dropout": 0.5}),
+        "batch_norm": loss_after(**{"encoder.batch_norm": "batch"}),
+    }
+    assert len(set(found.values())) == len(found), found
+    # A frozen encoder runs without dropout, but by its own statistics if told so.
+    assert loss_after(False) == loss_after(False, **{"encoder.layer_drop": 0.5, "encoder.activation_dropout": 0.5})
+    assert loss_after(False) != loss_after(False, **{"encoder.batch_norm": "batch"})
+
+
+def test_a_frozen_encoder_averages_statistics_when_told_to(config):
+    config.encoder.batch_norm = "batch"
+    run = start(config)
+    state, _ = run.update(learn_encoder=False)
+    counts = {int(x) for x in jax.tree.leaves(state.batch_stats) if x.dtype == jnp.int32}
+    before = {int(x) for x in jax.tree.leaves(run.state.batch_stats) if x.dtype == jnp.int32}
+    assert before == {0} and counts == {int(run.batch["seen"].sum())}
+    assert all(changed(state.batch_stats, run.state.batch_stats))
+
+
+@pytest.fixture(scope="module")
+def whole(media_folders, tmp_path_factory):
+    """Config and work folder of 4 updates without a stop, the encoder frozen for 2, everything drawn that can be."""
+    config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("whole")
+    config.encoder.layer_drop, config.encoder.activation_dropout, config.encoder.batch_norm = 0.3, 0.1, "batch"
+    config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
+    config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
+    train.train(config, workdir)
+    return config, workdir
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, tmp_path, stop, monkeypatch):
+    config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    config.updates = stop
+    train.train(config, tmp_path)
+    config.updates = 4
+    made = []
+    make = train.jit_train_step
+    monkeypatch.setattr(train, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
+    train.train(config, tmp_path)
+    assert made == ([False, True] if stop < 2 else [True])  # programs that were compiled
+    exp = experiment.load_experiment(config)
+    abstract = train.abstract_state(exp, make_optimizer(config)[0])
+    states = [Checkpoints(folder, 4).restore(4, abstract, None) for folder in (workdir, tmp_path)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    curves = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
+    assert curves[0]["train/loss"] == curves[1]["train/loss"] and len(curves[0]["train/loss"]) == 4
+    assert curves[0]["valid/accuracy"] == curves[1]["valid/accuracy"]
+
+
+def test_evaluation_decodes_media_with_the_encoder_and_statistics_of_the_checkpoint(whole, monkeypatch):
+    config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    config.evaluate.names = ("av_clean", "audio_clean", "video_clean")
+    given = []
+    decode = evaluate.decode_folder
+    monkeypatch.setattr(
+        evaluate,
+        "decode_folder",
+        lambda exp, decode_batch, name: given.append(decode_batch) or decode(exp, decode_batch, name),
+    )
+    scores = evaluate.evaluate(config, workdir)
+    assert scores.keys() == set(config.evaluate.names) and all(row["clips"] == 5 for row in scores.values())
+    exp = experiment.load_experiment(config)
+    checkpoints = Checkpoints(workdir, 4)
+    step = checkpoints.best_step()
+    trainable, frozen = given[0].args
+    jax.tree.map(np.testing.assert_array_equal, trainable, checkpoints.restore_trainable(step, exp.trainable))
+    stats = checkpoints.restore_batch_stats(step, exp.batch_stats)["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, frozen["encoder"], stats)
+    assert any(changed(stats, exp.load_encoder()[1]["encoder"]))
+
+
+def test_a_checkpoint_with_an_encoder_is_not_taken_for_one_without(whole):
+    config = whole[0].copy_and_resolve_references()
+    config.encoder.train = False
+    with pytest.raises(InputError, match="was trained with config.encoder.train True, not False"):
+        Checkpoints(whole[1], 4).check_fits(4, experiment.load_experiment_fits(config))
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"encoder.path": ""}, "config.encoder.path is not set"),
+    ({"encoder.path": "/none"}, "/none/config.json: no such file"),
+    ({"data.feature_width": 64}, "its encoder has width 32, expected 64 .config.data.feature_width"),
+    ({"encoder.batch_norm": "group"}, "batch_norm must be in"),
+    ({"encoder.layer_drop": 1.0}, "layer_drop must be in"),
+])  # fmt: skip
+def test_wrong_settings(config, settings, words):
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(InputError, match=words):
+        experiment.load_experiment(config)
+
+
+MESH = """
+import sys
+import jax, numpy as np
+sys.path.insert(0, "tests")
+from small_media import media_config
+from viavsp_jax import experiment, sharding, train
+from viavsp_jax.data import pipeline
+from viavsp_jax.optimizer import make_optimizer
+
+config = media_config(*sys.argv[1:4])
+config.data.rows, config.encoder.batch_norm = 4, "batch"
+results = []
+for devices in (jax.devices()[:1], jax.devices()):
+    exp = experiment.load_experiment(config)
+    mesh = sharding.make_mesh(config, devices)
+    exp = experiment.abstract_experiment(config, exp.llama, mesh, exp.prompt, "float32", exp.encoder)
+    optimizer, _ = make_optimizer(config)
+    state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
+    batch = sharding.put_batch(mesh, next(pipeline.training_batches(config, exp.prompt)))
+    for learn in (False, True):
+        state, metrics = train.jit_train_step(exp, optimizer, learn)(state, frozen, batch)
+    moments = state.opt_state.inner_states["encoder"].inner_state[0]
+    kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]
+    results.append(jax.device_get((moments.mu, moments.nu, state.batch_stats)))
+    print(len(devices), kernel.sharding.shard_shape(kernel.shape), state.trainable["encoder"]["audio"]["kernel"].sharding.spec)
+for one, many in zip(*map(jax.tree.leaves, results), strict=True):
+    assert np.abs(one - many).max() <= 1e-5 * max(np.abs(one).max(), 1e-6), (one.shape, np.abs(one - many).max())
+"""
+
+
+def test_devices_share_the_clips_and_the_moments(media_folders):
+    command = [sys.executable, "-c", MESH, *map(str, media_folders)]
+    env = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PATH": "",
+        "PYTHONPATH": ".",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert not done.returncode, done.stderr[-3000:]
+    one, four = done.stdout.strip().splitlines()
+    assert one == "1 (3, 32, 48) PartitionSpec()" and four == "4 (3, 8, 48) PartitionSpec()"

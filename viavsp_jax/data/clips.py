@@ -1,0 +1,142 @@
+"""Clips of media shards: decoded, augmented and in the form that the encoder takes.
+
+A name in the config, MODALITY_CONDITION, is a way to take the clips of the shard folder `media_CONDITION`: with audio
+and video (av), or one of them alone (audio, video). The cluster counts are those of the shards for that modality.
+
+What is drawn for a clip follows from its id, the epoch and the seed alone: a rerun sees and hears the same, whatever
+the number of rows, processes and threads.
+
+Letters: T frames.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+from etils import epath
+
+from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.errors import InputError
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What happens to training clips; the fields of `config.data.augment` and its `noise`.
+
+    Raises InputError if a value is not usable.
+    """
+
+    noise_probability: float
+    noise_kinds: tuple[str, ...]
+    snr_db: tuple[float, ...]
+    drop_audio: float
+    drop_video: float
+
+    def __post_init__(self) -> None:
+        for name in ("noise_probability", "drop_audio", "drop_video"):
+            if not 0 <= getattr(self, name) <= 1:
+                setting = name.replace("_", ".", 1) if name.startswith("noise") else name
+                raise InputError(f"config.data.augment.{setting} is {getattr(self, name)}, expected 0 to 1")
+        if self.drop_audio + self.drop_video > 1:
+            raise InputError("config.data.augment: drop_audio and drop_video sum to more than 1")
+        if self.noise_probability and not (self.noise_kinds and self.snr_db):
+            raise InputError("config.data.augment.noise: kinds and snr_db are needed, expected at least one of each")
+
+    @classmethod
+    def of_config(cls, config: ml_collections.ConfigDict) -> "Augmentation":
+        c, added = config.data.augment, config.data.augment.noise
+        return cls(added.probability, tuple(added.kinds), tuple(added.snr_db), c.drop_audio, c.drop_video)
+
+
+class ClipLoader:
+    """The clips of one split, by the names in the config, one after the other."""
+
+    def __init__(self, config: ml_collections.ConfigDict, names: Sequence[str], split: str):
+        """Raises InputError for a name, folder or setting that is not usable."""
+        if not config.data.path:
+            raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
+        self.modalities, self.sources = [], []
+        for name in names:
+            modality, _, condition = name.partition("_")
+            if modality not in MODALITIES or not condition:
+                raise InputError(
+                    f"{name!r} in the config names no clips, expected one of {MODALITIES}, _ and a condition"
+                )
+            folder = epath.Path(config.data.path) / f"media_{condition}"
+            self.modalities.append(modality)
+            self.sources.append(records.open_split(folder, split, records.MEDIA))
+        self.seed, self.augmentation = config.seed, Augmentation.of_config(config)
+        self.recordings = {}
+        if self.augmentation.noise_probability:
+            folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]
+            self.recordings = {folder: noise.Recordings(folder) for folder in folders}
+
+    def clips(self) -> grain.MapDataset:
+        """All clips as they are."""
+        return self._records().map(self.load)
+
+    def augmented(self) -> grain.MapDataset:
+        """All clips in epochs without end, each in an order and with augmentation of its own."""
+        dataset = self._records()
+        size = len(dataset)
+        shuffled = dataset.seed(self.seed).shuffle().repeat()
+        return shuffled.map_with_index(lambda index, numbered: self.load(numbered, index // size))
+
+    def _records(self) -> grain.MapDataset:
+        """(number of the source, record)"""
+        return grain.MapDataset.concatenate([
+            grain.MapDataset.source(source).map(lambda record, number=number: (number, record))
+            for number, source in enumerate(self.sources)
+        ])  # fmt: skip
+
+    def load(self, numbered: tuple[int, Arrays], epoch: int | None = None) -> Arrays:
+        """One record: video uint8[T, 88, 88], audio float32[T, 104], heard, seen, cluster_counts and its texts.
+
+        With an epoch the clip is augmented. Raises InputError if the video cannot be decoded.
+        """
+        number, record = numbered
+        modality, samples, place = self.modalities[number], record["audio"], (media.CENTER, media.CENTER, False)
+        if epoch is not None:
+            rng = noise.rng_for(record["id"], self.seed, epoch)
+            place = (*rng.integers(media.FRAME_SIZE - media.CROP_SIZE + 1, size=2), rng.random() < 0.5)
+            modality = self._kept(modality, rng)
+            samples = self._noisy(record, number, rng) if modality != "video" else samples
+        counts = record[f"cluster_counts_{modality}"]
+        frames = int(counts.sum())
+        heard, seen = modality != "video", modality != "audio"
+        video = np.zeros((frames, media.CROP_SIZE, media.CROP_SIZE), np.uint8)
+        if seen:
+            where = f"{self.sources[number].folder}: the video of {record['id']!r}"
+            video = media.crop(media.decode_video(record["video"], where), *place)
+            if len(video) != frames:
+                raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
+        audio = np.zeros((frames, media.AUDIO_DIM), np.float32)
+        if heard:
+            audio = media.audio_features(samples, frames)
+        texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
+        clip = {"video": video, "audio": audio, "heard": heard, "seen": seen, "cluster_counts": counts}
+        return texts | clip
+
+    def _kept(self, modality: str, rng: np.random.Generator) -> str:
+        """What modality dropout leaves of an audio-visual clip."""
+        drawn, c = rng.random(), self.augmentation
+        if modality != "av" or drawn >= c.drop_audio + c.drop_video:
+            return modality
+        return "video" if drawn < c.drop_audio else "audio"
+
+    def _noisy(self, record: Arrays, number: int, rng: np.random.Generator) -> np.ndarray:
+        c, samples = self.augmentation, record["audio"]
+        if rng.random() >= c.noise_probability:
+            return samples
+        kind, snr_db = c.noise_kinds[rng.integers(len(c.noise_kinds))], c.snr_db[rng.integers(len(c.snr_db))]
+        if kind == noise.BABBLE:
+            added = noise.babble_of(self.sources[number], record["id"], len(samples), rng)
+        else:
+            added = self.recordings[kind].draw(rng, len(samples))
+        return noise.mix(samples, added, snr_db)

@@ -1,0 +1,192 @@
+"""The rows that training and decoding run on, and how utterances are laid out in them.
+
+A row holds several utterances back to back, each `[instruction][speech][label]`:
+
+    name                    shape     meaning
+    features                [T, E]    encoder frames of all utterances of the row, back to back
+    frame_slot              [T]       row position each frame is averaged into; S for padding
+    tokens                  [S]       token ids at text positions, 0 elsewhere
+    is_speech               [S]       positions filled by segment means
+    segment_ids, positions  [S]       which utterance (0 = padding), position inside it
+    label_index             [L]       positions whose next token is a label
+    targets, weights        [L]       that token; 1 / (label tokens of its utterance), 0 for padding
+
+Where the encoder is trained, rows hold clips in place of encoder frames, each with room for U = T / C of them:
+
+    video                   [C, U, 88, 88]  uint8, grey
+    audio                   [C, U, 104]     stacked filterbank values
+    heard, seen             [C]             whether the clip's audio, its video is to be used
+    frame_slot              [C, U]
+
+Letters: T frames, S positions, L labels, C clips, E encoder width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from viavsp_jax.data.media import AUDIO_DIM, CROP_SIZE
+from viavsp_jax.data.prompt import Prompt
+from viavsp_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+# Arrays of a row that come from the encoder's cache, and those that go through the encoder.
+FEATURES = ("features", "frame_slot")
+CLIPS = ("video", "audio", "heard", "seen", "frame_slot")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """Capacity of a row: positions S, frames T, label tokens L, the most utterances and the longest it may hold."""
+
+    positions: int
+    frames: int
+    labels: int
+    clips: int
+    window: int  # positions
+
+    @property
+    def clip_frames(self) -> int:
+        """U, what a clip in a row of clips has room for."""
+        return self.frames // self.clips
+
+
+def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
+    """`[instruction][speech]` of one record: frame_slot [t], tokens [s], is_speech [s]."""
+    instruction = prompt.instruction(record["source_language"], record["target_language"])
+    counts = record["cluster_counts"]
+    slots = len(instruction) + np.arange(len(counts))
+    return {
+        "frame_slot": np.repeat(slots, counts).astype(np.int32),
+        "tokens": np.array(instruction + [0] * len(counts), np.int32),
+        "is_speech": np.array([False] * len(instruction) + [True] * len(counts)),
+    }
+
+
+def speech_frames(record: Arrays, frame_slot: np.ndarray, clip_frames: int | None, dtype: DTypeLike) -> Arrays:
+    """What a row gets of the frames of one record, whose slots are int32[t].
+
+    Either features [t, E] and frame_slot [t], or one clip with room for `clip_frames`: the arrays of the module's
+    second table for C = 1, where slots of padding are -1, as it depends on the row which position they stand for.
+    """
+    if clip_frames is None:
+        return {"features": record["features"].astype(dtype), "frame_slot": frame_slot}
+    padding = [(0, clip_frames - len(frame_slot))]
+    return {
+        "video": np.pad(record["video"], [*padding, (0, 0), (0, 0)])[None],
+        "audio": np.pad(record["audio"], [*padding, (0, 0)])[None],
+        "heard": np.array([record["heard"]]),
+        "seen": np.array([record["seen"]]),
+        "frame_slot": np.pad(frame_slot, padding, constant_values=-1)[None],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class ToUtterance(grain.transforms.Map):
+    """Record → one utterance, numbered from its own start; checks that it fits a row.
+
+    Records are those of feature shards or, for rows of clips, what a `ClipLoader` makes of media.
+    """
+
+    prompt: Prompt
+    shape: RowShape
+    dtype: DTypeLike
+    of_clips: bool = False
+
+    def map(self, record: Arrays) -> Arrays:
+        """The arrays of the module's table for one utterance, unpadded."""
+        label = self.prompt.label(record["transcript"])
+        utterance = speech_prompt(record, self.prompt)
+        start = len(utterance["tokens"])
+        frame_slot = utterance["frame_slot"]
+        self._check(record, start + len(label) - 1, len(label), len(frame_slot))
+        return {
+            **speech_frames(record, frame_slot, self.shape.clip_frames if self.of_clips else None, self.dtype),
+            # The last label token is predicted, never read.
+            "tokens": np.append(utterance["tokens"], label[:-1]).astype(np.int32),
+            "is_speech": np.append(utterance["is_speech"], np.zeros(len(label) - 1, bool)),
+            "label_index": start - 1 + np.arange(len(label), dtype=np.int32),
+            "targets": np.array(label, np.int32),
+            "weights": np.full(len(label), 1 / len(label), np.float32),
+        }
+
+    def lengths(self) -> dict[str, int]:
+        """What a row holds of each array along its first axis."""
+        shape = self.shape
+        frames = dict.fromkeys(CLIPS, shape.clips) if self.of_clips else dict.fromkeys(FEATURES, shape.frames)
+        return {
+            **frames,
+            **dict.fromkeys(("tokens", "is_speech"), shape.positions),
+            **dict.fromkeys(("label_index", "targets", "weights"), shape.labels),
+        }
+
+    def _check(self, record: Arrays, positions: int, labels: int, frames: int) -> None:
+        of_clips = self.of_clips
+        for what, size, limit, option in (
+            ("label tokens", labels, self.shape.labels, "labels"),
+            ("frames", frames, self.shape.clip_frames if of_clips else self.shape.frames, "frames"),
+            ("positions", positions, self.shape.positions, "positions"),
+            ("positions", positions, self.shape.window, "window"),
+        ):
+            if size > limit:
+                holder = "each clip of a row" if of_clips and what == "frames" else "a row"
+                raise InputError(
+                    f"record {record['id']} needs {size} {what}, {holder} holds {limit}: raise "
+                    f"config.data.row.{option} or drop the record"
+                )
+
+
+def to_row(packed: Arrays, shape: RowShape) -> Arrays:
+    """Moves frame and label indices from their utterance's start to the row's, and drops the packer's helpers."""
+    segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
+    starts = np.append(0, np.flatnonzero((segments > 0) & (positions == 0)))  # of padding, of utterance 1, 2, …
+
+    def placed(name: str, padding: int) -> np.ndarray:
+        owner, index = packed[f"{name}_segment_ids"], packed[name]
+        start = np.where(owner > 0, starts[owner], -1).reshape(owner.shape + (1,) * (index.ndim - owner.ndim))
+        return np.where((start >= 0) & (index >= 0), index + start, padding).astype(np.int32)
+
+    kept = [*FEATURES, *CLIPS, "tokens", "is_speech", "targets", "weights"]
+    return {
+        **{name: packed[name] for name in kept if name in packed},
+        "frame_slot": placed("frame_slot", shape.positions),
+        "label_index": placed("label_index", 0),
+        "segment_ids": segments,
+        "positions": positions,
+    }
+
+
+def empty_row(shape: RowShape, width: int | None, dtype: DTypeLike) -> Arrays:
+    """A row of padding: of encoder frames so wide, or of clips where `width` is None."""
+    s, n, c, u = shape.positions, shape.labels, shape.clips, shape.clip_frames
+    if width is None:
+        frames = empty_clips(c, u) | {"frame_slot": np.full((c, u), s, np.int32)}
+    else:
+        frames = {"features": np.zeros((shape.frames, width), dtype), "frame_slot": np.full(shape.frames, s, np.int32)}
+    return {
+        **frames,
+        "is_speech": np.zeros(s, bool),
+        **{name: np.zeros(s, np.int32) for name in ("tokens", "segment_ids", "positions")},
+        **{name: np.zeros(n, np.int32) for name in ("label_index", "targets")},
+        "weights": np.zeros(n, np.float32),
+    }
+
+
+def empty_clips(clips: int, frames: int) -> Arrays:
+    """So many clips without anything to hear or see, of so many frames."""
+    return {
+        "video": np.zeros((clips, frames, CROP_SIZE, CROP_SIZE), np.uint8),
+        "audio": np.zeros((clips, frames, AUDIO_DIM), np.float32),
+        "heard": np.zeros(clips, bool),
+        "seen": np.zeros(clips, bool),
+    }
+
+
+def stack_rows(rows: Sequence[Arrays]) -> Arrays:
+    """The batch of these rows."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
