@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class _MortalReader:
 
 
 def calculator(log: Path) -> Callable[[str], int]:
-    """Evaluates numbers and words; each call leaves a line in the log."""
+    """Squares numbers; words are obeyed. Each call leaves a line in the log."""
 
     def work(item: str) -> int:
         with log.open("a") as file:
@@ -47,9 +48,18 @@ def calculator(log: Path) -> Callable[[str], int]:
             os.kill(os.getpid(), signal.SIGKILL)
         if item == "refuse":
             raise InputError("it is not a number")
+        if item.startswith("wait"):
+            while not log.with_name("go").exists():
+                time.sleep(0.05)
+            return 0
         return int(item) ** 2  # ValueError if it is none
 
     return work
+
+
+def seer() -> Callable[[str], tuple[int, str | None]]:
+    """Tells which process this is, and which GPUs it sees."""
+    return lambda _: (os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def broken() -> Callable:

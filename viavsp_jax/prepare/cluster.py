@@ -1,8 +1,8 @@
 """Work items on the machines of a Ray cluster: a pool of worker processes that outlives the death of its members.
 
-Plain actors of Ray's core are all this needs: Ray starts a dead one again, on another machine if need be, and hands it
-the item it had. Ray Data, which moves tables between stages, has nothing to move here, since the work writes files; and
-there one item that cannot be done ends all others.
+Plain actors of Ray's core are all this needs. Ray Data, which moves tables between stages, has nothing to move here,
+since the work writes files; and there one item that cannot be done ends all others. Ray's own retries are not used:
+they call the same actor again, and when its machine is lost all are spent within seconds, before Ray knows.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from viavsp_jax.errors import InputError
 
-_RETRIES = 3  # of an item whose worker died; the cause may be the item itself
+_ATTEMPTS = 4  # at an item whose worker died; the cause may be the item itself
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,20 +77,30 @@ def map_unordered(
     try:
         gpus = int(gpu and "GPU" in ray.cluster_resources())
         count = _room(ray, cpus, gpus)
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
-        start = functools.partial(ray.remote(_Worker).options(**options).remote, make, os.getcwd())
-        items = iter(items)
-        running = {}
+        start = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker).remote
+        items, running = iter(items), {}
+
+        def give(item: Item, worker: Any = None, attempt: int = 1) -> None:
+            worker = worker or start(make, os.getcwd())
+            running[worker.do.remote(item)] = item, worker, attempt
+
         for item in itertools.islice(items, count if max_workers is None else max_workers):
-            worker = start()
-            running[worker.do.remote(item)] = worker, item
+            give(item)
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
-            worker, item = running.pop(done)
+            item, worker, attempt = running.pop(done)
+            result = _result(ray, done)
+            if isinstance(result, ray.exceptions.RayError):
+                worker = None
+                if attempt < _ATTEMPTS:
+                    give(item, attempt=attempt + 1)
+                    continue
+                reason = str(result).strip().splitlines()[0]
+                result = InputError(f"its worker died {attempt} times ({type(result).__name__}: {reason})")
             for following in itertools.islice(items, 1):
-                running[worker.do.remote(following)] = worker, following
+                give(following, worker)
             del worker  # without work it ends, which makes room for one that may be waiting for it
-            yield item, _result(ray, done)
+            yield item, result
     finally:
         ray.shutdown()
 
@@ -112,7 +122,7 @@ def _connect(address: str) -> Any:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for many minutes
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise InputError(f"the Ray cluster {address} cannot be used, expected one that runs ({reason}).") from error
     return ray
 
@@ -132,6 +142,7 @@ def _room(ray: Any, cpus: int, gpus: int) -> int:
 
 
 def _result(ray: Any, done: Any) -> Any:
+    """What the work returned or, if its worker died, Ray's error. Raises what the work raised."""
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
@@ -139,5 +150,4 @@ def _result(ray: Any, done: Any) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        return InputError(f"its worker died {_RETRIES + 1} times ({type(error).__name__}: {reason})")
+        return error

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from convert.avhubert import load_flax
 from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert import AVHubert, normalized
 from viavsp_jax.prepare.reading import Media
 
 # Batches are padded to a multiple of so many frames: each length is one more program to compile.
@@ -31,7 +31,7 @@ class JaxEncoder:
         """Of a folder, for batches of at most `batch_size`. Raises InputError if it or the dtype is not usable."""
         if dtype not in _DTYPES:
             raise InputError(f"--dtype is {dtype}, expected one of {', '.join(_DTYPES)} with --backend jax.")
-        self.config, weights = load_flax(folder)
+        self.config, weights = load_flax(folder, fold=True)
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("clips",), axis_types=(AxisType.Auto,), devices=devices)
         self._rows = -(-batch_size // len(devices)) * len(devices)
@@ -39,7 +39,8 @@ class JaxEncoder:
         self._weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
         # A TPU would multiply float32 in bfloat16.
         self._precision = "highest" if dtype == "float32" else "default"
-        graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(self.config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+        settings = {"dtype": jnp.dtype(dtype), "fold": True}
+        graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(self.config, rngs=nnx.Rngs(0), **settings)))
         self._forward = jax.jit(functools.partial(_forward, graph), static_argnames=("modalities", "layer"))
 
     def encode(
@@ -76,8 +77,7 @@ def _forward(
     if "audio" in batch:
         heard = model.audio_features(batch["audio"])
     if "video" in batch:
-        # Normalised here: pixels are four times less to send. Padding has to be zeros afterwards.
-        video = (batch["video"].astype(jnp.float32) / 255 - media.VIDEO_MEAN) / media.VIDEO_STD
-        seen = model.video_features(jnp.where(padding_mask[..., None, None], 0, video))
+        # Normalised here: pixels are four times less to send.
+        seen = model.video_features(normalized(batch["video"], padding_mask))
     inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
     return {name: model.encode(*inputs[name], padding_mask, layer) for name in modalities}

@@ -136,12 +136,12 @@ def mean_inertia(features: np.ndarray, centers: np.ndarray) -> float:
 
 
 def assign(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The nearest centre of each frame: [T, D], [K, D] -> int64[T]; arrays of numpy, or tensors of PyTorch.
+    """The nearest centre of each frame: float32[T, D], float32[K, D] -> int64[T].
 
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, where |x|^2 is the same for all centres. In float64: the terms are
     thousands of times larger than the differences that decide.
     """
-    features, centers = (x.astype(np.float64) if isinstance(x, np.ndarray) else x.double() for x in (features, centers))
+    features, centers = features.astype(np.float64), centers.astype(np.float64)
     return ((centers * centers).sum(1) - 2 * features @ centers.T).argmin(1)
 
 
