@@ -53,7 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
             # With encoder.train, what happens to a clip besides a random crop and flip; drawn from its id, the epoch
             # and `seed`.
             "augment": {
-                # `kinds` are babble, or a folder with recordings of noise, of which one is drawn.
+                # Of several `kinds` one is drawn: babble of other clips, a folder with recordings of noise (wav), or
+                # one with media shards of them.
                 "noise": {"probability": 0.0, "kinds": ("babble",), "snr_db": (-5.0, 0.0, 5.0, 10.0)},
                 "drop_audio": 0.0,  # probability of leaving an audio-visual clip its video alone
                 "drop_video": 0.0,

@@ -68,7 +68,7 @@ def media_config(llm: pathlib.Path, shards: pathlib.Path, encoder: pathlib.Path)
     config.encoder.train, config.encoder.path, config.encoder.freeze_updates = True, str(encoder), 2
     config.encoder.layer_drop = config.encoder.activation_dropout = 0.0
     config.data.feature_width = WIDTH
-    config.data.row = {"positions": 128, "frames": 3 * LONGEST, "labels": 60, "clips": 3, "window": 96}
+    config.data.row = {"positions": 128, "frames": 2 * LONGEST, "labels": 60, "clips": 2, "window": 96}
     return config
 
 

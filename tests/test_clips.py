@@ -182,10 +182,10 @@ def test_rows_of_clips(config, source):
     )
     seen = 0
     for batch in batches:
-        assert batch["video"].shape == (2, 3, LONGEST, 88, 88) and batch["audio"].shape == (2, 3, LONGEST, 104)
+        assert batch["video"].shape == (2, 2, LONGEST, 88, 88) and batch["audio"].shape == (2, 2, LONGEST, 104)
         for row in range(2):
             used = batch["segment_ids"][row].max()
-            assert batch["heard"][row].tolist() == [number < used for number in range(3)]
+            assert batch["heard"][row].tolist() == [number < used for number in range(2)]
             assert (batch["frame_slot"][row, used:] == shape.positions).all() and not batch["video"][row, used:].any()
             for number in range(used):
                 seen += 1
@@ -204,9 +204,18 @@ def test_rows_of_clips(config, source):
 
 
 def test_a_clip_that_is_too_long(config):
-    config.data.row.frames = 3 * 8
+    config.data.row.frames = 2 * 8
     shape, prompt = packing.RowShape(**config.data.row), load_prompt(config.llm.path, "</s>")
     to_utterance = packing.ToUtterance(prompt, shape, np.float32, of_clips=True)
     with pytest.raises(InputError, match="needs 1. frames, each clip of a row holds 8: raise config.data.row.frames"):
         for clip in loader(config).clips():
             to_utterance.map(clip)
+
+
+def test_noise_of_media_shards(config, source, monkeypatch, media_folders):
+    """The training clips themselves serve as recordings here."""
+    settings = {"noise.probability": 1.0, "noise.kinds": (str(media_folders[1] / "media_clean"),)}
+    audio = [np.tile(record["audio"], 3).tobytes() for record in source]
+    parts = [added[:2000].tobytes() for _, added, _ in noise_in(config, source, monkeypatch, **settings)]
+    found = {next(number for number, one in enumerate(audio) if part in one) for part in parts}
+    assert len(found) > 10

@@ -7,7 +7,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from small_media import media_config
@@ -18,9 +17,11 @@ from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.viavsp import normalized
+from viavsp_jax.metrics import label_loss
+from viavsp_jax.models.avhubert import AVHubert, normalized
 from viavsp_jax.optimizer import encoder_learns, make_optimizer
+
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, that is; what is compiled is run once or twice
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ class Run:
 
     def update(self, learn_encoder):
         optimizer, _ = make_optimizer(self.exp.config)
-        step = jax.jit(train.make_train_step(self.exp.structure, optimizer, self.exp.config, learn_encoder))
-        return step(self.state, self.frozen, self.batch)
+        step = train.make_train_step(self.exp.structure, optimizer, self.exp.config, learn_encoder)
+        return quickly(step, self.state, self.frozen, self.batch)
 
 
 def start(config):
@@ -58,33 +59,38 @@ def adam(state, part):
     return state.opt_state.inner_states[part].inner_state[0]
 
 
+def quickly(function, *args):
+    return jax.jit(function).lower(*args).compile(QUICKLY)(*args)
+
+
 def test_the_encoder_in_the_model_gives_what_caching_its_features_gives(config, media_folders):
     run = start(config)
-    model = nnx.merge(run.exp.structure, run.state.trainable, run.state.batch_stats, run.frozen)
+    batch, weights = run.batch, (run.state.trainable, run.state.batch_stats, run.frozen)
     encoder_config, params = load_flax(media_folders[2])
     graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(encoder_config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
-    encoder, batch = nnx.merge(graph, params), run.batch
-    padding = batch["frame_slot"] == batch["tokens"].shape[1]
-    features = np.zeros((*padding.shape, config.data.feature_width), np.float32)
-    video = normalized(jnp.asarray(batch["video"]), jnp.asarray(padding))
-    for row, clip in np.argwhere(~padding.all(-1)):
-        real = (row, clip, ~padding[row, clip])
-        heard, seen = (x[real][None] for x in (batch["audio"], np.asarray(video)))
-        features[real] = encoder.encode(encoder.audio_features(heard), encoder.video_features(seen))[1][0]
-    rows = len(padding)
+
+    def cache(params, audio, video, padding):
+        encoder = nnx.merge(graph, params)
+        heard, seen = encoder.audio_features(audio), encoder.video_features(normalized(video, padding))
+        return encoder.encode(heard, seen, padding)[1]
+
+    slots = batch["frame_slot"]
+    clips = [x.reshape(-1, *x.shape[2:]) for x in (batch["audio"], batch["video"], slots == batch["tokens"].shape[1])]
+    features = np.nan_to_num(quickly(cache, params, *clips))  # of clips that are all padding
     cached = {
-        "features": features.reshape(rows, -1, features.shape[-1]),
-        "frame_slot": batch["frame_slot"].reshape(rows, -1),
+        "features": features.reshape(len(slots), -1, features.shape[-1]),
+        "frame_slot": slots.reshape(len(slots), -1),
     }
-    without = nnx.merge(*state_without_encoder(config, run))
-    np.testing.assert_allclose(model(batch), without(batch | cached), atol=1e-5)
-
-
-def state_without_encoder(config, run):
     plain = config.copy_and_resolve_references()
     plain.encoder.train = False
-    exp = experiment.load_experiment(plain)
-    return exp.structure, {name: run.state.trainable[name] for name in ("llm", "projector")}, run.frozen
+    without, learnt = experiment.load_experiment(plain).structure, {
+        name: run.state.trainable[name] for name in ("llm", "projector")
+    }  # fmt: skip
+    np.testing.assert_allclose(
+        quickly(lambda weights, batch: nnx.merge(run.exp.structure, *weights)(batch), weights, batch),
+        quickly(lambda batch: nnx.merge(without, learnt, run.frozen)(batch), batch | cached),
+        atol=1e-5,
+    )
 
 
 def test_a_frozen_encoder_waits_and_then_learns(config):
@@ -109,18 +115,17 @@ def test_a_frozen_encoder_waits_and_then_learns(config):
 
 
 def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(config):
-    config.encoder.freeze_updates = 2
+    config.encoder.freeze_updates = 1
     run = start(config)
-    for learn in (False, False):
-        run.state = run.update(learn)[0]
+    run.state = run.update(learn_encoder=False)[0]
     after, _ = run.update(learn_encoder=True)
     _, schedule = make_optimizer(config)
     moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
     # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
-    strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu)
+    strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu["encoder"])
     sizes = np.concatenate([x.ravel() for x in jax.tree.leaves(strong)])
     assert len(sizes) > 1000
-    np.testing.assert_allclose(sizes, float(schedule(2)), rtol=2e-2)
+    np.testing.assert_allclose(sizes, float(schedule(1)), rtol=2e-2)
 
 
 def test_when_the_encoder_learns(config):
@@ -130,24 +135,29 @@ def test_when_the_encoder_learns(config):
     assert not encoder_learns(config, 3)
 
 
-def test_every_setting_of_the_encoder_changes_an_update(config):
-    def loss_after(learn_encoder=True, **settings):
+def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
+    def loss(learn_encoder=True, **settings):
         altered = config.copy_and_resolve_references()
         altered.update_from_flattened_dict(settings)
         run = start(altered)
-        state, _ = run.update(learn_encoder)
-        return float(optax.tree.norm(adam(state, "encoder" if learn_encoder else "others").mu))
+
+        def of_batch(trainable):
+            model = nnx.merge(run.exp.structure, trainable, run.state.batch_stats, run.frozen)
+            logits = model(run.batch, jax.random.key(0), "none", learn_encoder)
+            return label_loss(logits, run.batch["targets"], run.batch["weights"])[0]
+
+        return float(quickly(of_batch, run.state.trainable))
 
     found = {
-        "plain": loss_after(),
-        "layer_drop": loss_after(**{"encoder.layer_drop": 0.5}),
-        "activation_dropout": loss_after(**{"encoder.activation_dropout": 0.5}),
-        "batch_norm": loss_after(**{"encoder.batch_norm": "batch"}),
+        "plain": loss(),
+        "layer_drop": loss(**{"encoder.layer_drop": 0.5}),
+        "activation_dropout": loss(**{"encoder.activation_dropout": 0.5}),
+        "batch_norm": loss(**{"encoder.batch_norm": "batch"}),
     }
     assert len(set(found.values())) == len(found), found
     # A frozen encoder runs without dropout, but by its own statistics if told so.
-    assert loss_after(False) == loss_after(False, **{"encoder.layer_drop": 0.5, "encoder.activation_dropout": 0.5})
-    assert loss_after(False) != loss_after(False, **{"encoder.batch_norm": "batch"})
+    assert loss(False, **{"encoder.layer_drop": 0.5, "encoder.activation_dropout": 0.5}) == found["plain"]
+    assert loss(False, **{"encoder.batch_norm": "batch"}) == found["batch_norm"]
 
 
 def test_a_frozen_encoder_averages_statistics_when_told_to(config):
@@ -162,32 +172,36 @@ def test_a_frozen_encoder_averages_statistics_when_told_to(config):
 
 @pytest.fixture(scope="module")
 def whole(media_folders, tmp_path_factory):
-    """Config and work folder of 4 updates without a stop, the encoder frozen for 2, everything drawn that can be."""
+    """Config and work folder of 3 updates without a stop, the encoder frozen for 1, everything drawn that can be."""
     config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("whole")
+    config.updates, config.encoder.freeze_updates = 3, 1
     config.encoder.layer_drop, config.encoder.activation_dropout, config.encoder.batch_norm = 0.3, 0.1, "batch"
     config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
     config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
-    train.train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.Experiment, "compiler_options", QUICKLY)
+        train.train(config, workdir)
     return config, workdir
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 2])
 def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, tmp_path, stop, monkeypatch):
     config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    monkeypatch.setattr(experiment.Experiment, "compiler_options", QUICKLY)
     config.updates = stop
     train.train(config, tmp_path)
-    config.updates = 4
+    config.updates = 3
     made = []
     make = train.jit_train_step
     monkeypatch.setattr(train, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
     train.train(config, tmp_path)
-    assert made == ([False, True] if stop < 2 else [True])  # programs that were compiled
+    assert made == [True]  # programs that were compiled; the run without a stop needs two
     exp = experiment.load_experiment(config)
     abstract = train.abstract_state(exp, make_optimizer(config)[0])
-    states = [Checkpoints(folder, 4).restore(4, abstract, None) for folder in (workdir, tmp_path)]
+    states = [Checkpoints(folder, 4).restore(3, abstract, None) for folder in (workdir, tmp_path)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     curves = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
-    assert curves[0]["train/loss"] == curves[1]["train/loss"] and len(curves[0]["train/loss"]) == 4
+    assert curves[0]["train/loss"] == curves[1]["train/loss"] and len(curves[0]["train/loss"]) == 3
     assert curves[0]["valid/accuracy"] == curves[1]["valid/accuracy"]
 
 
@@ -217,7 +231,7 @@ def test_a_checkpoint_with_an_encoder_is_not_taken_for_one_without(whole):
     config = whole[0].copy_and_resolve_references()
     config.encoder.train = False
     with pytest.raises(InputError, match="was trained with config.encoder.train True, not False"):
-        Checkpoints(whole[1], 4).check_fits(4, experiment.load_experiment_fits(config))
+        Checkpoints(whole[1], 4).check_fits(3, experiment.load_experiment(config).fits)
 
 
 @pytest.mark.parametrize("settings, words", [
@@ -252,14 +266,17 @@ for devices in (jax.devices()[:1], jax.devices()):
     optimizer, _ = make_optimizer(config)
     state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
     batch = sharding.put_batch(mesh, next(pipeline.training_batches(config, exp.prompt)))
-    for learn in (False, True):
-        state, metrics = train.jit_train_step(exp, optimizer, learn)(state, frozen, batch)
+    state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)
     moments = state.opt_state.inner_states["encoder"].inner_state[0]
     kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]
     results.append(jax.device_get((moments.mu, moments.nu, state.batch_stats)))
-    print(len(devices), kernel.sharding.shard_shape(kernel.shape), state.trainable["encoder"]["audio"]["kernel"].sharding.spec)
-for one, many in zip(*map(jax.tree.leaves, results), strict=True):
-    assert np.abs(one - many).max() <= 1e-5 * max(np.abs(one).max(), 1e-6), (one.shape, np.abs(one - many).max())
+    weights = state.trainable["encoder"]["blocks"]["up"]["kernel"]
+    print(len(devices), kernel.sharding.shard_shape(kernel.shape), weights.sharding.shard_shape(weights.shape))
+for one, many in zip(*results, strict=True):
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        # Where gradients cancel to nothing, as those of k's bias do, rounding is all there is.
+        assert np.abs(x - y).max() <= 1e-5 * max(np.abs(x).max(), 1e-2 * largest), (x.shape, np.abs(x - y).max())
 """
 
 
@@ -267,11 +284,11 @@ def test_devices_share_the_clips_and_the_moments(media_folders):
     command = [sys.executable, "-c", MESH, *map(str, media_folders)]
     env = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "PATH": "",
         "PYTHONPATH": ".",
     }
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert not done.returncode, done.stderr[-3000:]
     one, four = done.stdout.strip().splitlines()
-    assert one == "1 (3, 32, 48) PartitionSpec()" and four == "4 (3, 8, 48) PartitionSpec()"
+    assert one == "1 (3, 32, 48) (3, 32, 48)" and four == "4 (3, 8, 48) (3, 32, 48)"

@@ -54,6 +54,26 @@ class Augmentation:
         return cls(added.probability, tuple(added.kinds), tuple(added.snr_db), c.drop_audio, c.drop_video)
 
 
+class Waveforms(Sequence):
+    """What is heard in the clips of a media split: int16[n] each."""
+
+    def __init__(self, source: records.SplitSource):
+        self.folder, self._source = source.folder, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._source[index]["audio"]
+
+
+def open_noise(folder: epath.PathLike, split: str) -> noise.Recordings | Waveforms:
+    """Recordings of noise: the wav files of a folder, or the clips of media shards. Raises InputError for others."""
+    if (epath.Path(folder) / "dataset_info.json").exists():
+        return Waveforms(records.open_split(folder, split, records.MEDIA))
+    return noise.Recordings(folder)
+
+
 class ClipLoader:
     """The clips of one split, by the names in the config, one after the other."""
 
@@ -75,7 +95,7 @@ class ClipLoader:
         self.recordings = {}
         if self.augmentation.noise_probability:
             folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]
-            self.recordings = {folder: noise.Recordings(folder) for folder in folders}
+            self.recordings = {folder: open_noise(folder, split) for folder in folders}
 
     def clips(self) -> grain.MapDataset:
         """All clips as they are."""
@@ -138,5 +158,5 @@ class ClipLoader:
         if kind == noise.BABBLE:
             added = noise.babble_of(self.sources[number], record["id"], len(samples), rng)
         else:
-            added = self.recordings[kind].draw(rng, len(samples))
+            added = noise.draw_part(self.recordings[kind], len(samples), rng, kind)
         return noise.mix(samples, added, snr_db)

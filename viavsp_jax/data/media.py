@@ -14,13 +14,12 @@ import numpy as np
 from python_speech_features import logfbank
 
 from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert_config import VIDEO_MEAN, VIDEO_STD
 
 SAMPLE_RATE = 16_000
 FRAME_RATE = 25
 FRAME_SIZE = 96
 CROP_SIZE = 88
-# Grey level statistics (of values scaled to 0..1) that AV-HuBERT was trained with.
-VIDEO_MEAN, VIDEO_STD = 0.421, 0.165
 CENTER = (FRAME_SIZE - CROP_SIZE) // 2  # top and left of the crop in the middle
 STACKED_FRAMES = 4  # filterbank frames (100 a second) in one video frame
 NUM_FILTERS = 26

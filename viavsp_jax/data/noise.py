@@ -89,8 +89,24 @@ def babble_of(clips: Sequence[Mapping[str, Any]], record_id: str, length: int, r
     return babble(heard, length, rng)
 
 
-class Recordings:
-    """Noise recordings: the 16 kHz mono wav files of a folder and of the folders below it."""
+def draw_part(
+    recordings: Sequence[np.ndarray], length: int, rng: np.random.Generator, where: str | os.PathLike
+) -> np.ndarray:
+    """A part of one of some recordings, int16 [n] each, from a random place on, repeated as needed: int16 [length].
+
+    Raises InputError, which names `where` they are, if one part after the other is silent.
+    """
+    for _ in range(_TRIES):
+        samples = recordings[rng.integers(len(recordings))]
+        start = rng.integers(len(samples))
+        part = samples.take(np.arange(start, start + length), mode="wrap")
+        if part.any():
+            return part
+    raise InputError(f"{where}: {_TRIES} parts in a row are silent, expected recordings of noise")
+
+
+class Recordings(Sequence):
+    """Noise recordings: the 16 kHz mono wav files of a folder and of the folders below it, int16 [n] each."""
 
     def __init__(self, folder: str | Path):
         """Raises InputError if there is none, or one of another format."""
@@ -102,18 +118,15 @@ class Recordings:
         for path in self.paths:
             media.check_audio(path)
 
-    def draw(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """A part of one of them, from a random place on, repeated as needed: int16 [length].
+    def __len__(self) -> int:
+        return len(self.paths)
 
-        Raises InputError if one part after the other is silent.
-        """
-        for _ in range(_TRIES):
-            samples = media.read_audio(self.paths[rng.integers(len(self.paths))])
-            start = rng.integers(len(samples))
-            part = samples.take(np.arange(start, start + length), mode="wrap")
-            if part.any():
-                return part
-        raise InputError(f"{self.folder}: {_TRIES} parts in a row are silent, expected recordings of noise")
+    def __getitem__(self, index: int) -> np.ndarray:
+        return media.read_audio(self.paths[index])
+
+    def draw(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        """See `draw_part`."""
+        return draw_part(self, length, rng, self.folder)
 
 
 def _rms(samples: np.ndarray) -> float:

@@ -13,7 +13,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert_config import (
+    PLAIN_TRAINING,
+    VIDEO_MEAN,
+    VIDEO_STD,
+    AVHubertConfig,
+    EncoderTraining,
+)
 from viavsp_jax.models.avhubert_video import EPSILON, VideoExtractor
 
 _PARTS = 1 << 8  # of which a dropout rate is a whole number; four of them fit a random word of 32 bits
@@ -31,6 +37,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     words = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)))
     drawn = jnp.concatenate([(words >> 8 * n) % _PARTS for n in range(4)], -1)[..., :width]
     return jnp.where(drawn >= dropped, x / (1 - dropped / _PARTS), 0)
+
+
+def normalized(video: jax.Array, padding_mask: jax.Array) -> jax.Array:
+    """Grey frames uint8[..., T, 88, 88] → the encoder's input, float32; zeros where `padding_mask`, bool[..., T]."""
+    normed = (video.astype(jnp.float32) / 255 - VIDEO_MEAN) / VIDEO_STD
+    return jnp.where(padding_mask[..., None, None], 0, normed)
 
 
 def weight_norm(v: jax.Array, g: jax.Array) -> jax.Array:

@@ -52,7 +52,11 @@ class BatchNorm(nnx.Module):
         return ((x32 - mean) * scale + over_channels(self.bias[...])).astype(x.dtype)
 
     def measure(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of the clip that a frame belongs to, [B·T, 1, 1, C] each; zeros without real frames."""
+        """Mean and variance of the clip that a frame belongs to, [B·T, 1, 1, C] each.
+
+        They are the running ones for clips without real frames, whose features nobody reads: a variance of zero would
+        let them grow from layer to layer until they are infinite, and their gradient is zero only if they are finite.
+        """
         clips, frames = real.shape
         count = real.sum(1, keepdims=True) * x.shape[1] * x.shape[2]
 
@@ -65,10 +69,11 @@ class BatchNorm(nnx.Module):
 
         mean = average(x)
         var = average(jnp.square(x - for_frames(mean)))
+        running_mean, running_var = self.mean[...][None], self.var[...][None]
         # PyTorch normalises by the biased variance and averages the unbiased one.
         self.mean.set_value(jax.lax.stop_gradient(mean))
         self.var.set_value(jax.lax.stop_gradient(var * (count / jnp.maximum(count - 1, 1))))
-        return for_frames(mean), for_frames(var)
+        return for_frames(jnp.where(count > 0, mean, running_mean)), for_frames(jnp.where(count > 0, var, running_var))
 
 
 def averaged(running: nnx.State, clips: nnx.State, counted: jax.Array) -> nnx.State:

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, VIDEO_MEAN, VIDEO_STD, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert import AVHubert, normalized
+from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.cache import Cache
 from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Llama, LlamaConfig, Remat
@@ -29,12 +29,6 @@ class Projector(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, E] → [B, S, D] in x's dtype."""
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)[None, None]
-
-
-def normalized(video: jax.Array, padding: jax.Array) -> jax.Array:
-    """Grey frames uint8[B, C, T, 88, 88] → the encoder's input, float32; zeros where `padding` bool[B, C, T]."""
-    normed = (video.astype(jnp.float32) / 255 - VIDEO_MEAN) / VIDEO_STD
-    return jnp.where(padding[..., None, None], 0, normed)
 
 
 class ViAVSP(nnx.Module):
