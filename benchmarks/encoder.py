@@ -1,6 +1,6 @@
 """The encoder's forward pass: ours in JAX and in PyTorch, batched, against PyTorch one clip at a time.
 
-    python -m benchmarks.encoder [--clips 8] [--batch_size 4] [--layers 24] [--dtype float32] [--rounds 3] [--output FILE.json]
+    python -m benchmarks.encoder [--clips 8] [--batch_size 4] [--layers 24] [--dtype bfloat16] [--rounds 3]
 
 AV-HuBERT Large (325 M parameters) with random weights, audio+video, clips of VASR's length (76 frames) as the encoder
 takes them; decoding media is no part of it (see benchmarks.features). JAX and PyTorch run on their GPU where they see

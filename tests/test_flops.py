@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from configs import base
@@ -11,6 +12,8 @@ from viavsp_jax import evaluate, experiment, flops, sharding, train, workload
 from viavsp_jax.data import packing
 from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.models.attention import PackedAttention
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.optimizer import make_optimizer
 
@@ -127,3 +130,34 @@ def test_a_kernel_of_the_tpu_counts_the_tiles_in_its_window():
     found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, segment_ids).jaxpr)
     # 4 tiles of queries, each with its own keys and the tile of keys before, two products each.
     assert found == 4 * 4 * 2 * (2 * 2 * 256 * 256 * 128)
+
+
+def test_convolutions_count_by_what_each_output_sums():
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+
+    x, kernel = jnp.zeros((3, 8, 8, 4)), jnp.zeros((3, 3, 2, 6))
+    forward = 2 * 3 * 4 * 4 * 6 * (3 * 3 * 2)
+    assert flops.of_program(jax.make_jaxpr(convolve)(x, kernel).jaxpr) == forward
+    # To the input it is as much work: the zeros that the stride puts between the output's gradients do not count.
+    both = jax.make_jaxpr(jax.grad(lambda x: convolve(x, kernel).sum()))(x)
+    assert flops.of_program(both.jaxpr) == 2 * forward
+
+
+def test_the_encoder_against_xla():
+    config = AVHubertConfig(
+        embed_dim=64, num_layers=1, num_heads=2, ffn_dim=128, frontend_channels=16, resnet_channels=(16, 32, 48, 64),
+        conv_pos=16, conv_pos_groups=2,
+    )  # fmt: skip
+    graph, params = nnx.split(nnx.eval_shape(lambda: AVHubert(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+
+    def encode(params, audio, video):
+        model = nnx.merge(graph, params)
+        return model.encode(model.audio_features(audio), model.video_features(video))[1]
+
+    inputs = [jax.ShapeDtypeStruct((1, 20, *shape), jnp.float32) for shape in ((104,), (88, 88))]
+    expected = jax.jit(encode).lower(params, *inputs).cost_analysis()["flops"]
+    assert 0.85 < workload.encoder_flops(config, 20) / expected < 1.1
+    assert workload.encoder_flops(None, 20) == 0
