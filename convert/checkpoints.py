@@ -126,7 +126,8 @@ def _flat_states(flat: dict, trained: list[str], sizes: dict[str, torch.Size]) -
 def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archive: tuple) -> AdamMoments | str:
     found = {"exp_avg": {}, "exp_avg_sq": {}}
     if without := [name for name, state in states.items() if not state]:
-        return f"its optimizer has no state for {', '.join(sorted(without))}"
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        return f"its optimizer has no state for {', '.join(sorted(without)[:3])}{more}"
     steps = {state.get("step") for state in states.values()}
     if len(steps) != 1 or not all(type(step) is int and step >= 0 for step in steps):
         return f"its optimizer's states are of different updates: {steps}"

@@ -1,8 +1,10 @@
 """Decodes a shard folder with an exported model in PyTorch: transformers and peft, no JAX.
 
-    python -m convert.decode_hf --model HF_DIR --data SHARDS [--split test] [--merged] [--device cuda]
+    python -m convert.decode_hf --model HF_DIR --data SHARDS [--modality av|audio|video] [--split test] [--merged]
+        [--device cuda]
 
-Prints word and character error rates and writes a table of hypotheses.
+An export with an encoder of its own decodes shards of media, and takes their clips by --modality; any other one
+decodes shards of features. Prints word and character error rates and writes a table of hypotheses.
 
 Letters: B clips, T frames, U segments, E encoder width, D LLM width.
 """
@@ -13,6 +15,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -27,10 +30,15 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
+from viavsp_jax.data import media
+from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.prompt import Prompt, load_prompt
-from viavsp_jax.data.records import Example, SplitSource, open_split
+from viavsp_jax.data.records import Example, SplitSource, complete_splits, open_split
 from viavsp_jax.decode import DecodingConfig, load_decoding_config
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.prepare.avhubert_torch import load_encoder
+from viavsp_jax.prepare.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.reading import Media
 from viavsp_jax.scoring import normalize, score
 
 
@@ -43,6 +51,7 @@ class ExportedModel:
     prompt: Prompt
     feature_width: int
     decoding: DecodingConfig
+    encoder: TorchEncoder | None = None  # where it was trained
 
 
 def generation_config(decoding: DecodingConfig, prompt: Prompt) -> GenerationConfig:
@@ -85,6 +94,15 @@ def in_compute_dtype(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def read_settings(folder: str) -> dict[str, Any]:
+    """viavsp.json of an export. Raises InputError if there is none."""
+    path = pathlib.Path(folder) / "viavsp.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: expected an export of python -m convert.to_hf")
+    # Earlier versions trained no encoder.
+    return {"trained_encoder": False} | json.loads(path.read_text())
+
+
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ExportedModel:
     """Loads an export of `convert.to_hf`.
 
@@ -97,12 +115,10 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
 
     Raises InputError when a part of the export is missing.
     """
-    root = pathlib.Path(folder)
-    needed = "merged" if merged else "adapter"
-    for name in ("viavsp.json", "projector.safetensors", needed):
+    root, settings = pathlib.Path(folder), read_settings(folder)
+    for name in ("projector.safetensors", "merged" if merged else "adapter"):
         if not (root / name).exists():
             raise InputError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
-    settings = json.loads((root / "viavsp.json").read_text())
     prompt = load_prompt(root, settings["end_token"])
     dtype = dtype or getattr(torch, settings["dtype"])
     if merged:
@@ -118,7 +134,40 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
     weights = load_file(root / "projector.safetensors")
     projector = torch.nn.Linear(settings["feature_width"], model.config.hidden_size, dtype=dtype)
     projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
-    return ExportedModel(model.eval(), projector.to(device), prompt, settings["feature_width"], decoding)
+    encoder = TorchEncoder(load_encoder(root / "encoder", dtype, device)) if settings["trained_encoder"] else None
+    return ExportedModel(model.eval(), projector.to(device), prompt, settings["feature_width"], decoding, encoder)
+
+
+def open_data(folder: str, split: str, trained_encoder: bool) -> SplitSource:
+    """A split of a shard folder. Raises InputError if it is not of the kind that an export takes, or not readable."""
+    kind, other = (MEDIA, FEATURES) if trained_encoder else (FEATURES, MEDIA)
+    if pathlib.Path(folder).is_dir() and complete_splits(folder, other):
+        raise InputError(
+            f"{folder} holds features, but the export has an encoder of its own: expected shards of --kind media"
+            if trained_encoder
+            else f"{folder} holds media, but the export has no encoder of its own: expected shards of --kind features"
+        )
+    return open_split(folder, split, kind)
+
+
+def with_features(encoder: TorchEncoder, modality: str, clips: list[Example], folder: str) -> list[Example]:
+    """Examples of media as those of features: `features` float32[T, E] and `cluster_counts` of the modality.
+
+    Raises InputError if a video cannot be decoded or has not as many frames as its counts sum to.
+    """
+    items = []
+    for clip in clips:
+        where = f"{folder}: the video of {clip['id']!r}"
+        frames, expected = media.decode_video(clip["video"], where), clip[f"cluster_counts_{modality}"].sum()
+        if len(frames) != expected:
+            raise InputError(f"{where} has {len(frames)} frames, expected {expected}, as its cluster counts sum to")
+        items.append(Media(frames, media.audio_features(clip["audio"], len(frames)), clip["video"], clip["audio"]))
+    lengths = [len(item.frames) for item in items]
+    _, final = encoder.encode(items, lengths, (modality,), 0)[modality]
+    return [
+        clip | {"features": features[:length], "cluster_counts": clip[f"cluster_counts_{modality}"]}
+        for clip, features, length in zip(clips, encoder.to_host(final), lengths, strict=True)
+    ]
 
 
 def segment_means(features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -147,12 +196,13 @@ def embed(model: ExportedModel, examples: list[Example]) -> tuple[torch.Tensor, 
 
 
 @torch.inference_mode()
-def decode(model: ExportedModel, source: SplitSource, batch_size: int) -> list[dict[str, str]]:
+def decode(model: ExportedModel, source: SplitSource, batch_size: int, modality: str = "av") -> list[dict[str, str]]:
     """Decodes all clips as the training's config says: rows of id, reference and hypothesis, by id.
 
-    Raises InputError when the features have another width than the model was trained on.
+    `modality` says how an encoder of the model takes them. Raises InputError when features have another width than
+    the model was trained on, and for a video that cannot be decoded.
     """
-    if source.width != model.feature_width:
+    if model.encoder is None and source.width != model.feature_width:
         raise InputError(
             f"{source.folder} holds features of width {source.width}, the model expects {model.feature_width}"
         )
@@ -163,6 +213,8 @@ def decode(model: ExportedModel, source: SplitSource, batch_size: int) -> list[d
     with tqdm(total=len(source), desc="decoding", unit="clip") as progress:
         for start in range(0, len(source), batch_size):
             examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
+            if model.encoder is not None:
+                examples = with_features(model.encoder, modality, examples, source.folder)
             x, mask = embed(model, examples)
             # Positions follow from the mask: the first token of each clip has position 0.
             generated = model.llm.generate(inputs_embeds=x, attention_mask=mask, logits_processor=processors)
@@ -178,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m convert.decode_hf", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, metavar="HF_DIR", help="an export of convert.to_hf")
     parser.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")
+    parser.add_argument("--modality", choices=MODALITIES, help="how to take clips of media shards (default: av)")
     parser.add_argument("--split", default="test")
     parser.add_argument("--llm", metavar="HF_LLM", help="the base language model (default: as recorded in the export)")
     parser.add_argument("--merged", action="store_true", help="use the merged model of the export")
@@ -187,10 +240,15 @@ def main() -> None:
     parser.add_argument("--output", default="hypotheses.tsv", help="the table to write (default: hypotheses.tsv)")
     args = parser.parse_args()
     with reported_to_user():
-        source = open_split(args.data, args.split)
+        trained_encoder = read_settings(args.model)["trained_encoder"]
+        source = open_data(args.data, args.split, trained_encoder)
+        if args.modality and not trained_encoder:
+            raise InputError(
+                f"--modality {args.modality} is for shards of media only: {args.data} holds features of one modality"
+            )
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model = load_model(args.model, args.llm, args.merged, args.device, dtype)
-        rows = decode(model, source, args.batch_size)
+        rows = decode(model, source, args.batch_size, args.modality or "av")
     output = pathlib.Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="", encoding="utf-8") as file:

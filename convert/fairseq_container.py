@@ -1,5 +1,6 @@
 """What fairseq's trainer saves, made from a state of training: the content of a `checkpoint_best.pt`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import torch
 
+from convert.avhubert import to_torch_names
 from convert.checkpoints import BUFFERS
-from convert.names import Tensor, Tree, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
+from convert.work_folder import adapters
 from viavsp_jax.data import media
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.state import TrainState
@@ -31,11 +34,11 @@ def container(
       state: numpy or JAX arrays.
       config: what it was trained with.
       accuracy: of the validation split, 0 to 1.
-      encoder: weights by the reference's names; may be empty, and then so is the optimizer's state, which counts
-        the encoder's parameters before the others.
+      encoder: weights by the reference's names and in its order; may be empty, and then so is the optimizer's state,
+        which counts the encoder's parameters before the others.
       paths: settings of the reference that name files, `w2v_path` and `llm_ckpt_path`.
     """
-    learnt = sorted(tensors(state.trainable), key=lambda tensor: tensor.reference_order)
+    learnt = sorted(tensors(adapters(state.trainable)), key=lambda tensor: tensor.reference_order)
     history = {
         "criterion_name": "decoder_only_language_modeling_loss",
         "optimizer_name": "FairseqAdam",
@@ -72,36 +75,74 @@ def in_torch(tree: Tree, wanted: list[Tensor]) -> dict[str, torch.Tensor]:
     return {tensor.reference_name: converted(tensor) for tensor in wanted}
 
 
+def encoder_in_torch(weights: Tree) -> dict[str, torch.Tensor]:
+    """A trained encoder's weights, or their moments, by the reference's names."""
+    return {REFERENCE_ENCODER + name: as_tensor(value) for name, value in to_torch_names(weights).items()}
+
+
+def as_tensor(value: np.ndarray) -> torch.Tensor:
+    """The same memory where it can be: PyTorch warns of arrays that it cannot write to."""
+    return torch.from_numpy(np.require(value, requirements="W"))
+
+
 def optimizer_state(
     state: TrainState, config: ml_collections.ConfigDict, learnt: list[Tensor], encoder: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """The state_dict of fairseq's Adam: moments by the parameter's place, those of the encoder first, without any."""
-    names = {name.rpartition(".")[2] for name in encoder}
-    first = sum(name.rpartition(".")[2] not in BUFFERS for name in encoder)
-    first += sum(name not in names for name in PRETRAINED_ONLY)
-    is_adam = lambda part: isinstance(part, optax.ScaleByAdamState)  # noqa: E731
-    (adam,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
-    exp_avg, exp_avg_sq = in_torch(adam.mu, learnt), in_torch(adam.nu, learnt)
-    step, c = int(adam.count), config.optimizer
+    """The state_dict of fairseq's Adam: moments by the parameter's place, the encoder's first.
+
+    An encoder that has not learnt yet, or never does, has places but no moments.
+    """
+    names = {name.removeprefix(REFERENCE_ENCODER) for name in encoder} | {*PRETRAINED_ONLY}
+    parameters = [
+        REFERENCE_ENCODER + name for name in sorted(names, key=encoder_order) if name.split(".")[-1] not in BUFFERS
+    ]
+    parameters += [tensor.reference_name for tensor in learnt]
+    entries, c = {}, config.optimizer
+    if config.encoder.train:
+        late = adam_state(state.opt_state.inner_states["encoder"])
+        if late.count:
+            entries = adam_entries(late, lambda moments: encoder_in_torch(moments["encoder"]))
+        others = adam_state(state.opt_state.inner_states["others"])
+    else:
+        others = adam_state(state.opt_state)
+    entries |= adam_entries(others, lambda moments: in_torch(moments, learnt))
     group = {
         "lr": float(make_optimizer(config)[1](int(state.step))),
         "betas": (c.b1, c.b2),
         "eps": c.eps,
         "weight_decay": 0.0,
         "amsgrad": False,
-        "params": list(range(first + len(learnt))),
+        "params": list(range(len(parameters))),
     }
-    states = {
-        first + place: {"step": step, "exp_avg": exp_avg[name], "exp_avg_sq": exp_avg_sq[name]}
-        for place, name in enumerate(exp_avg)
-    }
+    states = {place: entries[name] for place, name in enumerate(parameters) if name in entries}
     return {"state": states, "param_groups": [group]}
+
+
+def adam_state(opt_state: optax.OptState) -> optax.ScaleByAdamState:
+    """Adam's state of one part of what learns."""
+    is_adam = lambda part: isinstance(part, optax.ScaleByAdamState)  # noqa: E731
+    (adam,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
+    return adam
+
+
+def adam_entries(
+    adam: optax.ScaleByAdamState, in_torch: Callable[[Tree], dict[str, torch.Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """fairseq's state of every parameter that Adam's is about, by name."""
+    exp_avg, exp_avg_sq = in_torch(adam.mu), in_torch(adam.nu)
+    step = int(adam.count)
+    return {name: {"step": step, "exp_avg": exp_avg[name], "exp_avg_sq": exp_avg_sq[name]} for name in exp_avg}
 
 
 def settings(config: ml_collections.ConfigDict, paths: dict[str, str]) -> dict[str, Any]:
     """Our config under the reference's names; fairseq's defaults hold for what is not in it."""
     c = config.optimizer
-    rate = [c.peak_lr]
+    rate, training = [c.peak_lr], {}
+    if config.encoder.train:
+        training = {
+            "freeze_finetune_updates": config.encoder.freeze_updates, "layerdrop": config.encoder.layer_drop,
+            "activation_dropout": config.encoder.activation_dropout,
+        }  # fmt: skip
     return {
         "_name": None,
         "common": {"_name": None, "seed": config.seed, "fp16": False},
@@ -111,7 +152,7 @@ def settings(config: ml_collections.ConfigDict, paths: dict[str, str]) -> dict[s
         "checkpoint": {"_name": None, "best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True},
         "model": {
             "_name": "avsp_llm", **paths, "normalize": True, "apply_mask": False, "w2v_args": None,
-            "encoder_embed_dim": config.data.feature_width,
+            "encoder_embed_dim": config.data.feature_width, **training,
         },
         "task": {
             "_name": "avsp_llm_training", "llm_ckpt_path": paths["llm_ckpt_path"], "labels": ["wrd"],

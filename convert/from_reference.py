@@ -6,6 +6,9 @@
 `python -m viavsp_jax.main` with the same config and work folder then evaluates it or trains it on, with Adam's moments
 and from the update where the reference stopped; the training data starts anew. With --restart only the weights are
 taken, for a new schedule from update 0. The validation accuracy counts as 0 until the first validation here.
+
+With --config.encoder.train=true the encoder is taken up too, weights, statistics and moments; its config is that of
+--config.encoder.path. Its own Adam begins anew, which is said, where the reference had not trained it yet.
 --encoder_output writes the encoder's weights, which the reference may have trained too, in the form of
 convert.from_fairseq; its config comes from --avhubert, since `checkpoint_best.pt` has none.
 """
@@ -26,16 +29,20 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import config_flags
 
-from convert.checkpoints import AdamMoments, FairseqCheckpoint, read_fairseq, read_moments
+from convert import avhubert
+from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors
+from convert.work_folder import adapters, encoder_weights
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE
+from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, UNUSED_KEYS
 from viavsp_jax.state import TrainState
+
+Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 def convert(
@@ -66,26 +73,55 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     """
     read = read_fairseq(path)
     wanted = fitting(read, experiment, str(path))
-    trainable = gather(experiment.trainable, wanted, lambda tensor: read.model[tensor.reference_name])
-    optimizer, _ = make_optimizer(experiment.config)
-    opt_state = optimizer.init(trainable)
+    others = adapters(experiment.trainable)
+    trainable, batch_stats = gather(others, wanted, lambda tensor: read.model[tensor.reference_name]), {}
+    if experiment.encoder:
+        check_encoder(read, experiment, str(path))
+        trainable |= gather_encoder(experiment.trainable, read.model)
+        batch_stats = gather_encoder(experiment.batch_stats, read.model)
+    opt_state = make_optimizer(experiment.config)[0].init(trainable)
     if restart:
-        return TrainState(jnp.int32(0), trainable, opt_state)
-    if read.num_updates is None:
+        return TrainState(jnp.int32(0), trainable, opt_state, batch_stats)
+    updates = read.num_updates
+    if updates is None:
         raise InputError(f"{path}: its optimizer_history names no num_updates, expected them, or --restart")
-    moments = read_moments(path, [tensor.reference_name for tensor in wanted])
-    if isinstance(moments, str):
-        print(f"{path}: {moments}; Adam starts with zero moments")
-    return TrainState(
-        jnp.int32(read.num_updates),
-        trainable,
-        continued(opt_state, read.num_updates, None if isinstance(moments, str) else moments, wanted),
+    names = [tensor.reference_name for tensor in wanted]
+    adam = read_adam(
+        path, names, "Adam", lambda values: gather(others, wanted, lambda tensor: values[tensor.reference_name])
     )
+    if not experiment.encoder:
+        return TrainState(jnp.int32(updates), trainable, continued(opt_state, updates, adam))
+    names = [REFERENCE_ENCODER + tensor.name for tensor in avhubert.tensors(experiment.trainable["encoder"])]
+    late = read_adam(
+        path, names, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values)
+    )  # fmt: skip
+    # The encoder's schedule begins with the update in which it first learns.
+    learnt_for = max(0, updates - experiment.config.encoder.freeze_updates)
+    parts = opt_state.inner_states
+    inner = {
+        "encoder": continued(parts["encoder"], learnt_for, late),
+        "others": continued(parts["others"], updates, adam),
+    }
+    return TrainState(jnp.int32(updates), trainable, opt_state._replace(inner_states=inner), batch_stats)
+
+
+def read_adam(
+    path: epath.PathLike, names: list[str], whose: str, tree_of: Callable[[dict[str, torch.Tensor]], Tree]
+) -> optax.ScaleByAdamState | None:
+    """The file's moments of the named parameters; None, which is said of `whose`, where they cannot be told apart."""
+    moments = read_moments(path, names)
+    if isinstance(moments, str):
+        print(f"{path}: {moments}; {whose} starts with zero moments")
+        return None
+    return optax.ScaleByAdamState(jnp.int32(moments.step), tree_of(moments.exp_avg), tree_of(moments.exp_avg_sq))
 
 
 def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[Tensor]:
-    """The learnt tensors, in the reference's order. InputError for another rank, width or language model."""
-    wanted = sorted(tensors(experiment.trainable), key=lambda tensor: tensor.reference_order)
+    """The learnt tensors besides the encoder's, in the reference's order.
+
+    Raises InputError for another rank, width or language model.
+    """
+    wanted = sorted(tensors(adapters(experiment.trainable)), key=lambda tensor: tensor.reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
     config = experiment.config
     check_sizes(path, {
@@ -94,15 +130,35 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
             config.data.feature_width, {found[name][-1] for name in found if name == "avfeat_to_llm.weight"}
         ),
     })  # fmt: skip
-    check_names([tensor.reference_name for tensor in wanted], found, path)
+    shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
+    check_shapes(path, shapes, found, f"the language model in {config.llm.path}")
+    return wanted
+
+
+def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) -> None:
+    """InputError if the checkpoint has no encoder, or one that is not that of `config.encoder.path`."""
+    found = {
+        name: tuple(value.shape)
+        for name, value in read.model.items()
+        if name.startswith(REFERENCE_ENCODER) and name.removeprefix(REFERENCE_ENCODER) not in UNUSED_KEYS
+    }
+    if not found:
+        raise InputError(f"{path} holds no encoder, expected one, or --config.encoder.train=false")
+    weights = avhubert.tensors(encoder_weights(experiment.trainable, experiment.batch_stats))
+    shapes = {REFERENCE_ENCODER + tensor.name: tensor.shape for tensor in weights}
+    check_shapes(path, shapes, found, f"the encoder in {experiment.config.encoder.path}")
+
+
+def check_shapes(path: str, expected: Shapes, found: Shapes, what: str) -> None:
+    """InputError that lists all names missing, unknown or of another shape than `what` wants."""
+    check_names(expected, found, path)
     wrong = [
-        f"{tensor.reference_name} is {list(found[tensor.reference_name])} and not {list(tensor.shape)}"
-        for tensor in wanted
-        if found[tensor.reference_name] != tensor.shape
+        f"{name} is {list(found[name])} and not {list(shape)}"
+        for name, shape in expected.items()
+        if found[name] != shape
     ]
     if wrong:
-        raise InputError(f"{path} does not fit the language model in {config.llm.path}: {'; '.join(wrong)}")
-    return wanted
+        raise InputError(f"{path} does not fit {what}: {'; '.join(wrong)}")
 
 
 def check_sizes(path: str, sizes: dict[str, tuple[int, set[int]]]) -> None:
@@ -121,16 +177,26 @@ def gather(abstract: Tree, wanted: list[Tensor], read: Callable[[Tensor], torch.
     return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
 
 
-def continued(opt_state: Any, num_updates: int, moments: AdamMoments | None, wanted: list[Tensor]) -> Any:
-    """A new optimizer's state, moved to `num_updates` of the schedule and, if there are any, to Adam's moments."""
+def gather_encoder(abstract: Tree, values: dict[str, torch.Tensor]) -> Tree:
+    """The encoder's tensors, by the reference's names, in the shapes and dtypes of `abstract`'s "encoder"."""
+    abstract = abstract["encoder"]
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
+    for tensor in avhubert.tensors(abstract):
+        value = values[REFERENCE_ENCODER + tensor.name]
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+        flat[tensor.path][tensor.index] = tensor.to_ours(value.numpy())
+    return {"encoder": jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))}
+
+
+def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None) -> Any:
+    """A new optimizer's state, moved to `updates` of its schedule and, if there is one, to that state of Adam."""
 
     def moved(state: Any) -> Any:
         if isinstance(state, optax.ScaleByScheduleState):
-            return optax.ScaleByScheduleState(jnp.int32(num_updates))
-        if isinstance(state, optax.ScaleByAdamState) and moments is not None:
-            mu = gather(state.mu, wanted, lambda tensor: moments.exp_avg[tensor.reference_name])
-            nu = gather(state.nu, wanted, lambda tensor: moments.exp_avg_sq[tensor.reference_name])
-            return optax.ScaleByAdamState(jnp.int32(moments.step), mu, nu)
+            return optax.ScaleByScheduleState(jnp.int32(updates))
+        if isinstance(state, optax.ScaleByAdamState) and adam is not None:
+            # What the optimizer's other parts are about stays masked.
+            return optax.ScaleByAdamState(adam.count, state.mu | adam.mu, state.nu | adam.nu)
         return state
 
     kinds = (optax.ScaleByScheduleState, optax.ScaleByAdamState)

@@ -48,6 +48,14 @@ TABLE = (
 REFERENCE_LLM = "decoder.base_model.model."
 REFERENCE_ENCODER = "encoder.w2v_model."
 
+# The parts of the encoder's names in the order of the reference's modules: right among the parts of any one module.
+_ENCODER_PARTS = (
+    "mask_emb label_embs_concat feature_extractor_audio feature_extractor_video "
+    "resnet frontend3D trunk layer1 layer2 layer3 layer4 conv1 bn1 relu1 relu2 conv2 bn2 downsample proj "
+    "post_extract_proj encoder pos_conv layers self_attn k_proj v_proj q_proj out_proj self_attn_layer_norm fc1 fc2 "
+    "final_layer_norm layer_norm weight bias weight_g weight_v running_mean running_var num_batches_tracked"
+).split()
+
 _LINES = {ours: line for line, (ours, _, _) in enumerate(TABLE)}
 _WITH_ADAPTER = {ours.replace("lora/a", "kernel") for ours in _LINES if ours.endswith("lora/a")}
 
@@ -84,6 +92,14 @@ class Tensor:
     def turned(self, value: np.ndarray) -> np.ndarray:
         """From their orientation to ours, or back."""
         return value.T if self.transposed else value
+
+
+def encoder_order(name: str) -> list[int]:
+    """Sorts the encoder's weights, by names without REFERENCE_ENCODER, as the reference's modules hold them.
+
+    Its optimizer knows them by their place in this order only.
+    """
+    return [int(part) if part.isdecimal() else _ENCODER_PARTS.index(part) for part in name.split(".")]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

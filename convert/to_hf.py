@@ -1,9 +1,11 @@
 """Exports a training checkpoint in Hugging Face form.
 
-    python -m convert.to_hf --workdir DIR --output HF_DIR [--step best|latest|N] [--llm FOLDER] [--merge]
+    python -m convert.to_hf --workdir DIR --output HF_DIR [--step best|latest|N] [--llm FOLDER] [--encoder FOLDER]
+        [--merge]
 
 HF_DIR gets `adapter/` (for peft), `projector.safetensors`, `viavsp.json` (what decoding must know), the tokenizer
-and, with --merge, `merged/`: the language model with the adapter folded in, for transformers.
+and, with --merge, `merged/`: the language model with the adapter folded in, for transformers. Where the encoder was
+trained, it gets `encoder/` too, in the form of convert.from_fairseq.
 """
 
 import argparse
@@ -14,24 +16,24 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 
-import jax
-import ml_dtypes
 import numpy as np
 from etils import epath
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from convert import safetensors_files
+from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import Tensor, Tree, flatten, tensors
 from convert.safetensors_files import HEADER, Piece
-from viavsp_jax.checkpoint import Checkpoints
+from convert.work_folder import encoder_weights, open_work_folder
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.llm_folder import llama_config, read_conversion, read_layer
+from viavsp_jax.llm_folder import read_layer
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
-from viavsp_jax.state import abstract_model
+from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE
 
 
 @contextlib.contextmanager
@@ -116,46 +118,55 @@ def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prom
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
 
 
-def export(
-    workdir: epath.PathLike, output: str, step: str = "best", llm: epath.PathLike | None = None, merge: bool = False
-) -> None:
-    """Writes the export; see the module's docstring. `llm` replaces the config's language-model folder.
+def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -> None:
+    """Writes the folder that avhubert_torch.load_encoder and convert.avhubert.load_flax read."""
+    folder.mkdir()
+    config.to_json(folder / CONFIG_FILE)
+    save_file(to_torch_names(weights), folder / WEIGHTS_FILE, HEADER)
 
-    Raises InputError when there is no such checkpoint, or no converted language model.
+
+def export(
+    workdir: epath.PathLike,
+    output: str,
+    step: str = "best",
+    llm: epath.PathLike | None = None,
+    merge: bool = False,
+    encoder: epath.PathLike | None = None,
+) -> None:
+    """Writes the export; see the module's docstring.
+
+    `llm` and `encoder` replace the config's folders: of the language model, and of what a trained encoder grew from.
+
+    Raises InputError when there is no such checkpoint, no converted language model or no config of the encoder.
     """
-    if not (epath.Path(workdir) / "checkpoints").exists():
-        raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
-    checkpoints = Checkpoints(workdir)
-    chosen = checkpoints.choose(step)
-    config = checkpoints.restore_config(chosen)
-    llm = llm or config["llm"]["path"]
-    conversion, lora = read_conversion(llm), LoRAConfig(**config["lora"])
-    checkpoints.check_fits(chosen, {"language model sha256": conversion["sha256"]})
-    dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
-    _, abstract, frozen = abstract_model(llama_config(llm), lora, config["data"]["feature_width"], dtype)
-    trainable = jax.tree.map(np.asarray, checkpoints.restore_trainable(chosen, abstract))
-    checkpoints.close()
-    prompt = load_prompt(llm, config["llm"]["end_token"])
+    opened = open_work_folder(workdir, step, llm, encoder)
+    config, lora = opened.config, LoRAConfig(**opened.config.lora)
+    trainable, batch_stats = opened.read_weights()
+    opened.checkpoints.close()
+    prompt = load_prompt(opened.llm, config.llm.end_token)
     with replacing(pathlib.Path(output).absolute()) as folder:
-        write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, conversion["source"])
+        write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
-        copy_files(llm, folder, TOKENIZER_FILES)
+        copy_files(opened.llm, folder, TOKENIZER_FILES)
+        if opened.encoder:
+            write_encoder(folder / "encoder", opened.encoder, encoder_weights(trainable, batch_stats))
         if merge:
             (folder / "merged").mkdir()
-            quantization = config["llm"].get("quantization", "none")
-            adapters = flatten(trainable)
-            read = functools.partial(merged, llm, adapters=adapters, lora=lora, quantization=quantization)
-            safetensors_files.write(folder / "merged", pieces(frozen, read))
-            write_merged_configs(folder / "merged", llm, prompt, conversion["dtype"])
+            quantization = config.llm.get("quantization", "none")
+            learnt = flatten({"llm": trainable["llm"]})
+            read = functools.partial(merged, opened.llm, adapters=learnt, lora=lora, quantization=quantization)
+            safetensors_files.write(folder / "merged", pieces(opened.frozen, read))
+            write_merged_configs(folder / "merged", opened.llm, prompt, opened.conversion["dtype"])
         settings = {
-            "feature_width": config["data"]["feature_width"],
-            "end_token": config["llm"]["end_token"],
-            "decoding": config["evaluate"]["decoding"],
-            "dtype": config["dtype"],
-            "step": chosen,
-            "llm_sha256": conversion["sha256"],
-            "config": config,
+            "feature_width": config.data.feature_width,
+            "trained_encoder": config.encoder.train,
+            "end_token": config.llm.end_token,
+            "decoding": config.evaluate.decoding.to_dict(),
+            "dtype": config.dtype,
+            "step": opened.step,
+            "llm_sha256": opened.conversion["sha256"],
+            "config": config.to_dict(),
         }
         (folder / "viavsp.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
 
@@ -167,10 +178,11 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="HF_DIR", help="the folder to write")
     parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
+    parser.add_argument("--encoder", metavar="FOLDER", help="what a trained encoder grew from (default: the config's)")
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()
     with reported_to_user():
-        export(args.workdir, args.output, args.step, args.llm, args.merge)
+        export(**vars(args))
 
 
 if __name__ == "__main__":

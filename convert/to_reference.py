@@ -7,6 +7,8 @@
 --hf writes the weights that `AVSPLLMModel.from_pretrained` reads, the language model included; copy the reference's
 `model.km` beside them. --encoder is the folder of the encoder (convert.from_fairseq, convert.from_reference); two of
 its weights that only the pre-training used are in its pretraining.safetensors, and left out where that is missing.
+Where the encoder was trained, its weights are those of the checkpoint, and only these two are taken from --encoder,
+which then is the folder that it grew from (default: the config's).
 """
 
 import argparse
@@ -16,36 +18,29 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import ml_collections
-import ml_dtypes
 import numpy as np
 import torch
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from convert import safetensors_files
-from convert.fairseq_container import PRETRAINED_ONLY, container
+from convert.avhubert import to_torch_names
+from convert.fairseq_container import PRETRAINED_ONLY, as_tensor, container
 from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
-from convert.names import REFERENCE_ENCODER, Tree, check_names, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, tensors
 from convert.safetensors_files import Piece
-from viavsp_jax.checkpoint import Checkpoints
+from convert.work_folder import adapters, encoder_weights, open_work_folder
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.llm_folder import llama_config, read_conversion, read_layer
+from viavsp_jax.llm_folder import llama_config, read_layer
 from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE, AVHubert
-from viavsp_jax.state import TrainState, abstract_model
+from viavsp_jax.state import TrainState
 
 # Names of dtypes in the headers of encoder folders.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I64": np.dtype(np.int64)}
-
-# One file is in memory at a time, twice: as arrays and as bytes.
-SHARD_BYTES = 256 * 2**20
 
 # The reference fixes rank and alpha in its code.
 REFERENCE_LORA = (16, 32)
@@ -53,10 +48,10 @@ REFERENCE_LORA = (16, 32)
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """An encoder folder: its config, its weights by the reference's names, and the checkpoint they came from."""
+    """An encoder: its config, its weights by the reference's names, and the checkpoint it came from."""
 
     config: AVHubertConfig
-    pieces: list[Piece]
+    pieces: list[Piece]  # in the reference's order
     source: str
 
 
@@ -70,43 +65,39 @@ class Trained:
     llm: epath.PathLike
     source: str  # of the language model
     frozen: Tree  # jax.ShapeDtypeStruct in the stored dtype
+    encoder_path: epath.PathLike  # what the encoder grew from, if it was trained
+
+    @property
+    def encoder(self) -> Tree | None:
+        """The encoder's weights if it was trained."""
+        if not self.config.encoder.train:
+            return None
+        return encoder_weights(self.state.trainable, self.state.batch_stats)
 
 
-def load_trained(workdir: epath.PathLike, step: str = "best", llm: epath.PathLike | None = None) -> Trained:
-    """Reads a checkpoint; `llm` replaces the config's folder of the language model.
+def load_trained(
+    workdir: epath.PathLike,
+    step: str = "best",
+    llm: epath.PathLike | None = None,
+    encoder: epath.PathLike | None = None,
+) -> Trained:
+    """Reads a checkpoint; `llm` and `encoder` replace the config's folders.
 
-    Raises InputError when there is no such checkpoint, or no such language model.
+    Raises InputError when there is no such checkpoint, or no such language model or trained encoder.
     """
-    if not (epath.Path(workdir) / "checkpoints").exists():
-        raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
-    checkpoints = Checkpoints(workdir)
-    chosen = checkpoints.choose(step)
-    config = ml_collections.ConfigDict(checkpoints.restore_config(chosen))
-    llm = llm or config.llm.path
-    conversion = read_conversion(llm)
-    checkpoints.check_fits(chosen, {"language model sha256": conversion["sha256"]})
-    dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
-    lora = LoRAConfig(**config.lora)
-    _, trainable, frozen = abstract_model(llama_config(llm), lora, config.data.feature_width, dtype)
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(make_optimizer(config)[0].init, trainable)
-    )
-    # Wherever it was trained, it is wanted here.
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
-    state = jax.device_get(checkpoints.restore(chosen, state, None))
-    accuracy = checkpoints.accuracy(chosen)
-    checkpoints.close()
-    return Trained(state, config, accuracy, llm, conversion["source"], frozen)
+    opened = open_work_folder(workdir, step, llm, encoder)
+    state, accuracy = opened.read_state(), opened.checkpoints.accuracy(opened.step)
+    opened.checkpoints.close()
+    source = opened.conversion["source"]
+    return Trained(state, opened.config, accuracy, opened.llm, source, opened.frozen, opened.encoder_path)
 
 
 def llm_pieces(trained: Trained) -> Iterator[Piece]:
     """Projector, language model and adapters, layer by layer."""
-    flat = flatten(trained.state.trainable)
+    learnt = adapters(trained.state.trainable)
+    flat = flatten(learnt)
     dtypes = {path: value.dtype for path, value in flatten(trained.frozen).items()}
-    for tensor in sorted(
-        tensors(trained.state.trainable) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order
-    ):
+    for tensor in sorted(tensors(learnt) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
 
         def read(tensor=tensor) -> np.ndarray:
             if tensor.path in flat:
@@ -118,44 +109,56 @@ def llm_pieces(trained: Trained) -> Iterator[Piece]:
         yield Piece(tensor.reference_name, tensor.shape, dtypes.get(tensor.path, np.dtype(np.float32)), read)
 
 
-def read_encoder(folder: epath.PathLike) -> Encoder:
-    """An encoder folder. Raises InputError if a file is missing or unreadable, or its names do not fit its config."""
+def read_encoder(folder: epath.PathLike, trained: Tree | None = None) -> Encoder:
+    """An encoder folder or, of a trained one, the weights and what only the folder that it grew from has.
+
+    Raises InputError if a file is missing or unreadable, or its names do not fit its config.
+    """
     folder = epath.Path(folder)
     config = AVHubertConfig.from_json(folder / CONFIG_FILE)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in AVHubert(config).state_dict().items()}
     pieces, source = [], str(folder)
-    kept = (folder / PRETRAINING_FILE).exists()
-    for file_name in (PRETRAINING_FILE, WEIGHTS_FILE) if kept else (WEIGHTS_FILE,):
-        path = os.fspath(folder / file_name)
-        try:
-            file = safe_open(path, "np")
-        except (SafetensorError, FileNotFoundError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-        if file_name == PRETRAINING_FILE:
-            names, source = (
-                [name for name in PRETRAINED_ONLY if name in file.keys()],
-                (file.metadata() or {}).get("source", source),
-            )
-        else:
-            names = list(expected)
-            check_names(names, file.keys(), path)
-        for name in names:
-            header = file.get_slice(name)
-            shape, dtype = tuple(header.get_shape()), DTYPES[header.get_dtype()]
-            if shape != expected.get(name, shape):
-                raise InputError(f"{path}: {name} is {list(shape)}, its config wants {list(expected[name])}")
-            pieces.append(
-                Piece(REFERENCE_ENCODER + name, shape, dtype, lambda file=file, name=name: file.get_tensor(name))
-            )
-    return Encoder(config, pieces, source)
+    if (folder / PRETRAINING_FILE).exists():
+        file = opened(folder / PRETRAINING_FILE)
+        source = (file.metadata() or {}).get("source", source)
+        pieces = [file_piece(file, name) for name in PRETRAINED_ONLY if name in file.keys()]
+    if trained is None:
+        path = folder / WEIGHTS_FILE
+        file = opened(path)
+        check_names(expected, file.keys(), str(path))
+        pieces += [file_piece(file, name) for name in expected]
+        for piece in pieces:
+            if piece.shape != (wanted := expected.get(piece.name, piece.shape)):
+                raise InputError(f"{path}: {piece.name} is {list(piece.shape)}, its config wants {list(wanted)}")
+    else:
+        pieces += [
+            Piece(name, value.shape, value.dtype, lambda value=value: value)
+            for name, value in to_torch_names(trained).items()
+        ]
+    pieces.sort(key=lambda piece: encoder_order(piece.name))
+    return Encoder(config, [dataclasses.replace(one, name=REFERENCE_ENCODER + one.name) for one in pieces], source)
+
+
+def opened(path: epath.Path) -> safe_open:
+    """A safetensors file. Raises InputError if there is none that can be read."""
+    try:
+        return safe_open(os.fspath(path), "np")
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def file_piece(file: safe_open, name: str) -> Piece:
+    """One of its tensors."""
+    header = file.get_slice(name)
+    return Piece(name, tuple(header.get_shape()), DTYPES[header.get_dtype()], lambda: file.get_tensor(name))
 
 
 def write_fairseq(path: epath.PathLike, trained: Trained, encoder: Encoder | None) -> None:
     """Writes a `checkpoint_best.pt` that PyTorch reads with weights_only=True."""
     weights = {}
     for piece in encoder.pieces if encoder else ():
-        value = torch.from_numpy(piece.read())
+        value = as_tensor(piece.read())
         weights[piece.name] = value.float() if value.is_floating_point() else value
     paths = {"w2v_path": encoder.source if encoder else "", "llm_ckpt_path": trained.source}
     content = container(trained.state, trained.config, trained.accuracy, weights, paths)
@@ -205,13 +208,14 @@ def export(
     """
     if not fairseq and not hf:
         raise InputError("nothing to write: expected --fairseq, --hf or both")
-    if hf and not encoder:
+    trained = load_trained(workdir, step, llm, encoder)
+    folder = trained.encoder_path if trained.config.encoder.train else encoder
+    parts = read_encoder(folder, trained.encoder) if folder else None
+    if hf and not parts:
         raise InputError("--hf needs --encoder: AVSPLLMModel holds the encoder too")
-    trained = load_trained(workdir, step, llm)
-    parts = read_encoder(encoder) if encoder else None
     if parts and parts.config.embed_dim != trained.config.data.feature_width:
         raise InputError(
-            f"{encoder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
+            f"{folder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
             f"width {trained.config.data.feature_width}"
         )
     if (trained.config.lora.rank, trained.config.lora.alpha) != REFERENCE_LORA:
@@ -221,7 +225,7 @@ def export(
             "note: without --encoder the file holds neither the encoder nor Adam's state, which counts its parameters"
         )
     elif not parts.pieces[0].name.endswith(PRETRAINED_ONLY):
-        print(f"note: {encoder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
+        print(f"note: {folder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
     if fairseq:
         write_fairseq(fairseq, trained, parts)
         print(f"wrote {fairseq}: update {trained.state.step}")

@@ -175,6 +175,14 @@ def test_places_without_a_clip_change_nothing(folders, trained):
     jax.tree.map(np.testing.assert_array_equal, new_stats, stats)
 
 
+def test_the_video_of_what_is_not_seen_stays_finite(folders):
+    """Convolutions of any scale are normalised where a clip has frames; elsewhere they must not multiply up."""
+    graph, params, stats = load(folders["pre-LN"], BATCH)
+    params["video"] = jax.tree.map(lambda x: x * 10 if x.ndim > 3 else x, params["video"])
+    gradients = backward(graph, params, stats, clips(PRE_LN))[1]
+    assert all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(gradients))
+
+
 def test_what_a_clip_lacks_has_no_effect(folders, trained):
     batch = clips(PRE_LN)
     batch["audio"][~HEARD] = 7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import dedup, features, loader, media_clips, rounds, startup
+from benchmarks import dedup, encoder, features, loader, media_clips, rounds, startup
 from benchmarks.vasr_clips import FRAMES, draw_run_lengths
 from viavsp_jax.data import media
 from viavsp_jax.models.avhubert_config import AVHubertConfig
@@ -97,6 +97,17 @@ def test_features(tmp_path):
     clips = media_clips.write_media(tmp_path / "media", 3)
     found = features.run(features.make_encoder(config), clips, batch_size=2, rounds=1)
     assert len(found.rates) == 3 and "32, 3 clips" in found.title
+
+
+def test_encoder(monkeypatch):
+    config = AVHubertConfig(
+        embed_dim=32, num_layers=2, num_heads=4, ffn_dim=48, frontend_channels=4, resnet_channels=(4, 6, 8, 10),
+        conv_pos=8, conv_pos_groups=4,
+    )  # fmt: skip
+    found = encoder.run(features.make_encoder(config), encoder.make_clips(3), batch_size=2, dtype="float32", rounds=1)
+    assert [name.split(",")[0] for name in found.rates] == ["JAX", "PyTorch", "PyTorch"]
+    monkeypatch.setattr(encoder, "SIZE", 64)
+    assert all(rate > 0 for rate in encoder.product_rates("float32").values())
 
 
 def test_startup(tmp_path):

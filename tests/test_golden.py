@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from scripts.golden import encoder_training
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -23,7 +25,15 @@ def test_all_recordings():
     failures = [line for line in run.stdout.splitlines() if "FAIL" in line]
     assert (run.returncode, failures) == (0, []), run.stderr[-2000:]
     assert int(run.stdout.splitlines()[-1].split()[0]) > 300
-    assert "kmeans/centers.npz (absent)" in run.stdout
+    # What cannot be compared, all that is: inputs, and the reference's own model.
+    left = {line.split("  -  ")[1].strip() for line in run.stdout.splitlines() if "  -  " in line}
+    assert {" ".join(line.split()[:2]) for line in left} == {
+        "kmeans/centers.npz (absent)",
+        "kmeans/model_km_attributes.json (absent)",
+        "labels by",
+        "utt0 before",
+        "utt1 before",
+    }
 
 
 @pytest.fixture
@@ -47,8 +57,8 @@ def replace(folder, name, write):
     (folder / "INDEX.json").write_text(json.dumps(index))
 
 
-def failures(folder):
-    run = check(folder, "--only", "nf4")
+def failures(folder, area="nf4"):
+    run = check(folder, "--only", area)
     assert run.returncode == 1 and "Traceback" not in run.stderr
     return [line for line in run.stdout.splitlines() if "FAIL" in line]
 
@@ -63,15 +73,39 @@ def test_one_other_number_fails(copy):
     assert [line.split()[:5] for line in lines] == [["nf4", "1.0e+00", "exact", "FAIL", f"w{i}"] for i in range(3)]
 
 
+@pytest.mark.parametrize("name, changed, passes", [
+    ("layers.0.fc1.weight", 0.5e-4, True),
+    ("layers.0.fc1.weight", 2e-4, False),
+    ("layers.0.self_attn.k_proj.bias", 0.5e-4, True),  # of the weight's largest
+    ("layers.0.self_attn.k_proj.bias", 2e-4, False),
+    ("video.resnet.trunk.layer1.0.bn1.bias", 2e-3, True),  # what rounding may do
+    ("video.resnet.trunk.layer1.0.bn1.bias", 0.1, False),
+    ("video.resnet.trunk.layer1.0.bn1.bias", np.nan, False),
+])  # fmt: skip
+def test_one_other_value_of_a_gradient(name, changed, passes):
+    """Changed by so much of the largest."""
+    rng = np.random.default_rng(0)
+    recorded = {name: rng.normal(size=64), "layers.0.self_attn.k_proj.weight": rng.normal(size=(64, 64))}
+    if name.endswith("k_proj.bias"):
+        recorded[name] *= 1e-9
+    largest = np.abs(recorded[encoder_training.unit(name)]).max()
+    ours = {name: recorded[name] + changed * largest * (np.arange(64) == 32)}
+    assert encoder_training.gradient_row(name, ours, recorded).passed == passes
+
+
 def test_missing_and_changed_files_fail(copy):
     (copy / "media" / "info.json").unlink()
     (copy / "train" / "tri_stage_table.json").unlink()
     (copy / "train" / "tri_stage_table.json").write_text("{}")
     (copy / "nf4" / "nf4.json").unlink()
+    (copy / "train" / "bn_train_trace.npz").unlink()
+    (copy / "avsp" / "gqa_sample0_encoder_grads.npz").unlink()
     lines = failures(copy)
     assert [" ".join(line.split()[4:]) for line in lines] == [
+        "avsp/gqa_sample0_encoder_grads.npz (missing)",
         "media/info.json (missing)",
         "nf4/nf4.json (missing)",
+        "train/bn_train_trace.npz (missing)",
         "train/tri_stage_table.json (not the file that was recorded)",
         f"the rest (FileNotFoundError: {copy / 'nf4' / 'nf4.json'} is missing)",
     ]

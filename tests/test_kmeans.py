@@ -33,10 +33,9 @@ def test_assign_equals_scikit_learn_and_the_distances():
     far = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32) + 1000
     for features in (real, far):
         model = MiniBatchKMeans(40, random_state=0, n_init=1).fit(features)
-        found = kmeans.assign(torch.from_numpy(features), torch.from_numpy(model.cluster_centers_))
+        found = kmeans.assign(features, model.cluster_centers_)
         distances = np.linalg.norm(features[:, None].astype(float) - model.cluster_centers_, axis=2)
         np.testing.assert_array_equal(found, distances.argmin(1))
-        np.testing.assert_array_equal(kmeans.assign(features, model.cluster_centers_), found)
         if features is real:
             np.testing.assert_array_equal(found, model.predict(features))
 

@@ -187,6 +187,13 @@ def load_encoder_config(config: ml_collections.ConfigDict) -> AVHubertConfig | N
     return encoder
 
 
+def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
+    """The shape of the encoder that is trained, by names for `Checkpoints.check_fits`; {} if there is none."""
+    fields = {} if encoder is None else dataclasses.asdict(encoder)
+    # JSON has no tuples.
+    return {f"the encoder's {name}": list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
+
+
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Reads all that is small and checks it; InputError before anything large is touched."""
     if not config.llm.path:
@@ -198,6 +205,7 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     experiment = abstract_experiment(config, llama, mesh, prompt, jnp.dtype(conversion["dtype"]), encoder)
     fits = {
         "config.encoder.train": config.encoder.train,
+        **encoder_fits(encoder),
         "config.lora.rank": config.lora.rank,
         "config.lora.alpha": config.lora.alpha,
         "config.data.feature_width": config.data.feature_width,

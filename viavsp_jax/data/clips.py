@@ -92,8 +92,8 @@ class ClipLoader:
             self.modalities.append(modality)
             self.sources.append(records.open_split(folder, split, records.MEDIA))
         self.seed, self.augmentation = config.seed, Augmentation.of_config(config)
-        self.recordings = {}
-        if self.augmentation.noise_probability:
+        self.recordings = {}  # of noise, where clips are augmented
+        if split == "train" and self.augmentation.noise_probability:
             folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]
             self.recordings = {folder: open_noise(folder, split) for folder in folders}
 

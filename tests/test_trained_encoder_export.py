@@ -1,0 +1,140 @@
+"""A run that trained its encoder, given to PyTorch: the encoder as the checkpoint has it, and the same words."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_media import media_config
+from small_run import make_shards
+
+from convert import decode_hf, to_hf, to_reference
+from convert.avhubert import load_flax
+from convert.names import flatten
+from viavsp_jax import evaluate, train
+from viavsp_jax.data import records
+from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.prepare.avhubert_torch import load_encoder
+
+NAMES = ("av_clean", "audio_clean", "video_clean")
+
+
+@pytest.fixture(scope="module")
+def run(media_folders, tmp_path_factory):
+    """(work folder, config) of 3 updates that change all of the encoder, its statistics included."""
+    config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("run")
+    config.encoder.freeze_updates, config.encoder.batch_norm = 0, "batch"
+    config.updates, config.checkpoint.every, config.optimizer.peak_lr = 3, 3, 0.02
+    config.data.train, config.evaluate.names, config.evaluate.bucket = NAMES, NAMES, 128
+    train.train(config, workdir)
+    return workdir, config
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "hf"
+    to_hf.export(run[0], str(folder), merge=True)
+    return folder
+
+
+def test_the_export_holds_the_encoder_and_statistics_of_the_checkpoint(run, exported, media_folders):
+    expected, before = flatten(to_reference.load_trained(run[0]).encoder), flatten(load_flax(media_folders[2])[1])
+    config, weights = load_flax(exported / "encoder")
+    assert config == AVHubertConfig.from_json(media_folders[2] / "config.json")
+    found = flatten(weights)
+    assert found.keys() == expected.keys() == before.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    same = {name for name in found if np.array_equal(found[name], before[name])}
+    assert same <= {"blocks/k/bias"}  # softmax does not see what is added to all keys alike
+    encoder = load_encoder(exported / "encoder").state_dict()
+    counters = {int(value) for name, value in encoder.items() if name.endswith("num_batches_tracked")}
+    assert len(counters) == 1 and counters.pop() > 4
+    assert {value.dtype for value in encoder.values()} == {torch.float32, torch.int64}
+    assert json.loads((exported / "viavsp.json").read_text())["trained_encoder"] is True
+    assert not [name for name in load_file(exported / "merged" / "model.safetensors") if "encoder" in name]
+
+
+def test_transformers_writes_the_same_words(run, exported, tmp_path, monkeypatch):
+    workdir, config = run
+    evaluate.evaluate(config, workdir)
+    words = {}
+    for name in NAMES:
+        table = tmp_path / f"{name}.tsv"
+        options = {
+            "model": exported, "data": f"{config.data.path}/media_clean", "output": table, "batch_size": 3,
+            "modality": name.removesuffix("_clean"),
+        }  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["decode_hf", *(f"--{key}={value}" for key, value in options.items())])
+        decode_hf.main()
+        ours, theirs = (
+            {row["id"]: row["hypothesis"] for row in csv.DictReader(path.open(encoding="utf-8"), delimiter="\t")}
+            for path in (workdir / "hypotheses" / f"{name}.tsv", table)
+        )
+        assert ours == theirs
+        words[name] = tuple(theirs.values())
+    assert len(words["av_clean"]) == 5 and len(set(words.values())) > 1
+
+
+def test_features_are_those_of_the_modality(run, exported):
+    """The embeddings too: words alone could hide an encoder that is nearly right."""
+    source = records.open_split(f"{run[1].data.path}/media_clean", "test", records.MEDIA)
+    model, clips = decode_hf.load_model(exported, None, False, "cpu", None), list(source)
+    means = {}
+    for modality in MODALITIES:
+        examples = decode_hf.with_features(model.encoder, modality, clips, source.folder)
+        together = [example["features"] for example in examples]
+        alone = [decode_hf.with_features(model.encoder, modality, [clip], "")[0]["features"] for clip in clips]
+        for batched, single, clip, example in zip(together, alone, clips, examples, strict=True):
+            np.testing.assert_allclose(batched, single, atol=1e-5)
+            np.testing.assert_array_equal(example["cluster_counts"], clip[f"cluster_counts_{modality}"])
+        means[modality] = together[0].mean(0)
+    assert all(np.abs(means["av"] - means[name]).max() > 1e-2 for name in ("audio", "video"))
+
+
+def test_an_export_from_another_place(run, exported, media_folders, tmp_path):
+    """What the encoder grew from has moved: its config is all that is needed of it."""
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(media_folders[2] / "config.json", moved)
+    to_hf.export(run[0], str(tmp_path / "hf"), encoder=moved)
+    name = "encoder/model.safetensors"
+    assert (tmp_path / "hf" / name).read_bytes() == (exported / name).read_bytes()
+    with pytest.raises(InputError, match="none holds no config.json: give the folder .* with --encoder"):
+        to_hf.export(run[0], str(tmp_path / "no"), encoder=tmp_path / "none")
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(config | {"num_heads": 2}))
+    with pytest.raises(InputError, match="was trained with the encoder's num_heads 4, not 2"):
+        to_hf.export(run[0], str(tmp_path / "no"), encoder=moved)
+
+
+def test_data_of_the_other_kind_is_one_clear_error(run, exported, export, tmp_path, monkeypatch, capsys):
+    features, media = make_shards(tmp_path / "av_clean"), f"{run[1].data.path}/media_clean"
+    for arguments, message in (
+        (["--model", exported, "--data", features], "av_clean holds features, but the export has an encoder"),
+        (["--model", export, "--data", media], "media_clean holds media, but the export has no encoder"),
+        (["--model", export, "--data", features, "--modality", "av"], "--modality av is for shards of media only"),
+        (["--model", exported, "--data", tmp_path], "no dataset_info.json"),
+    ):
+        monkeypatch.setattr("sys.argv", ["decode_hf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            decode_hf.main()
+        error = capsys.readouterr().err
+        assert status.value.code == 2 and message in error and "Traceback" not in error
+
+
+def test_a_video_that_does_not_fit_its_counts_is_one_clear_error(run, exported):
+    source = records.open_split(f"{run[1].data.path}/media_clean", "test", records.MEDIA)
+    model, clip = decode_hf.load_model(exported, None, False, "cpu", None), source[0]
+    counts = clip["cluster_counts_av"]
+    for change, message in (
+        ({"cluster_counts_av": np.append(counts, 1)}, f"has {counts.sum()} frames, expected {counts.sum() + 1}"),
+        ({"video": b"text"}, "not a readable video"),
+    ):
+        with pytest.raises(InputError, match=f"folder: the video of '{clip['id']}'.*{message}"):
+            decode_hf.with_features(model.encoder, "av", [clip | change], "folder")
