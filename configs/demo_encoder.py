@@ -21,5 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment.noise.probability = 0.5
     config.data.augment.drop_audio = 1 / 3
     config.data.augment.drop_video = 1 / 3
+    config.checkpoint.every = 200
     config.data.row = {"positions": 256, "frames": 300, "labels": 128, "clips": 4, "window": 256}
     return config

@@ -12,18 +12,27 @@ from flax import nnx
 from convert.avhubert import load_flax, to_torch_names
 from convert.checkpoints import read_fairseq
 from convert.from_fairseq import convert
+from convert.names import Tree
 from scripts.golden.avhubert import MODALITIES, unpacked, variants
 from scripts.golden.media import encoder_inputs, padded, utterances
 from scripts.golden.report import EXACT, WHOLE, Golden, Row, close, worst
 from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS
 
 Run = Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]]
 
 
-def runner(folder: pathlib.Path) -> Run:
+def load(golden: Golden, variant: str) -> tuple[AVHubertConfig, Tree]:
+    """Config and weights of a recorded encoder, through the converters."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        convert(unpacked(golden, f"avhubert/{variant}_tiny.pt.xz", folder), folder / "encoder")
+        return load_flax(folder / "encoder")
+
+
+def runner(config: AVHubertConfig, params: Tree) -> Run:
     """(audio, video, padding mask) → outputs of all layers, and the final output by modalities. One compilation."""
-    config, params = load_flax(folder)
     graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
 
     @jax.jit
@@ -53,12 +62,11 @@ def outputs(title: str, found: tuple, recorded, names: list[str]) -> Iterator[Ro
 def checks(golden: Golden) -> Iterator[Row]:
     """All recorded encoders, converted to Flax and back."""
     for variant in variants(golden):
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            checkpoint = unpacked(golden, f"avhubert/{variant}_tiny.pt.xz", folder)
-            convert(checkpoint, folder / "encoder")
-            run, back = runner(folder / "encoder"), to_torch_names(load_flax(folder / "encoder")[1])
-            there = {n: x.numpy() for n, x in read_fairseq(checkpoint).model.items() if n not in UNUSED_KEYS}
+        config, params = load(golden, variant)
+        run, back = runner(config, params), to_torch_names(params)
+        with tempfile.TemporaryDirectory() as folder:
+            read = read_fairseq(unpacked(golden, f"avhubert/{variant}_tiny.pt.xz", pathlib.Path(folder)))
+        there = {n: x.numpy() for n, x in read.model.items() if n not in UNUSED_KEYS}
         different = [n for n in there.keys() | back.keys() if n not in back or not np.array_equal(there[n], back[n])]
         yield Row(f"{variant} there and back, {len(there)} tensors", len(different), EXACT)
         inputs = [encoder_inputs(golden, utterance) for utterance in utterances(golden)]

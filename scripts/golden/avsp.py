@@ -80,16 +80,20 @@ def learnt(abstract: Tree, tensors: Mapping[str, np.ndarray]) -> Tree:
     return gather(abstract, names.tensors(abstract), lambda one: torch.from_numpy(tensors[one.reference_name]))
 
 
-def load_model(golden: Golden, kind: str) -> Model:
-    """From the recorded Hugging Face folder and adapter file."""
+def load_model(golden: Golden, kind: str, **encoder: Any) -> Model:
+    """From the recorded Hugging Face folder and adapter file.
+
+    `encoder` is what `abstract_model` is to know of one in the model; its weights are left to the caller.
+    """
     weights = load_file(golden.path(f"avsp/{kind}_adapter.safetensors"))
     folder = golden.path(f"avsp/llm_{kind}")
     rank = next(value.shape[0] for name, value in weights.items() if "lora_A" in name)
     width = weights["avfeat_to_llm.weight"].shape[1]
     # Dropout is off in all recordings.
-    structure, trainable, _ = abstract_model(llama_config(folder), LoRAConfig(rank, ALPHA, 0.0), width, jnp.float32)
+    lora = LoRAConfig(rank, ALPHA, 0.0)
+    structure, trainable, _ = abstract_model(llama_config(folder), lora, width, jnp.float32, **encoder)
     frozen = jax.tree.map(jnp.asarray, from_hf.load_params(folder))
-    return Model(structure, learnt(trainable, weights), frozen, load_prompt(folder, "</s>"))
+    return Model(structure, learnt(others(trainable), weights), frozen, load_prompt(folder, "</s>"))
 
 
 def record(golden: Golden, kind: str, number: str, modality: str) -> Arrays:
@@ -105,15 +109,22 @@ def record(golden: Golden, kind: str, number: str, modality: str) -> Arrays:
     }
 
 
-def packed(model: Model, utterances: list[Arrays], rows: int) -> Arrays:
-    """A batch of `rows` rows that hold the utterances, made by the project's own pipeline."""
+def others(trainable: Tree) -> Tree:
+    """What learns beside the encoder: adapters and projector."""
+    return {name: tree for name, tree in trainable.items() if name != "encoder"}
+
+
+def packed(model: Model, utterances: list[Arrays], rows: int, of_clips: bool = False) -> Arrays:
+    """A batch of `rows` rows that hold the utterances, or their clips, made by the project's own pipeline."""
     big = packing.RowShape(positions=10**6, frames=10**6, labels=10**6, clips=len(utterances), window=10**6)
     whole = [packing.ToUtterance(model.prompt, big, np.float32).map(one) for one in utterances]
     clips = -(-len(utterances) // rows)
-    sizes = [sum(len(one[name]) for one in whole) for name in ("tokens", "features", "targets")]
-    shape = packing.RowShape(*sizes, clips=clips, window=sizes[0])
-    dataset = grain.MapDataset.source(utterances)
-    return next(iter(pipeline.packed_batches(dataset, packing.ToUtterance(model.prompt, shape, np.float32), rows)))
+    positions, frames, labels = (sum(len(one[name]) for one in whole) for name in ("tokens", "features", "targets"))
+    if of_clips:
+        frames = clips * max(len(one["features"]) for one in whole)
+    shape = packing.RowShape(positions, frames, labels, clips=clips, window=positions)
+    to_utterance = packing.ToUtterance(model.prompt, shape, np.float32, of_clips)
+    return next(iter(pipeline.packed_batches(grain.MapDataset.source(utterances), to_utterance, rows)))
 
 
 def all_positions(model: Model, utterance: Arrays) -> Arrays:

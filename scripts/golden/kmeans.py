@@ -32,12 +32,11 @@ def tiny_checks(golden: Golden) -> Iterator[Row]:
         for utterance in utterances(golden):
             audio, video = (torch.from_numpy(x)[None] for x in encoder_inputs(golden, utterance))
             output = encoder.encode(encoder.audio_features(audio), encoder.video_features(video), layer=layer)[0]
-            features.append(output[0])
+            features.append(output[0].numpy())
     yield exact("tiny lengths", [len(one) for one in features], recorded["lengths"])
-    yield close(f"tiny features, layer {layer}", torch.cat(features), recorded["features"], WHOLE)
-    for what, source in (("recorded", torch.from_numpy(recorded["features"])), ("our", torch.cat(features))):
-        labels = kmeans.assign(source, torch.from_numpy(centers)).numpy()
-        labels = np.split(labels, np.cumsum(recorded["lengths"])[:-1])
+    yield close(f"tiny features, layer {layer}", np.concatenate(features), recorded["features"], WHOLE)
+    for what, source in (("recorded", recorded["features"]), ("our", np.concatenate(features))):
+        labels = np.split(kmeans.assign(source, centers), np.cumsum(recorded["lengths"])[:-1])
         yield labelled(f"tiny labels of {what} features", labels, golden.numbers("kmeans/tiny_test_0_1.km"))
         counts = [kmeans.run_lengths(one) for one in labels]
         yield labelled(f"tiny counts of {what} features", counts, golden.numbers("kmeans/tiny_test.cluster_counts"))
@@ -74,8 +73,7 @@ def real_checks(golden: Golden) -> Iterator[Row]:
         WHOLE,
     )  # fmt: skip
     yield exact("frames of each real cluster, all counted", real["counts"].shape, shape[:1])
-    centers = torch.from_numpy(real["cluster_centers"])
-    found = [kmeans.assign(torch.from_numpy(one), centers) for one in features]
+    found = [kmeans.assign(one, real["cluster_centers"]) for one in features]
     yield labelled("labels by the real centres", found, [one.tolist() for one in labels])
     found = [margin(one, real["cluster_centers"]) for one in features]
     yield close("margins of the labels", found, margins, WHOLE, relative=True)

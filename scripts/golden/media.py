@@ -14,11 +14,17 @@ def utterances(golden: Golden) -> list[str]:
     return [name.removeprefix("media/").removesuffix(".npz") for name in golden.names("media/utt*.npz")]
 
 
-def encoder_inputs(golden: Golden, utterance: str) -> tuple[np.ndarray, np.ndarray]:
-    """(audio float32[T, 104], video float32[T, 88, 88]), from the mp4 and wav files as a user's clip would be."""
+def clip(golden: Golden, utterance: str) -> tuple[np.ndarray, np.ndarray]:
+    """(audio float32[T, 104], grey video uint8[T, 88, 88]), from the mp4 and wav files as a user's clip would be."""
     frames = media.read_video(golden.path(f"media/{utterance}.mp4"))
     samples = media.read_audio(golden.path(f"media/{utterance}.wav"))
-    return media.audio_features(samples, len(frames)), media.video_input(frames)
+    return media.audio_features(samples, len(frames)), media.center_crop(frames)
+
+
+def encoder_inputs(golden: Golden, utterance: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `clip`, the video normalised: float32[T, 88, 88]."""
+    audio, video = clip(golden, utterance)
+    return audio, media.normalize(video)
 
 
 def padded(arrays: list[np.ndarray], length: int) -> torch.Tensor:

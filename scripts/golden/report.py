@@ -19,7 +19,7 @@ class Row:
     error: float
     tolerance: float
     note: str = ""
-    compared: bool = True  # False: says only that there is nothing to compare, or not yet
+    compared: bool = True  # False: says only that there is nothing to compare
 
     @property
     def passed(self) -> bool:

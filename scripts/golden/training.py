@@ -3,7 +3,7 @@
 import ast
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,18 @@ import optax
 from convert.checkpoints import read_moments
 from convert.names import tensors
 from scripts.golden.avhubert import unpacked
-from scripts.golden.avsp import Model, Tree, all_positions, criterion, learnt, load_model, packed, record
+from scripts.golden.avsp import (
+    Arrays,
+    Model,
+    Tree,
+    all_positions,
+    criterion,
+    learnt,
+    load_model,
+    others,
+    packed,
+    record,
+)
 from scripts.golden.decoding import Decoder
 from scripts.golden.report import WHOLE, Golden, Row, close, exact, worst
 from viavsp_jax.decode import DecodingConfig
@@ -39,15 +50,15 @@ def schedule_checks(golden: Golden) -> Iterator[Row]:
         yield close(f"learning rates of {name}, in peaks", found, np.array([*rates.values()]) / table["peak"], WHOLE)
 
 
-def settings(recorded: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Our config for the recorded one."""
+def settings(recorded: dict[str, Any], encoder: bool) -> ml_collections.ConfigDict:
+    """Our config for the recorded one; with the encoder in the model, which stays frozen, if so told."""
     b1, b2 = ast.literal_eval(recorded["optimizer"]["adam_betas"])
     schedule = recorded["lr_scheduler"]
     return ml_collections.ConfigDict({
         "seed": 0,
         "remat": "none",
         "label_smoothing": 0.0,
-        "encoder": {"train": False},
+        "encoder": {"train": encoder, "freeze_updates": recorded["updates"]},
         "optimizer": {
             "peak_lr": schedule["lr"][0],
             "warmup_updates": schedule["warmup_steps"],
@@ -60,49 +71,78 @@ def settings(recorded: dict[str, Any]) -> ml_collections.ConfigDict:
     })  # fmt: skip
 
 
-def weight_row(what: str, ours: Tree, recorded: Tree) -> Row:
-    """All learnt weights against the recorded ones."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(recorded), strict=True)
+def weight_row(what: str, state: TrainState, recorded: Mapping[str, np.ndarray]) -> Row:
+    """All adapters and the projector against the recorded ones."""
+    ours = others(state.trainable)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(learnt(ours, recorded)), strict=True)
     return worst(what, [close(jax.tree_util.keystr(path), value, other, WHOLE) for (path, value), other in pairs])
 
 
-def trace_checks(golden: Golden, model: Model) -> Iterator[Row]:
-    """Trains as recorded, both clips in one packed row; the encoder's features are the recorded ones."""
-    config = golden.json("train/encoder_eval_config.json")
-    trace, final = (golden.arrays(f"train/encoder_eval_{name}.npz") for name in ("trace", "final"))
-    micro = [record(golden, KIND, *name.removeprefix("sample").split("_")) for name in config["batches_per_update"]]
-    batch, alone = packed(model, micro, 1), [all_positions(model, one) for one in micro]
+def micro_batches(golden: Golden, run: str) -> list[Arrays]:
+    """The utterances of every update of a recorded run, in its order."""
+    names = golden.json(f"train/{run}_config.json")["batches_per_update"]
+    return [record(golden, KIND, *name.removeprefix("sample").split("_")) for name in names]
+
+
+def trace_checks(
+    golden: Golden, run: str, model: Model, batch: Arrays, reader: Model, micro: list[Arrays]
+) -> Generator[Row, None, TrainState]:
+    """Trains as recorded.
+
+    Args:
+      run: the recorded one.
+      model, batch: what is trained, and on what: all clips of an update in one packed row.
+      reader: the model without an encoder.
+      micro: the clips, with the features that training has of them: what the reference's criterion judges.
+
+    Returns:
+      The state after the last update.
+    """
+    recorded = golden.json(f"train/{run}_config.json")
+    trace, final = (golden.arrays(f"train/{run}_{name}.npz") for name in ("trace", "final"))
+    alone = [all_positions(reader, one) for one in micro]
     expected = [golden.arrays(f"avsp/{one['id']}.npz")["prev_output_tokens"][0] for one in micro]
-    optimizer, schedule = make_optimizer(settings(config))
-    train_step = jax.jit(make_train_step(model.structure, optimizer, settings(config)))
-    state = TrainState(jnp.int32(0), model.trainable, optimizer.init(model.trainable))
+    config = settings(recorded, encoder="encoder" in model.trainable)
+    optimizer, schedule = make_optimizer(config)
+    train_step = jax.jit(make_train_step(model.structure, optimizer, config))
+    frozen = dict(model.frozen)
+    batch_stats = {name: frozen.pop(name) for name in model.frozen if name == "encoder"}
+    state = TrainState(jnp.int32(0), model.trainable, optimizer.init(model.trainable), batch_stats)
     losses, norms, counts, rates = [], [], [], []
-    for update in range(config["updates"]):
-        pairs = zip(alone, expected, strict=True)
-        counts.append([criterion(model.logits(one, state.trainable)[0], ids) for one, ids in pairs])
+    for update in range(recorded["updates"]):
+        adapters, pairs = others(state.trainable), zip(alone, expected, strict=True)
+        counts.append([criterion(reader.logits(one, adapters)[0], ids) for one, ids in pairs])
         before = adam(state).mu
-        state, metrics = train_step(state, model.frozen, batch)
+        state, metrics = train_step(state, frozen, batch)
         losses.append(float(metrics.compute()["loss"]))
-        norms.append(float(optax.global_norm(gradient(before, adam(state).mu, settings(config).optimizer.b1))))
+        norms.append(float(optax.global_norm(gradient(before, adam(state).mu, config.optimizer.b1))))
         rates.append(float(schedule(update)))
         if update == 0:
             first = {name.removesuffix("@1"): final[name] for name in final if name.endswith("@1")}
-            yield weight_row("weights after the first update", state.trainable, learnt(state.trainable, first))
-    yield exact("updates recorded", [len(losses), len(micro)], trace["loss_micro"].shape)
-    yield close("loss of every update", losses, trace["loss_micro"].mean(1), WHOLE)
-    yield close("gradient norm of every update", norms, trace["gnorm"], WHOLE, relative=True)
-    yield close("learning rate of every update", rates, trace["lr_used"], WHOLE, relative=True)
-    yield close("learning rate after", schedule(config["updates"]), trace["lr_after_30"], WHOLE, relative=True)
-    yield exact("criterion of every update", counts, trace["counts_micro"])
-    recorded = learnt(state.trainable, {name: final[name] for name in final if "@" not in name})
-    yield weight_row("weights after the last update", state.trainable, recorded)
-    yield from moment_checks(golden, state)
-    yield from after_checks(golden, model, recorded, micro)
+            yield weight_row(f"{run}: weights after the first update", state, first)
+    yield exact(f"{run}: updates recorded", [len(losses), len(micro)], trace["loss_micro"].shape)
+    yield close(f"{run}: loss of every update", losses, trace["loss_micro"].mean(1), WHOLE)
+    yield close(f"{run}: gradient norm of every update", norms, trace["gnorm"], WHOLE, relative=True)
+    yield close(f"{run}: learning rate of every update", rates, trace["lr_used"], WHOLE, relative=True)
+    after = schedule(recorded["updates"])
+    yield close(f"{run}: learning rate after", after, trace["lr_after_30"], WHOLE, relative=True)
+    yield exact(f"{run}: criterion of every update", counts, trace["counts_micro"])
+    yield weight_row(f"{run}: weights after the last update", state, last_weights(golden, run))
+    return state
+
+
+def last_weights(golden: Golden, run: str) -> Mapping[str, np.ndarray]:
+    """The learnt weights after the last update, by the reference's names."""
+    final = golden.arrays(f"train/{run}_final.npz")
+    return {name: final[name] for name in final if "@" not in name}
 
 
 def adam(state: TrainState) -> optax.ScaleByAdamState:
-    """Adam's part of the optimizer state."""
-    (found,) = (one for one in state.opt_state if isinstance(one, optax.ScaleByAdamState))
+    """Adam's part of the optimizer state; not the encoder's own, which waits."""
+    found = state.opt_state
+    if isinstance(found, optax.PartitionState):
+        found = found.inner_states["others"].inner_state
+    (found,) = (one for one in found if isinstance(one, optax.ScaleByAdamState))
     return found
 
 
@@ -169,6 +209,10 @@ def decode_checks(
 
 
 def checks(golden: Golden) -> Iterator[Row]:
-    """The schedule, and the trace with the encoder in eval mode."""
+    """The schedule, and the run with the encoder in evaluation mode, whose features are the recorded ones."""
     yield from schedule_checks(golden)
-    yield from trace_checks(golden, load_model(golden, KIND))
+    model, run = load_model(golden, KIND), "encoder_eval"
+    micro = micro_batches(golden, run)
+    state = yield from trace_checks(golden, run, model, packed(model, micro, 1), model, micro)
+    yield from moment_checks(golden, state)
+    yield from after_checks(golden, model, learnt(state.trainable, last_weights(golden, run)), micro)

@@ -1,0 +1,121 @@
+"""The encoder in the model: gradients of all its weights, and training by the statistics of each clip."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.avhubert import to_torch_names
+from convert.names import REFERENCE_ENCODER
+from scripts.golden import avhubert_flax, avsp, training
+from scripts.golden.avhubert import MODALITIES
+from scripts.golden.avsp import Arrays, Model, Tree, packed, record
+from scripts.golden.media import clip
+from scripts.golden.report import WHOLE, Golden, Row, close, exact, worst
+from viavsp_jax.metrics import label_loss
+from viavsp_jax.models.avhubert import AVHubert
+from viavsp_jax.models.avhubert_config import EncoderTraining
+
+RESNET = ".resnet."  # in the names of its weights
+
+
+def load_model(golden: Golden, kind: str, encoder_training: EncoderTraining) -> Model:
+    """A recorded language model with the recorded encoder in it."""
+    config, params = avhubert_flax.load(golden, "large")
+    graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    _, *parts = nnx.split(nnx.merge(graph, params), nnx.Param, nnx.BatchStat)
+    weights, statistics = ({"encoder": jax.tree.map(jnp.asarray, nnx.to_pure_dict(part))} for part in parts)
+    model = avsp.load_model(golden, kind, encoder=config, encoder_training=encoder_training)
+    return dataclasses.replace(model, trainable=model.trainable | weights, frozen=model.frozen | statistics)
+
+
+def with_clip(golden: Golden, kind: str, utterance: Arrays) -> Arrays:
+    """A recorded utterance with what the encoder is to hear and see of it."""
+    sample = utterance["id"].removeprefix(f"{kind}_")
+    audio, video = clip(golden, golden.json(f"avsp/{kind}_info.json")[sample]["utt_id"][0])
+    heard, seen = MODALITIES[sample.split("_")[1]]
+    return utterance | {"audio": audio, "video": video, "heard": heard, "seen": seen}
+
+
+def named(encoder: Tree) -> Arrays:
+    """Weights, gradients or statistics of the encoder, by the reference's names."""
+    return {REFERENCE_ENCODER + name: value for name, value in to_torch_names(encoder).items()}
+
+
+def unit(name: str) -> str:
+    """The weight whose gradient the error of another's is measured in: its own.
+
+    Softmax does not see what is added to all keys alike: the gradient of their bias is zero, and what either side
+    computes is rounding. It is measured in what the weight beside it gets.
+    """
+    return name.removesuffix("bias") + "weight" if name.endswith("k_proj.bias") else name
+
+
+def gradient_row(name: str, ours: Arrays, recorded: Mapping[str, np.ndarray]) -> Row:
+    """One gradient: every value or, in the ResNet, direction and length.
+
+    There rectifiers and max-pooling decide what is passed back, and rounding decides where an input is all but zero or
+    two are all but equal, a few of millions. PyTorch's own float32 and float64 differ by up to 2e-3 of a gradient's
+    largest value, the recorded ones and ours by 2e-4; with PyTorch's decisions at the rectifiers all but the first
+    convolution's by 8e-6.
+    """
+    if RESNET in name:
+        return training.direction(name, ours[name], recorded[name])
+    largest = np.abs(recorded[unit(name)]).max()
+    return close(name, ours[name] / largest, recorded[name] / largest, WHOLE)
+
+
+def gradient_checks(golden: Golden, kind: str, number: str) -> Iterator[Row]:
+    """All gradients of the encoder in evaluation mode, audio and video, from the clip's files to the loss."""
+    # One clip, so that there is nothing to unroll but the slow form of the loop.
+    model = load_model(golden, kind, EncoderTraining(unroll=True))
+    batch = packed(model, [with_clip(golden, kind, record(golden, kind, number, "av"))], 1, of_clips=True)
+
+    def loss(encoder):
+        logits = model.build(model.trainable | {"encoder": encoder})(batch, learn_encoder=True)
+        return label_loss(logits, batch["targets"], batch["weights"])[0]
+
+    ours = named(jax.jit(jax.grad(loss))(model.trainable["encoder"]))
+    title, name = f"{kind} sample {number}", f"avsp/{kind}_sample{number}_encoder_grad"
+    theirs, norms = golden.arrays(f"{name}s.npz"), golden.json(f"{name}_norms.json")
+    for part, inside in (("the ResNet", True), ("the rest", False)):
+        rows = [gradient_row(one, ours, theirs) for one in theirs if (RESNET in one) == inside]
+        yield worst(f"{title} gradients of the encoder, {part}", rows)
+    yield exact(f"{title} names of the encoder's gradients", sorted(ours) == sorted(norms), True)
+    found = {one: (np.linalg.norm(ours[one]) / norms[unit(one)], norms[one] / norms[unit(one)]) for one in norms}
+    yield worst(f"{title} norms of the encoder's gradients", [close(one, *pair, WHOLE) for one, pair in found.items()])
+
+
+def batch_norm_checks(golden: Golden, run: str) -> Iterator[Row]:
+    """Trains with a frozen encoder that normalises each clip by its own statistics and averages them."""
+    kind = training.KIND
+    model = load_model(golden, kind, EncoderTraining(batch_norm="batch"))
+    micro = [with_clip(golden, kind, one) for one in training.micro_batches(golden, run)]
+    batch = packed(model, micro, 1, of_clips=True)
+
+    @jax.jit
+    def features(batch):
+        return model.build(model.trainable).features(batch, training=True, key=None, learn_encoder=False)[0]
+
+    # The same at every update: the running statistics do not enter.
+    found = np.asarray(features(batch)).reshape(len(micro), -1, micro[0]["features"].shape[1])
+    micro = [one | {"features": x[: len(one["features"])]} for one, x in zip(micro, found, strict=True)]
+    state = yield from training.trace_checks(golden, run, model, batch, avsp.load_model(golden, kind), micro)
+    ours, theirs = named(state.batch_stats["encoder"]), golden.arrays(f"train/{run}_running_stats.npz")
+    yield exact(f"{run}: names of the statistics", sorted(ours) == sorted(theirs), True)
+    counters = [name for name in theirs if name.endswith("num_batches_tracked")]
+    yield worst(f"{run}: batches counted", [exact(name, ours[name], theirs[name]) for name in counters])
+    averages = [name for name in theirs if name not in counters]
+    rows = [close(name, ours[name], theirs[name], WHOLE, relative=True) for name in averages]
+    yield worst(f"{run}: running statistics after the last update", rows)
+
+
+def checks(golden: Golden) -> Iterator[Row]:
+    """Gradients of all recorded samples, and the run that trains as the reference does."""
+    for name in golden.names("avsp/*_encoder_grads.npz"):
+        kind, number = name.removeprefix("avsp/").removesuffix("_encoder_grads.npz").split("_sample")
+        yield from gradient_checks(golden, kind, number)
+    yield from batch_norm_checks(golden, "bn_train")
