@@ -10,10 +10,13 @@ import jax
 import pytest
 from small_run import DEMO_LLAMA
 
+from convert.avhubert import abstract_params
 from viavsp_jax import compile as compile_
 from viavsp_jax import state
+from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 
+DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
@@ -69,6 +72,25 @@ def test_rows_are_packed_from_typical_clips(small):
     assert 2.8 * 4 < train["clips_per_step"] <= 3.2 * 4
     assert train["real_positions"] == pytest.approx(train["clips_per_step"] / 4 * 79.2 / 256, rel=0.02)
     assert train["clips_seen"] == round(1000 * train["clips_per_step"])
+
+
+def test_an_encoder_that_is_trained(tmp_path):
+    """Sent are all gradients, or in their place parts of them and of the weights; every device has all moments' sum."""
+    output = tmp_path / "report.json"
+    result = run(
+        "--topology=v5e:2x2", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.data.rows=4",
+        "--config.evaluate.rows=4", "--config.encoder.train=true", f"--config.encoder.path={DEMO_ENCODER}",
+        "--config.data.row.frames=228", "--config.data.row.clips=3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads(output.read_text())
+    assert report["fits"] and report["train"]["compile_seconds"] > 0
+    config = AVHubertConfig.from_json(DEMO_ENCODER / "config.json")
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_params(config)))
+    sent = report["train"]["collective_bytes_by_kind"]
+    assert size < report["train"]["collective_bytes_per_step"] < 3 * size, sent
+    # Where every clip is 76 of 76 frames, most of what is computed is of use: the encoder's second forward pass is not.
+    assert 0.4 < report["train"]["useful_flops_fraction"] < 1
 
 
 def test_a_config_that_cannot_fit(tmp_path):
