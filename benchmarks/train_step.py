@@ -66,12 +66,13 @@ def our_losses(model: RandomModel) -> tuple[float, float]:
     """Loss of the validation split without dropout: mean over clips of their mean over tokens, and over all tokens."""
     experiment = model.experiment
     step = jax.jit(train.make_validation_step(experiment.structure))
+    state = TrainState(jnp.int32(0), model.trainable, opt_state=())
 
     def loss(change_weights: Callable[[np.ndarray], np.ndarray]) -> float:
         metrics = []
         for batch in pipeline.validation_batches(experiment.config, experiment.prompt):
             batch["weights"] = change_weights(batch["weights"])
-            metrics.append(step(model.trainable, model.frozen, sharding.put_batch(experiment.mesh, batch)))
+            metrics.append(step(state, model.frozen, sharding.put_batch(experiment.mesh, batch)))
         return train.summarize(metrics)["loss"]
 
     return loss(lambda weights: weights), loss(np.sign)
