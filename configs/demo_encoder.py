@@ -3,8 +3,8 @@
     scripts/demo_encoder.sh
 
 makes shards of media beside those of the demo, trains this config and its frozen counterpart with three seeds each, and
-prints word error rates: 2.2 % in audio+video instead of 2.9 %, 4.3 % instead of 7.4 % in babble at 0 dB, where audio alone
-has 60 %. Some 20 minutes a seed on two CPU cores.
+prints word error rates: 2.2 % in audio+video instead of 2.9 %, 4.3 % instead of 7.4 % in babble at 0 dB, where audio
+alone has 60 %. Some 20 minutes a seed on two CPU cores.
 """
 
 import ml_collections
