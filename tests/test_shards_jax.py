@@ -17,7 +17,7 @@ from test_distributed import free_port
 from viavsp_jax.data import records
 from viavsp_jax.prepare import extract, kmeans
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.encoder_jax import JaxEncoder
+from viavsp_jax.prepare.encoder_jax import JaxEncoder, padded_length
 from viavsp_jax.prepare.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.reading import Reader
@@ -105,11 +105,11 @@ def test_two_processes_share_the_shards(prepared, written, tmp_path):
 
 @pytest.mark.parametrize("modalities", [("av", "audio", "video"), ("video",), ("audio",)])
 def test_batches_of_any_length(prepared, modalities):
-    """More frames than one bucket has, a clip that cannot be read, fewer clips than a batch."""
+    """A length that is padded, a clip that cannot be read, fewer clips than a batch."""
     (clip, *_), repeats = read_manifest(prepared / "manifest", "test"), 7
     with Reader(0) as reader:
         ((short, long),) = reader.read([[clip, clip]], None)
-    frames, audio = (np.concatenate([array] * repeats) for array in (long.frames, long.audio))
+    frames, audio = (np.concatenate([array] * repeats)[:41] for array in (long.frames, long.audio))
     items = [type(long)(frames, audio, b"", long.samples), None, short]
     lengths = [len(frames), 5, len(short.frames)]
     theirs = TorchEncoder.load(prepared / "encoder", "float32", "cpu")
@@ -119,9 +119,16 @@ def test_batches_of_any_length(prepared, modalities):
     for name in modalities:
         for one, other in zip(found[name], expected[name], strict=True):
             one, other = ours.to_host(one), theirs.to_host(other)
-            assert one.shape[:2] == (4, 64) and one.dtype == np.float32
+            assert one.shape[:2] == (4, 42) and one.dtype == np.float32
             for row in (0, 2):
                 np.testing.assert_allclose(one[row, : lengths[row]], other[row, : lengths[row]], atol=2e-5)
+
+
+def test_lengths_are_few_and_little_longer_than_asked_for():
+    lengths = np.arange(1, 501)
+    padded = np.array([padded_length(int(length)) for length in lengths])
+    assert padded_length(76) == 76 and (lengths <= padded).all() and (padded <= lengths * 17 / 16).all()
+    assert len(set(padded)) == 31 + 4 * 16 + 1  # below 32 every length; 16 in each of four doublings; 512
 
 
 def test_bfloat16_is_close(prepared):
