@@ -14,6 +14,7 @@ All must find the same tokens, but for near ties.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -24,9 +25,11 @@ import torch
 
 from benchmarks import rounds, vasr_clips
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
-from convert import decode_hf
+from convert.hub.configuration_viavsp import ViAVSPConfig
+from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax import evaluate, sharding
 from viavsp_jax.data import pipeline
+from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION
 from viavsp_jax.data.records import Example
 from viavsp_jax.decode import load_decoding_config
 
@@ -65,29 +68,37 @@ class BatchedSearch:
 class Generate:
     """transformers' `generate` on `batch` clips at a time. Called, it decodes all clips and returns their number."""
 
-    def __init__(self, model: decode_hf.ExportedModel, clips: Sequence[Example], batch: int):
+    def __init__(self, model: ViAVSPModel, clips: Sequence[Example], batch: int):
         self.model, self.clips, self.batch = model, clips, batch
         self.found: Found = {}
 
-    @torch.inference_mode()
     def __call__(self) -> int:
         self.found = {}
         for start in range(0, len(self.clips), self.batch):
             clips = self.clips[start : start + self.batch]
-            x, mask = decode_hf.embed(self.model, clips)
-            for clip, ids in zip(clips, self.model.llm.generate(inputs_embeds=x, attention_mask=mask), strict=True):
-                self.found[clip["id"]] = until_end(ids.tolist(), self.model.prompt.end_id)
+            features, counts = (
+                [torch.as_tensor(clip[name]) for clip in clips] for name in ("features", "cluster_counts")
+            )
+            found = self.model.recognize(features, counts, [("vi", "vi")] * len(clips))
+            for clip, hypotheses in zip(clips, found, strict=True):
+                self.found[clip["id"]] = hypotheses[0]["tokens"]
         return len(self.found)
 
 
-def exported(model: RandomModel, theirs: TorchModel) -> decode_hf.ExportedModel:
-    """`theirs` as convert/decode_hf.py decodes with it: all weights in the dtype of the frozen ones."""
-    config, prompt = model.experiment.config, model.experiment.prompt
-    decoding = load_decoding_config(config.evaluate.decoding)
+def exported(model: RandomModel, theirs: TorchModel) -> ViAVSPModel:
+    """`theirs` as an export decodes with it: all weights in the dtype of the frozen ones."""
+    config = model.experiment.config
+    settings = ViAVSPConfig(
+        feature_width=config.data.feature_width,
+        end_token=config.llm.end_token,
+        decoding=dataclasses.asdict(load_decoding_config(config.evaluate.decoding)),
+        recognition_instruction=RECOGNITION,
+        translation_instruction=TRANSLATION,
+        languages=LANGUAGES,
+    )
     dtype = getattr(torch, config.dtype)
     llm = theirs.llm.to(dtype).eval().base_model.model
-    llm.generation_config = decode_hf.generation_config(decoding, prompt)
-    return decode_hf.ExportedModel(llm, theirs.projector.to(dtype), prompt, config.data.feature_width, decoding)
+    return ViAVSPModel(settings, llm, theirs.projector.to(dtype), model.experiment.prompt.tokenizer)
 
 
 def torch_sides(model: RandomModel, theirs: TorchModel, clips: Sequence[Example]) -> dict[str, Generate]:

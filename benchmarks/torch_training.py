@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.random_model import TorchModel
-from convert.decode_hf import segment_means
+from convert.hub.modeling_viavsp import segment_means
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import Example
 

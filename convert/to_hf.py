@@ -1,45 +1,54 @@
 """Exports a training checkpoint in Hugging Face form.
 
     python -m convert.to_hf --workdir DIR --output HF_DIR [--step best|latest|N] [--llm FOLDER] [--encoder FOLDER]
-        [--merge]
+        [--kmeans FILE] [--merge]
 
-HF_DIR gets `adapter/` (for peft), `projector.safetensors`, `viavsp.json` (what decoding must know), the tokenizer
-and, with --merge, `merged/`: the language model with the adapter folded in, for transformers. Where the encoder was
-trained, it gets `encoder/` too, in the form of convert.from_fairseq.
+HF_DIR is what `transformers.AutoModel.from_pretrained(HF_DIR, trust_remote_code=True)` loads: `config.json`, the code
+of `convert/hub`, `adapter/` (for peft), `projector.safetensors`, the tokenizer and a model card. `encoder/` and
+`kmeans.safetensors` take it from media to text; where the encoder was trained, clusters still come from the one it
+grew from, in `cluster_encoder/`. With --merge it gets `merged/`: the language model with the adapter folded in.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from convert import safetensors_files
+from convert import hub, safetensors_files
 from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
+from convert.hub.configuration_viavsp import ViAVSPConfig
+from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, tensors
 from convert.safetensors_files import HEADER, Piece
-from convert.work_folder import encoder_weights, open_work_folder
-from viavsp_jax.data.prompt import Prompt, load_prompt
+from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
+from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION, Prompt, load_prompt
+from viavsp_jax.decode import load_decoding_config
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE
+from viavsp_jax.prepare.kmeans import load_centers
+from viavsp_jax.prepare.provenance import encoder_and_centers
 
 
 @contextlib.contextmanager
 def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new folder that becomes `output` when nothing failed; only an earlier export is overwritten."""
-    if output.exists() and any(output.iterdir()) and not (output / "viavsp.json").exists():
+    if output.exists() and any(output.iterdir()) and not (output / "projector.safetensors").exists():
         raise InputError(f"{output} is not empty and no earlier export: give another --output")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -125,6 +134,74 @@ def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -
     save_file(to_torch_names(weights), folder / WEIGHTS_FILE, HEADER)
 
 
+def find_encoder_and_centers(
+    opened: WorkFolder, encoder: epath.PathLike | None, kmeans: epath.PathLike | None
+) -> tuple[epath.Path, epath.Path] | None:
+    """What the training's shards were made with; None, with a note to the user, if it is not where they say.
+
+    Raises InputError if `kmeans` was asked for and does not do.
+    """
+    try:
+        return encoder_and_centers(training_shards(opened.config), encoder, kmeans)
+    except InputError as error:
+        if kmeans:
+            raise
+        print(f"note: the export will not take media, only what an encoder made of it: {error}", file=sys.stderr)
+        return None
+
+
+def write_encoders(
+    folder: pathlib.Path, opened: WorkFolder, learnt: Tree | None, found: tuple[epath.Path, epath.Path] | None
+) -> dict[str, Any]:
+    """Writes the encoder, that of the clusters if it is another, and the centres; returns their part of config.json.
+
+    `learnt` are the weights of the encoder that was trained, None if none was.
+    """
+    settings = {"encoder": None, "trained_encoder": learnt is not None, "cluster_layer": None}
+    if learnt is not None:
+        write_encoder(folder / "encoder", opened.encoder, learnt)
+        settings["encoder"] = dataclasses.asdict(opened.encoder)
+    if found:
+        source, centers = found
+        target = folder / ("encoder" if learnt is None else "cluster_encoder")
+        target.mkdir()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            (source / name).copy(target / name)
+        centers.copy(folder / "kmeans.safetensors")
+        settings["encoder"] = dataclasses.asdict(AVHubertConfig.from_json(source / CONFIG_FILE))
+        settings["cluster_layer"] = load_centers(str(folder / "kmeans.safetensors"))[1]
+    return settings
+
+
+def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, Any]) -> None:
+    """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
+    config = opened.config
+    settings = {
+        "model_type": ViAVSPConfig.model_type,
+        "architectures": ["ViAVSPModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_viavsp.ViAVSPConfig",
+            "AutoModel": "modeling_viavsp.ViAVSPModel",
+        },
+        "feature_width": config.data.feature_width,
+        "end_token": config.llm.end_token,
+        "decoding": dataclasses.asdict(load_decoding_config(config.evaluate.decoding)),
+        "quantization": config.llm.get("quantization", "none"),
+        "recognition_instruction": RECOGNITION,
+        "translation_instruction": TRANSLATION,
+        "languages": LANGUAGES,
+        "dtype": config.dtype,
+        **encoders,
+        "step": opened.step,
+        "llm_sha256": opened.conversion["sha256"],
+        "training": config.to_dict(),
+    }
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    for file in sorted(pathlib.Path(hub.__file__).parent.glob("[a-z]*.py")):
+        shutil.copy(file, folder / file.name)
+    copy_files(opened.llm, folder, TOKENIZER_FILES)
+
+
 def export(
     workdir: epath.PathLike,
     output: str,
@@ -132,10 +209,12 @@ def export(
     llm: epath.PathLike | None = None,
     merge: bool = False,
     encoder: epath.PathLike | None = None,
+    kmeans: epath.PathLike | None = None,
 ) -> None:
     """Writes the export; see the module's docstring.
 
-    `llm` and `encoder` replace the config's folders: of the language model, and of what a trained encoder grew from.
+    `llm` and `encoder` replace the config's folders: of the language model, and of what the shards were made with or a
+    trained encoder grew from; `kmeans` is the file of the centres, where it does not lie where it did.
 
     Raises InputError when there is no such checkpoint, no converted language model or no config of the encoder.
     """
@@ -144,31 +223,22 @@ def export(
     trainable, batch_stats = opened.read_weights()
     opened.checkpoints.close()
     prompt = load_prompt(opened.llm, config.llm.end_token)
+    found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
+    learnt = encoder_weights(trainable, batch_stats) if opened.encoder else None
     with replacing(pathlib.Path(output).absolute()) as folder:
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
-        copy_files(opened.llm, folder, TOKENIZER_FILES)
-        if opened.encoder:
-            write_encoder(folder / "encoder", opened.encoder, encoder_weights(trainable, batch_stats))
+        write_config(folder, opened, write_encoders(folder, opened, learnt, found))
         if merge:
             (folder / "merged").mkdir()
             quantization = config.llm.get("quantization", "none")
-            learnt = flatten({"llm": trainable["llm"]})
-            read = functools.partial(merged, opened.llm, adapters=learnt, lora=lora, quantization=quantization)
+            adapter = flatten({"llm": trainable["llm"]})
+            read = functools.partial(merged, opened.llm, adapters=adapter, lora=lora, quantization=quantization)
             safetensors_files.write(folder / "merged", pieces(opened.frozen, read))
             write_merged_configs(folder / "merged", opened.llm, prompt, opened.conversion["dtype"])
-        settings = {
-            "feature_width": config.data.feature_width,
-            "trained_encoder": config.encoder.train,
-            "end_token": config.llm.end_token,
-            "decoding": config.evaluate.decoding.to_dict(),
-            "dtype": config.dtype,
-            "step": opened.step,
-            "llm_sha256": opened.conversion["sha256"],
-            "config": config.to_dict(),
-        }
-        (folder / "viavsp.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+        card = model_card(opened, epath.Path(workdir), merge, media=found is not None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main() -> None:
@@ -178,7 +248,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="HF_DIR", help="the folder to write")
     parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
-    parser.add_argument("--encoder", metavar="FOLDER", help="what a trained encoder grew from (default: the config's)")
+    parser.add_argument("--encoder", metavar="FOLDER", help="the encoder of the shards (default: where it lay then)")
+    parser.add_argument("--kmeans", metavar="FILE", help="the centres of the shards (default: where they lay then)")
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()
     with reported_to_user():

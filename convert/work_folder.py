@@ -88,6 +88,15 @@ def open_work_folder(
     return WorkFolder(checkpoints, chosen, config, llm, conversion, sizes, encoder_path, trainable, frozen, batch_stats)
 
 
+def training_shards(config: ml_collections.ConfigDict) -> epath.Path:
+    """The first shard folder that a run was trained on."""
+    data = config.data
+    name = data.get("train", ("av_clean",))[0]
+    if config.encoder.train:
+        name = f"media_{name.partition('_')[2]}"
+    return epath.Path(data.get("path", "")) / name
+
+
 def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:
     """All of a trained encoder as `convert.avhubert` knows it, learnt weights and statistics."""
     return traverse_util.unflatten_dict(flatten(trainable["encoder"]) | flatten(batch_stats["encoder"]), sep="/")

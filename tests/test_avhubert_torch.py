@@ -159,7 +159,7 @@ def test_weight_too_large_for_float16_is_refused(narrow, tmp_path):
 def test_layer_out_of_range_and_no_modality(narrow):
     features = torch.zeros(1, 3, NARROW.embed_dim)
     for layer in (-1, NARROW.num_layers + 1):
-        with pytest.raises(InputError, match=f"layer {layer}"):
+        with pytest.raises(ValueError, match=f"layer {layer}"):
             narrow.encode(features, None, layer=layer)
     with pytest.raises(ValueError, match="audio, video or both"):
         narrow.encode(None, None)

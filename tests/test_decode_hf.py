@@ -10,6 +10,7 @@ from flax import nnx
 from tiny_llama import FEATURES, SENTENCES, frozen_shapes, structure, write_checkpoints, write_llama
 
 from convert import decode_hf, from_hf, to_hf
+from convert.hub.modeling_viavsp import segment_means
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
@@ -74,7 +75,8 @@ def test_adapters_trained_on_nf4_read_nf4_weights(shards, tmp_path):
     apart, merged = (decode_hf.load_model(tmp_path / "hf", None, merge, "cpu", None) for merge in (False, True))
     assert type(apart.llm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with torch.inference_mode():
-        x, mask = decode_hf.embed(apart, list(source))
+        features, counts = ([torch.tensor(np.array(one[name])) for one in source] for name in ("features", "cluster_counts"))
+        x, mask = apart.embed(features, counts, [("vi", "vi")] * len(features))
         logits = [model.llm(inputs_embeds=x, attention_mask=mask).logits for model in (apart, merged)]
     np.testing.assert_allclose(*(one[mask.bool()] for one in logits), atol=1e-4 * logits[0].abs().max().item())
     rows = [decode_hf.decode(model, source, 3) for model in (apart, merged)]
@@ -83,7 +85,7 @@ def test_adapters_trained_on_nf4_read_nf4_weights(shards, tmp_path):
 
 def test_segment_means(shards):
     example = records.open_split(shards, "test")[1]
-    means = decode_hf.segment_means(torch.tensor(example["features"]), torch.tensor(example["cluster_counts"]).long())
+    means = segment_means(torch.tensor(example["features"]), torch.tensor(example["cluster_counts"]).long())
     parts = np.split(example["features"].astype(np.float64), np.cumsum(example["cluster_counts"])[:-1])
     np.testing.assert_allclose(means, np.stack([part.mean(0) for part in parts]), atol=1e-6)
 
@@ -98,7 +100,7 @@ def test_decode_command(export, shards, tmp_path, monkeypatch, capsys):
     lines = [line.split("\t") for line in table.read_text().splitlines()]
     assert lines[0] == ["id", "reference", "hypothesis"] and [line[1] for line in lines[1:]] == SENTENCES
     for option, value, message in (
-        ("--model", str(tmp_path), "viavsp.json does not exist"),
+        ("--model", str(tmp_path), "config.json does not exist"),
         ("--llm", str(tmp_path), "give the folder of the base language model with --llm"),
         ("--data", str(tmp_path / "gone"), "no such folder"),
     ):

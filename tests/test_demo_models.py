@@ -32,7 +32,7 @@ def test_language_model_reads_spelled_sentences():
     rng, right = random.Random(0), 0
     sentences = sample_sentences(5, 10, "test")  # none of them was in its training
     for sentence in sentences:
-        letters = prompt._tokenizer.convert_tokens_to_ids(pretrain_demo_llm.spell(sentence, rng))
+        letters = prompt.tokenizer.convert_tokens_to_ids(pretrain_demo_llm.spell(sentence, rng))
         ids = [*prompt.instruction("vi", "vi"), *letters, prompt.begin_id]
         out = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False, pad_token_id=prompt.end_id)
         right += prompt.text(out[0, len(ids) :].tolist()) == sentence

@@ -147,7 +147,7 @@ def test_clips_that_cannot_be_read_leave_no_rows(tmp_path, capsys, caplog):
         (["--percent", "10"], "--percent is 10.0"),
         (["--num_clusters", "0"], "--num_clusters is 0"),
         (["--num_clusters", "51"], "gives 50 frames, expected at least as many as --num_clusters 51"),
-        (["--layer", "4"], "layer 4"),
+        (["--layer", "4"], "--layer is 4, expected 1 to 3"),
         (["--split", "test"], "test.tsv: no such file"),
         (["--device", "abacus"], "--device abacus is not usable here"),
         (["--batch_size", "0"], "--batch_size 0"),

@@ -21,8 +21,8 @@ def test_ids_spell_the_text(prompt):
     ids = prompt.instruction("vi", "vi")
     assert ids[0] == prompt.begin_id and prompt.begin_id not in ids[1:] and prompt.end_id not in ids
     # The trailing space is a token of its own and must not be lost.
-    assert prompt._tokenizer.convert_ids_to_tokens(ids)[-1] == "▁"
-    assert prompt._tokenizer.decode(ids[1:]) == instruction_text("vi", "vi")
+    assert prompt.tokenizer.convert_ids_to_tokens(ids)[-1] == "▁"
+    assert prompt.tokenizer.decode(ids[1:]) == instruction_text("vi", "vi")
 
 
 @pytest.mark.parametrize("text", ["hôm qua tôi đã mua hai quyển sách", "xin chào thế giới", "£ 😀"])

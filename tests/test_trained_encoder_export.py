@@ -56,7 +56,7 @@ def test_the_export_holds_the_encoder_and_statistics_of_the_checkpoint(run, expo
     counters = {int(value) for name, value in encoder.items() if name.endswith("num_batches_tracked")}
     assert len(counters) == 1 and counters.pop() > 4
     assert {value.dtype for value in encoder.values()} == {torch.float32, torch.int64}
-    assert json.loads((exported / "viavsp.json").read_text())["trained_encoder"] is True
+    assert json.loads((exported / "config.json").read_text())["trained_encoder"] is True
     assert not [name for name in load_file(exported / "merged" / "model.safetensors") if "encoder" in name]
 
 
@@ -87,9 +87,9 @@ def test_features_are_those_of_the_modality(run, exported):
     model, clips = decode_hf.load_model(exported, None, False, "cpu", None), list(source)
     means = {}
     for modality in MODALITIES:
-        examples = decode_hf.with_features(model.encoder, modality, clips, source.folder)
+        examples = decode_hf.with_features(model, modality, clips, source.folder)
         together = [example["features"] for example in examples]
-        alone = [decode_hf.with_features(model.encoder, modality, [clip], "")[0]["features"] for clip in clips]
+        alone = [decode_hf.with_features(model, modality, [clip], "")[0]["features"] for clip in clips]
         for batched, single, clip, example in zip(together, alone, clips, examples, strict=True):
             np.testing.assert_allclose(batched, single, atol=1e-5)
             np.testing.assert_array_equal(example["cluster_counts"], clip[f"cluster_counts_{modality}"])
@@ -137,4 +137,4 @@ def test_a_video_that_does_not_fit_its_counts_is_one_clear_error(run, exported):
         ({"video": b"text"}, "not a readable video"),
     ):
         with pytest.raises(InputError, match=f"folder: the video of '{clip['id']}'.*{message}"):
-            decode_hf.with_features(model.encoder, "av", [clip | change], "folder")
+            decode_hf.with_features(model, "av", [clip | change], "folder")

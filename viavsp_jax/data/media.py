@@ -1,4 +1,4 @@
-"""Reads mouth video and speech, and makes from them the encoder's two inputs.
+"""Reads mouth video and speech; convert/hub/feature_extraction_viavsp.py makes from them the encoder's two inputs.
 
 Letters: T video frames (25 a second), n audio samples (16,000 a second).
 """
@@ -11,21 +11,29 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from python_speech_features import logfbank
 
+from convert.hub.feature_extraction_viavsp import (  # noqa: F401
+    AUDIO_DIM,
+    CENTER,
+    CROP_SIZE,
+    FRAME_SIZE,
+    NUM_FILTERS,
+    SAMPLE_RATE,
+    STACKED_FRAMES,
+    VIDEO_MEAN,
+    VIDEO_STD,
+    align,
+    audio_features,
+    center_crop,
+    filterbank,
+    layer_norm,
+    normalize,
+    stack,
+    video_input,
+)
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import VIDEO_MEAN, VIDEO_STD
 
-SAMPLE_RATE = 16_000
 FRAME_RATE = 25
-FRAME_SIZE = 96
-CROP_SIZE = 88
-CENTER = (FRAME_SIZE - CROP_SIZE) // 2  # top and left of the crop in the middle
-STACKED_FRAMES = 4  # filterbank frames (100 a second) in one video frame
-NUM_FILTERS = 26
-AUDIO_DIM = STACKED_FRAMES * NUM_FILTERS  # values of one video frame
-AUDIO_DIM = 26 * STACKED_FRAMES  # mel energies that the encoder gets for one video frame
-LAYER_NORM_EPSILON = 1e-5
 
 
 def read_video(path: str | Path) -> np.ndarray:
@@ -117,56 +125,7 @@ def _require_file(path: str | Path, expected: str) -> None:
         raise InputError(f"{path}: no such file, expected {expected}")
 
 
-def audio_features(samples: np.ndarray, num_frames: int) -> np.ndarray:
-    """Speech int16 [n] to the encoder's audio input float32 [num_frames, 104].
-
-    Natural-log energies of 26 mel filters each 10 ms, four stacked to one video frame, cut or padded with
-    zeros to `num_frames`, then normalised frame by frame.
-    """
-    return layer_norm(align(stack(filterbank(samples)), num_frames))
-
-
-def filterbank(samples: np.ndarray) -> np.ndarray:
-    """Natural-log mel energies: int16 [n] -> float32 [frames of 10 ms, 26]."""
-    return logfbank(samples, samplerate=SAMPLE_RATE, nfilt=NUM_FILTERS).astype(np.float32)
-
-
-def stack(features: np.ndarray) -> np.ndarray:
-    """Joins each four consecutive rows, zeros appended to fill the last: [F, 26] -> [ceil(F / 4), 104]."""
-    missing = -len(features) % STACKED_FRAMES
-    padded = np.pad(features, [(0, missing), (0, 0)])
-    return padded.reshape(-1, STACKED_FRAMES * features.shape[1])
-
-
-def align(features: np.ndarray, num_frames: int) -> np.ndarray:
-    """Cuts the end or appends zero rows, so that audio has the video's length: [F, C] -> [num_frames, C]."""
-    return np.pad(features[:num_frames], [(0, max(0, num_frames - len(features))), (0, 0)])
-
-
-def layer_norm(features: np.ndarray) -> np.ndarray:
-    """Each row to mean 0 and variance 1, without weights: float32 [T, C] -> the same; computed in float64."""
-    features = features.astype(np.float64)
-    centered = features - features.mean(1, keepdims=True)
-    variance = np.square(centered).mean(1, keepdims=True)
-    return (centered / np.sqrt(variance + LAYER_NORM_EPSILON)).astype(np.float32)
-
-
-def video_input(frames: np.ndarray) -> np.ndarray:
-    """Grey frames uint8 [T, 96, 96] to the encoder's input: normalised centre crop, float32 [T, 88, 88]."""
-    return normalize(center_crop(frames))
-
-
-def center_crop(frames: np.ndarray) -> np.ndarray:
-    """The 88x88 pixels in the middle: uint8 [T, 96, 96] -> uint8 [T, 88, 88]."""
-    return crop(frames, CENTER, CENTER, flip=False)
-
-
 def crop(frames: np.ndarray, top: int, left: int, flip: bool) -> np.ndarray:
     """Cuts 88x88 pixels from a row and a column on, mirrored if `flip`: uint8 [T, 96, 96] -> uint8 [T, 88, 88]."""
     cut = frames[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
     return cut[:, :, ::-1] if flip else cut
-
-
-def normalize(frames: np.ndarray) -> np.ndarray:
-    """Grey levels uint8 [T, h, w] to the scale that AV-HuBERT was trained with, float32; computed in float64."""
-    return ((frames / 255 - VIDEO_MEAN) / VIDEO_STD).astype(np.float32)

@@ -17,6 +17,8 @@ LANGUAGES = {
     "pt": "tiếng Bồ Đào Nha",
     "vi": "tiếng Việt",
 }
+RECOGNITION = "Hãy nhận diện câu tiếng Việt này. Đầu vào: "
+TRANSLATION = "Translate this {source} speech to {target}. Input: "
 
 
 def instruction_text(source: str, target: str) -> str:
@@ -25,8 +27,8 @@ def instruction_text(source: str, target: str) -> str:
         if language not in LANGUAGES:
             raise InputError(f"language {language!r} is unknown: expected one of {', '.join(LANGUAGES)}")
     if source == target == "vi":
-        return "Hãy nhận diện câu tiếng Việt này. Đầu vào: "
-    return f"Translate this {LANGUAGES[source]} speech to {LANGUAGES[target]}. Input: "
+        return RECOGNITION
+    return TRANSLATION.format(source=LANGUAGES[source], target=LANGUAGES[target])
 
 
 class Prompt:
@@ -34,7 +36,7 @@ class Prompt:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: str):
         """`end_token` closes every label (the reference: `</s>`, also for models whose own EOS differs)."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.begin_id = tokenizer.bos_token_id
         self.end_id = tokenizer.get_vocab().get(end_token)
         if self.begin_id is None or self.end_id is None:
@@ -46,7 +48,7 @@ class Prompt:
         self._instructions: dict[str, tuple[int, ...]] = {}  # by text: there are few for many clips
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def instruction(self, source: str, target: str) -> list[int]:
         """Begin token and instruction."""
@@ -64,7 +66,7 @@ class Prompt:
         ids = list(ids)
         if self.end_id in ids:
             ids = ids[: ids.index(self.end_id)]
-        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def load_prompt(folder: epath.PathLike, end_token: str) -> Prompt:

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--num_clusters is {args.num_clusters}, expected at least 1.")
     clips = _sample(read_manifest(args.manifest, args.split), args.percent, args.seed)
     encoder = extract.load_encoder(args)
+    if not 1 <= args.layer <= encoder.config.num_layers:
+        raise InputError(f"--layer is {args.layer}, expected 1 to {encoder.config.num_layers}, as {args.encoder} has.")
     output = epath.Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, not in /tmp: at full size the features take tens of gigabytes.

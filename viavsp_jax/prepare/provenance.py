@@ -1,10 +1,12 @@
 """What the shards of a dataset folder were made from, so that a resumed run cannot mix two kinds.
 
-`provenance.json` holds content hashes and settings of the whole folder, under `splits` those of each split.
+`provenance.json` holds content hashes and settings of the whole folder, under `splits` those of each split, and under
+`paths` where the encoder and the K-Means centres lay.
 """
 
 import hashlib
 import json
+import os
 
 from etils import epath
 
@@ -12,6 +14,7 @@ from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
 
 FILE = "provenance.json"
+ENCODER_FILES = ("config.json", "model.safetensors")
 
 
 def sha256(*paths: epath.Path) -> str:
@@ -24,8 +27,38 @@ def sha256(*paths: epath.Path) -> str:
     return total.hexdigest()
 
 
-def check(folder: epath.Path, settings: dict, splits: dict[str, dict]) -> None:
-    """Refuses shards that were made from something else; then notes what this run makes them from.
+def encoder_hash(folder: epath.PathLike) -> str:
+    """The hash of an encoder's files."""
+    return sha256(*(epath.Path(folder) / file for file in ENCODER_FILES))
+
+
+def encoder_and_centers(
+    folder: epath.PathLike, encoder: epath.PathLike | None = None, kmeans: epath.PathLike | None = None
+) -> tuple[epath.Path, epath.Path]:
+    """The encoder's folder and the file of centres that a shard folder was made with.
+
+    They lie where they did then, if `encoder` and `kmeans` say nothing else. Raises InputError if one of them is not
+    there, or not the one.
+    """
+    path, found = epath.Path(folder) / FILE, []
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    for name, given in (("encoder", encoder), ("kmeans", kmeans)):
+        place = given or recorded.get("paths", {}).get(name)
+        if not place:
+            raise InputError(f"{path} does not say where the {name} lies that the shards were made with: give --{name}")
+        place = epath.Path(place)
+        for file in [place / one for one in ENCODER_FILES] if name == "encoder" else [place]:
+            if not file.exists():
+                raise InputError(f"{file}: no such file, expected what the shards were made with: give --{name}")
+        now = encoder_hash(place) if name == "encoder" else sha256(place)
+        if recorded.get(name, now) != now:
+            raise InputError(f"{place} is not the {name} that the shards in {folder} were made with: give --{name}")
+        found.append(place)
+    return tuple(found)
+
+
+def check(folder: epath.Path, settings: dict, splits: dict[str, dict], paths: dict[str, str]) -> None:
+    """Refuses shards that were made from something else; then notes what this run makes them from, and its `paths`.
 
     Raises InputError naming the file, the setting, its value then and its value now.
     """
@@ -34,7 +67,8 @@ def check(folder: epath.Path, settings: dict, splits: dict[str, dict]) -> None:
     _compare(path, "shards", before, settings)
     for split in sorted(splits.keys() & before["splits"].keys()):
         _compare(path, f"shards of split {split!r}", before["splits"][split], splits[split])
-    now = settings | {"splits": before["splits"] | splits}
+    absolute = {name: path if "://" in path else os.path.abspath(path) for name, path in paths.items()}
+    now = settings | {"splits": before["splits"] | splits, "paths": absolute}
     if now != before:
         write_bytes(path, (json.dumps(now, indent=2) + "\n").encode())
 

@@ -36,7 +36,6 @@ from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
 from viavsp_jax.prepare.writing import Task, Writer
 
 _CLIPS_PER_SHARD = 10_000
-_ENCODER_FILES = ("config.json", "model.safetensors")
 
 log = logging.getLogger(__name__)
 
@@ -211,10 +210,10 @@ def _check_provenance(
     shards: dict[str, list[Shard]],
 ) -> None:
     """Raises InputError if a folder holds shards that were made from other inputs or by other settings."""
-    encoder, manifest = epath.Path(args.encoder), epath.Path(args.manifest)
+    manifest = epath.Path(args.manifest)
     kind = provenance.sha256(*map(epath.Path, recordings.paths)) if recordings else args.noise
     settings = {
-        "encoder": provenance.sha256(*(encoder / file for file in _ENCODER_FILES)),
+        "encoder": provenance.encoder_hash(args.encoder),
         "backend": args.backend,
         "dtype": args.dtype,
         "kmeans": provenance.sha256(epath.Path(args.kmeans)),
@@ -230,7 +229,7 @@ def _check_provenance(
     }
     for folder in folders:
         own = {"schema": folder.kind.version, "modality": folder.modality}
-        provenance.check(folder.path, settings | own, splits)
+        provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
 
 
 def _tasks(

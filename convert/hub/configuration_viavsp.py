@@ -1,0 +1,50 @@
+"""The settings of an exported model, as its config.json holds them."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class ViAVSPConfig(PretrainedConfig):
+    """What decoding must know of a model that python -m convert.to_hf exported."""
+
+    model_type = "viavsp"
+
+    def __init__(
+        self,
+        feature_width: int = 1024,
+        end_token: str = "</s>",
+        decoding: dict[str, Any] | None = None,
+        quantization: str = "none",
+        recognition_instruction: str = "",
+        translation_instruction: str = "",
+        languages: dict[str, str] | None = None,
+        encoder: dict[str, Any] | None = None,
+        trained_encoder: bool = False,
+        cluster_layer: int | None = None,
+        **settings: Any,
+    ):
+        """
+        Args:
+          feature_width: values of a frame that the encoder hands to the projector.
+          end_token: closes every text.
+          decoding: the search, in the words of transformers' `generate`, as the training's config has it.
+          quantization: how the language model was stored in training, none or nf4.
+          recognition_instruction, translation_instruction: what the model is asked, the second one with places for
+            {source} and {target}.
+          languages: their names in an instruction, by code.
+          encoder: the sizes of the AV-HuBERT encoder; None: the export has none and takes features.
+          trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
+          cluster_layer: the encoder block, from 1, whose output is clustered.
+        """
+        self.feature_width = feature_width
+        self.end_token = end_token
+        self.decoding = decoding or {}
+        self.quantization = quantization
+        self.recognition_instruction = recognition_instruction
+        self.translation_instruction = translation_instruction
+        self.languages = languages or {}
+        self.encoder = encoder
+        self.trained_encoder = trained_encoder
+        self.cluster_layer = cluster_layer
+        super().__init__(**settings)

@@ -1,0 +1,318 @@
+"""Speech and mouth video in, text out: AV-HuBERT, averaged runs of frames, a projector and a LLaMA with its adapter.
+
+Part of every export, for `AutoModel.from_pretrained(folder, trust_remote_code=True)`: it needs transformers, peft and
+torch, and bitsandbytes where the language model is kept in 4 bits.
+
+Letters: B clips, T frames (25 a second), n samples (16,000 a second), U runs of frames, E encoder width, D LLM width,
+S positions, K clusters.
+"""
+
+import json
+import pathlib
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from .configuration_viavsp import ViAVSPConfig
+from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
+from .modeling_avhubert import AVHubert
+
+Clips = Sequence[np.ndarray | None]
+
+
+class ExportError(ValueError):
+    """An export, or what is asked of it, is not usable. The message is one sentence that says what was expected."""
+
+
+class ViAVSPModel(PreTrainedModel):
+    """An exported model, ready to decode."""
+
+    config_class = ViAVSPConfig
+
+    def __init__(self, config: ViAVSPConfig, llm: PreTrainedModel, projector: torch.nn.Linear, tokenizer: Any):
+        super().__init__(config)
+        self.llm, self.projector, self.tokenizer = llm.eval(), projector, tokenizer
+        self.encoder = self.cluster_encoder = self.centers = None
+        self.begin_id, self.end_id = tokenizer.bos_token_id, tokenizer.get_vocab()[config.end_token]
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        # Replaces the language model's own, so that no repetition penalty or the like of it applies.
+        llm.generation_config = self.generation_config_with({})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | pathlib.Path,
+        *,
+        config: ViAVSPConfig | None = None,
+        base_model: str | None = None,
+        merged: bool | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: str | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        revision: str | None = None,
+        **_: Any,
+    ) -> "ViAVSPModel":
+        """Loads an export.
+
+        Args:
+          folder: the export, or its name on the Hugging Face hub.
+          config: that of the export, if it was read already.
+          base_model: folder or name of the base language model; None: where it was when it was converted.
+          merged: whether to use `merged/` in place of base model and adapter; None: if the export holds it.
+          dtype: of the weights; None: that of the training.
+          device_map: cpu (the default), cuda or cuda:N.
+          quantization_config: how the language model is kept; None: as in the training.
+          revision: of a model on the hub.
+
+        Raises ExportError when a part of the export is missing.
+        """
+        root = pathlib.Path(folder)
+        if not root.is_dir():
+            root = pathlib.Path(snapshot_download(str(folder), revision=revision))
+        if not (root / "config.json").exists():
+            raise ExportError(f"{root / 'config.json'} does not exist: expected an export of python -m convert.to_hf")
+        config = config or ViAVSPConfig.from_pretrained(root)
+        merged = (root / "merged").exists() if merged is None else merged
+        for name in ("projector.safetensors", "merged" if merged else "adapter"):
+            if not (root / name).exists():
+                raise ExportError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
+        dtype = config.dtype if dtype is None or dtype == "auto" else dtype
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        place = device_map or "cpu"
+        if merged:
+            llm = load_llm(root / "merged", quantization_config, place, dtype)
+        else:
+            nf4 = config.quantization == "nf4" and quantization_config is None
+            base = (
+                base_model or json.loads((root / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+            )
+            llm = load_llm(base, trained_against(dtype) if nf4 else quantization_config, place, dtype)
+            llm = PeftModel.from_pretrained(llm, root / "adapter").base_model.model
+        weights = load_file(root / "projector.safetensors")
+        projector = torch.nn.Linear(config.feature_width, llm.config.hidden_size, dtype=dtype)
+        projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
+        model = cls(config, llm, projector.to(llm.device), AutoTokenizer.from_pretrained(root, config=llm.config))
+        if config.encoder:
+            model.load_encoders(root, dtype)
+        return model
+
+    def load_encoders(self, root: pathlib.Path, dtype: torch.dtype) -> None:
+        """Reads the encoder, the one of the clusters if that is another, and the centres float32[K, E]."""
+
+        def load(name: str) -> AVHubert:
+            with torch.device("meta"):
+                encoder = AVHubert(types.SimpleNamespace(**self.config.encoder))
+            encoder.load_state_dict(load_file(root / name / "model.safetensors"), assign=True)
+            return encoder.to(device=self.llm.device, dtype=dtype).eval()
+
+        self.encoder = self.cluster_encoder = load("encoder")
+        if self.config.trained_encoder and self.config.cluster_layer:
+            self.cluster_encoder = load("cluster_encoder")
+        if self.config.cluster_layer:
+            self.centers = load_file(root / "kmeans.safetensors")["centers"].to(self.llm.device)
+
+    @torch.inference_mode()
+    def transcribe(
+        self,
+        video: Clips | None = None,
+        audio: Clips | None = None,
+        source_language: str = "vi",
+        target_language: str = "vi",
+        **search: Any,
+    ) -> list[list[dict[str, Any]]]:
+        """What is said in clips.
+
+        Args:
+          video: grey mouth crops uint8[T, 96, 96] of each clip, as AV-HuBERT takes them; None: audio alone.
+          audio: speech int16[n] of each clip, 16 kHz; None: video alone.
+          source_language, target_language: what is spoken and what is wanted, e.g. vi and vi.
+          search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5.
+
+        Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
+        the search), "tokens"}.
+
+        Raises ExportError if the export has no encoder or no clusters, or nothing is given.
+        """
+        features, counts = self.encode(video, audio)
+        return self.recognize(features, counts, [(source_language, target_language)] * len(features), **search)
+
+    @torch.inference_mode()
+    def encode(self, video: Clips | None, audio: Clips | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each."""
+        if self.centers is None:
+            raise ExportError(
+                f"{self.config.name_or_path} was exported without encoder and clusters: give convert.to_hf --encoder "
+                "and --kmeans"
+            )
+        if video is None and audio is None:
+            raise ExportError("neither video nor audio is given: expected at least one of them")
+        lengths = [len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio]
+        heard = audio and [audio_features(samples, t) for samples, t in zip(audio, lengths, strict=True)]
+        seen = video and [video_input(frames) for frames in video]
+        modality = "av" if audio and video else "audio" if audio else "video"
+        inputs, layer = (heard, seen, lengths, (modality,)), self.config.cluster_layer
+        clusters, final = self.cluster_encoder.encode_clips(*inputs, layer)[modality]
+        if self.config.trained_encoder:
+            final = self.encoder.encode_clips(*inputs, None)[modality][1]
+        else:
+            final = final.half()  # as the shards keep it that the model learnt from
+        counts = [run_lengths(nearest(x[:t], self.centers)) for x, t in zip(clusters, lengths, strict=True)]
+        return [x[:t] for x, t in zip(final, lengths, strict=True)], counts
+
+    @torch.inference_mode()
+    def recognize(
+        self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]], **search: Any
+    ) -> list[list[dict[str, Any]]]:
+        """From encoder features on, as `transcribe`; `languages` are (source, target) of each clip."""
+        x, mask = self.embed(features, counts, languages)
+        settings = self.generation_config_with(search)
+        penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
+        settings.num_return_sequences = each = 1 if settings.do_sample else settings.num_beams
+        # Positions follow from the mask: the first token of each clip has position 0. The penalty is given apart
+        # since generate's own would overlook as many generated tokens as a prompt has padding (transformers 5).
+        sequences = self.llm.generate(
+            inputs_embeds=x,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)]),
+        )
+        found = []
+        for clip, ids in enumerate(sequences.split(each)):
+            scores = self.scores(x[clip, mask[clip].bool()], ids, settings.length_penalty or 0.0)
+            found.append([
+                {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
+                for one, score in zip(ids.tolist(), scores.tolist(), strict=True)
+            ])  # fmt: skip
+        return found
+
+    def scores(self, prompt: Tensor, ids: Tensor, length_penalty: float) -> Tensor:
+        """Log-probabilities of texts after a prompt, as beam search ranks them: [S, D] and int64[B, G] → float32[B].
+
+        By a forward pass: `generate` would keep the logits of all steps for it. A repetition penalty does not count.
+        """
+        is_end = (ids == self.end_id).long()
+        counted = is_end.cumsum(1) - is_end == 0
+        x = torch.cat([prompt.expand(len(ids), -1, -1), self.llm.get_input_embeddings()(ids[:, :-1])], 1)
+        logits = self.llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits
+        chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return chosen.masked_fill(~counted, 0).sum(1) / counted.sum(1) ** length_penalty
+
+    def generation_config_with(self, search: dict[str, Any]) -> GenerationConfig:
+        """The search of the training, changed by `search`; all but the repetition penalty, see `recognize`."""
+        settings = self.config.decoding | search
+        left_out = {"seed", "repetition_penalty"}
+        if settings.get("num_beams", 1) == 1:  # settings that would not count are warned of
+            left_out |= {"early_stopping", "length_penalty"}
+        if not settings.get("do_sample", False):
+            left_out |= {"top_k", "top_p"}
+        return GenerationConfig(
+            **{name: value for name, value in settings.items() if name not in left_out},
+            bos_token_id=self.begin_id, eos_token_id=self.end_id, pad_token_id=self.pad_id,
+        )  # fmt: skip
+
+    def embed(
+        self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]]
+    ) -> tuple[Tensor, Tensor]:
+        """[instruction][speech] of each clip, padded on the left: embeddings [B, S, D] and attention mask int[B, S]."""
+        device, dtype = self.projector.weight.device, self.projector.weight.dtype
+        rows = []
+        for frames, lengths, pair in zip(features, counts, languages, strict=True):
+            text = self.llm.get_input_embeddings()(torch.tensor(self.instruction(*pair), device=device))
+            # Rounded to the compute dtype before the mean too, as in training.
+            means = segment_means(frames.to(device, dtype), lengths.to(device).long())
+            rows.append(torch.cat([text, self.projector(means.to(dtype))]))
+        size = max(map(len, rows))
+        x = torch.stack([torch.nn.functional.pad(row, (0, 0, size - len(row), 0)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(size, device=device)[None] >= size - lengths[:, None]
+        return x, mask.long()
+
+    def instruction(self, source: str, target: str) -> list[int]:
+        """Token ids of the begin token and what the model is asked."""
+        config = self.config
+        for language in (source, target):
+            if language not in config.languages:
+                raise ExportError(f"language {language!r} is unknown: expected one of {', '.join(config.languages)}")
+        text = config.recognition_instruction
+        if not source == target == "vi":
+            names = {"source": config.languages[source], "target": config.languages[target]}
+            text = config.translation_instruction.format(**names)
+        return [self.begin_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def text(self, ids: list[int]) -> str:
+        """Text of generated ids, up to the end token."""
+        return self.tokenizer.decode(self.until_end(ids), skip_special_tokens=True).strip()
+
+    def until_end(self, ids: list[int]) -> list[int]:
+        """Generated ids without the end token and what fills them up."""
+        return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+
+
+def segment_means(features: Tensor, counts: Tensor) -> Tensor:
+    """Means of runs of frames, summed in float32: [T, E] and int64[U] (they sum to T) → float32[U, E]."""
+    segments = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    sums = torch.zeros(len(counts), features.shape[1], device=features.device)
+    return sums.index_add(0, segments, features.float()) / counts[:, None]
+
+
+def nearest(features: Tensor, centers: Tensor) -> Tensor:
+    """The nearest centre of each frame, in float64: [T, E] and float32[K, E] → int64[T]."""
+    features, centers = features.double(), centers.double()
+    return ((centers * centers).sum(1) - 2 * features @ centers.T).argmin(1)
+
+
+def run_lengths(labels: Tensor) -> Tensor:
+    """The lengths of the runs of equal neighbours: int64[T] → int64[U], which sum to T."""
+    return torch.unique_consecutive(labels, return_counts=True)[1]
+
+
+def trained_against(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The 4-bit weights that adapters of a training with quantization nf4 were trained against."""
+    if not is_bitsandbytes_available():
+        raise ExportError("the adapter was trained on nf4 weights: pip install bitsandbytes, or export with --merge")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def load_llm(
+    folder: str | pathlib.Path, quantization: BitsAndBytesConfig | None, device_map: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A language model; ExportError if a local folder is none."""
+    if pathlib.Path(folder).is_absolute() and not (pathlib.Path(folder) / "config.json").exists():
+        raise ExportError(f"{folder} holds no config.json: give the folder of the base language model")
+    if quantization is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map)
+    # As stored: rounded to another dtype first, the weights would get other codes than in the training.
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", quantization_config=quantization, device_map=device_map
+    )
+    return in_compute_dtype(model)
+
+
+def in_compute_dtype(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose 4-bit layers then multiply in the dtype that they were given.
+
+    On CPUs with instructions for it, bitsandbytes else takes bfloat16, whatever it was told.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model

@@ -1,0 +1,118 @@
+"""The README.md of an export: what the model is, how to load it, what it was trained on and how well it did."""
+
+import json
+import pathlib
+
+from etils import epath
+
+from convert.work_folder import WorkFolder
+from viavsp_jax import __version__
+
+_LOAD = """\
+```python
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True{base}, device_map="cuda")
+"""
+
+_MEDIA = """\
+# video: uint8[T, 96, 96], grey mouth crops at 25 frames a second; audio: int16[n], 16 kHz mono.
+# Either of them may be left out.
+for hypotheses in model.transcribe(video=[video], audio=[audio]):
+    print(hypotheses[0]["text"], hypotheses[0]["score"])
+```
+
+For a file of any kind and length, `pip install 'viavsp-jax[app]'` and
+
+```bash
+python -m viavsp_jax.transcribe clip.mp4 --model {name}
+```
+
+which finds the face, cuts out the mouth and writes text or subtitles.
+"""
+
+_FEATURES = """\
+# The export has no encoder: features float[T, {width}] and the lengths of their runs int64[U] come from elsewhere.
+for hypotheses in model.recognize([features], [counts], [("vi", "vi")]):
+    print(hypotheses[0]["text"], hypotheses[0]["score"])
+```
+"""
+
+
+def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: bool) -> str:
+    """Markdown with the metadata of the Hugging Face hub.
+
+    Args:
+      opened: the checkpoint that was exported.
+      workdir: its work folder, where `report.json` of an evaluation may lie.
+      merged: whether the language model is part of the export.
+      media: whether the export goes from media to text.
+    """
+    name, llm = "FOLDER", pathlib.Path(opened.conversion["source"]).name
+    base = "" if merged else ', base_model="LLM_FOLDER"'
+    parts = [
+        _metadata(),
+        "# ViAVSP: Vietnamese speech from mouth video and sound\n\n"
+        "AV-HuBERT encodes a speaking face, runs of frames in the same K-Means cluster are averaged, and a LLaMA "
+        "with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
+        f"viavsp_jax {__version__}.\n",
+        "## How to load it\n\nIt needs `torch`, `transformers` and `peft`"
+        + (", and `bitsandbytes` for the 4-bit weights that it was trained against" if _nf4(opened) else "")
+        + ". `trust_remote_code` runs the Python files beside this one: read them first. Without `merged/` the base "
+        f"language model (`{llm}`) is read from where it lay at conversion, or from `base_model`.\n\n"
+        + _LOAD.format(name=name, base=base)
+        + (_MEDIA.format(name=name) if media else _FEATURES.format(width=opened.config.data.feature_width)),
+        _training(opened),
+        _scores(workdir, opened.step),
+        "## Limits and licences\n\n"
+        "It has learnt from short clips and writes lower-case text without punctuation. Lip reading guesses where "
+        "sounds look alike: do not take its text for what somebody said without checking. Do not use it to transcribe "
+        "people who did not agree. The encoder grew from AV-HuBERT, whose licence is non-commercial; the language "
+        "model and the training data keep their own licences.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _metadata() -> str:
+    lines = [
+        "---", "language: vi", "library_name: transformers", "pipeline_tag: automatic-speech-recognition",
+        "license: other", "tags: [lip-reading, audio-visual-speech-recognition, vietnamese, lora]",
+        "metrics: [wer, cer]", "---", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _nf4(opened: WorkFolder) -> bool:
+    return opened.config.llm.get("quantization", "none") == "nf4"
+
+
+def _training(opened: WorkFolder) -> str:
+    config = opened.config
+    data, optimizer = config.data, config.get("optimizer", {})
+    rows = [
+        ("training data", ", ".join(data.get("train", ())) or "not recorded"),
+        ("updates", f"{opened.step} of {config.get('updates', opened.step)}, the best by validation accuracy"
+         if "updates" in config else str(opened.step)),
+        ("encoder", f"trained from update {config.encoder.freeze_updates} on" if opened.encoder else "frozen"),
+        ("LoRA", f"rank {config.lora.rank}, alpha {config.lora.alpha}, dropout {config.lora.dropout}"),
+        ("peak learning rate", optimizer.get("peak_lr", "not recorded")),
+        ("language model in training", config.llm.get("quantization", "none").replace("none", config.dtype)),
+        ("language model sha256", opened.conversion["sha256"]),
+    ]  # fmt: skip
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"## Training\n\n| | |\n|---|---|\n{table}\n\n`config.json` holds every setting under `training`.\n"
+
+
+def _scores(workdir: epath.Path, step: int) -> str:
+    path = workdir / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if report.get("checkpoint") != step:
+        return "## Scores\n\nThis checkpoint was not evaluated before it was exported.\n"
+    rows = [
+        f"| {name} | {row['clips']} | {100 * row['wer']:.2f} | {100 * row['cer']:.2f} |"
+        for name, row in report.items()
+        if isinstance(row, dict) and {"wer", "cer", "clips"} <= row.keys()
+    ]
+    table = "\n".join(["| data | clips | WER % | CER % |", "|---|---|---|---|", *rows])
+    return f"## Scores\n\nOn the {report['split']} split, corpus rates:\n\n{table}\n"
