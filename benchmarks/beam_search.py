@@ -57,10 +57,11 @@ class BatchedSearch:
     def __call__(self) -> int:
         config, mesh, prompt = self.model.experiment.config, self.model.experiment.mesh, self.model.experiment.prompt
         self.found = {}
-        for records, batch in pipeline.decoding_batches(config, prompt, vasr_clips.FOLDER):
+        clips = pipeline.evaluation_records(config, vasr_clips.FOLDER)
+        for records, batch in pipeline.decoding_batches(config, prompt, clips):
             batch = sharding.put_whole_batch(mesh, evaluate.fill_up(batch, records))
             tokens, _ = jax.device_get(self.decoder(self.model.trainable, self.model.frozen, batch))
-            for record, ids in zip(records, tokens, strict=False):
+            for record, ids in zip(records, tokens[:, 0], strict=False):
                 self.found[record["id"]] = until_end(ids, prompt.end_id)
         return len(self.found)
 

@@ -42,7 +42,7 @@ from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.prepare.kmeans import load_centers
-from viavsp_jax.prepare.provenance import encoder_and_centers
+from viavsp_jax.prepare.provenance import encoder_and_centers, longest_clip
 
 
 @contextlib.contextmanager
@@ -191,6 +191,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, A
         "translation_instruction": TRANSLATION,
         "languages": LANGUAGES,
         "dtype": config.dtype,
+        "longest_clip": longest_clip(training_shards(config)),
         **encoders,
         "step": opened.step,
         "llm_sha256": opened.conversion["sha256"],

@@ -48,7 +48,8 @@ def main(llm: str, shards: str) -> None:
         decoder, weights = evaluate.Decoder(experiment), (experiment.init_trainable(), experiment.load_frozen())
         tables.append(evaluate.decode_folder(experiment, functools.partial(decoder, *weights), "av_clean"))
         if mesh["data"] == 8:
-            records, batch = next(pipeline.decoding_batches(config, experiment.prompt, "av_clean"))
+            clips = pipeline.evaluation_records(config, "av_clean")
+            records, batch = next(pipeline.decoding_batches(config, experiment.prompt, clips))
             batch = sharding.put_whole_batch(experiment.mesh, evaluate.fill_up(batch, records))
             check_search(decoder, weights, batch)
             config.evaluate.rows = 6

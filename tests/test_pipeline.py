@@ -201,7 +201,7 @@ def test_wrong_width_and_missing_folders(config, prompt):
 
 def test_decoding_batches_hold_each_clip_once_in_few_sizes(config, prompt):
     seen, sizes = [], set()
-    for group, batch in pipeline.decoding_batches(config, prompt, "av_clean"):
+    for group, batch in pipeline.decoding_batches(config, prompt, pipeline.evaluation_records(config, "av_clean")):
         sizes.add((batch["features"].shape, batch["tokens"].shape))
         for row, record in enumerate(group):
             seen.append(record["id"])

@@ -22,6 +22,7 @@ class ViAVSPConfig(PretrainedConfig):
         encoder: dict[str, Any] | None = None,
         trained_encoder: bool = False,
         cluster_layer: int | None = None,
+        longest_clip: int = 76,
         **settings: Any,
     ):
         """
@@ -36,6 +37,7 @@ class ViAVSPConfig(PretrainedConfig):
           encoder: the sizes of the AV-HuBERT encoder; None: the export has none and takes features.
           trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
           cluster_layer: the encoder block, from 1, whose output is clustered.
+          longest_clip: frames of the longest clip that it learnt from.
         """
         self.feature_width = feature_width
         self.end_token = end_token
@@ -47,4 +49,5 @@ class ViAVSPConfig(PretrainedConfig):
         self.encoder = encoder
         self.trained_encoder = trained_encoder
         self.cluster_layer = cluster_layer
+        self.longest_clip = longest_clip
         super().__init__(**settings)

@@ -195,7 +195,8 @@ class ViAVSPModel(PreTrainedModel):
         )
         found = []
         for clip, ids in enumerate(sequences.split(each)):
-            scores = self.scores(x[clip, mask[clip].bool()], ids, settings.length_penalty or 0.0)
+            length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
+            scores = self.scores(x[clip, mask[clip].bool()], ids, length_penalty)
             found.append([
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
                 for one, score in zip(ids.tolist(), scores.tolist(), strict=True)

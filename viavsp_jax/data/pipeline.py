@@ -1,7 +1,6 @@
 """From records to batches of packed rows (see viavsp_jax/data/packing.py), with Grain."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import ml_collections
@@ -132,10 +131,15 @@ def validation_batches(
     return packed_batches(dataset, _to_utterance(config, prompt), config.data.rows, own)
 
 
+def evaluation_records(config: ml_collections.ConfigDict, name: str) -> grain.MapDataset:
+    """The records of `config.evaluate.split` of one shard folder; where the encoder is trained, clips."""
+    return _dataset(config, (name,), config.evaluate.split)
+
+
 def decoding_batches(
-    config: ml_collections.ConfigDict, prompt: Prompt, name: str, progress: Callable[[Any], Any] = iter
+    config: ml_collections.ConfigDict, prompt: Prompt, records: Iterable[Arrays]
 ) -> Iterator[tuple[list[Arrays], Arrays]]:
-    """Prompts of `config.evaluate.split` of one shard folder, padded to few sizes so that few programs compile.
+    """Prompts of records, padded to few sizes so that few programs compile.
 
     Yields (records, batch) of at most `config.evaluate.rows`; empty rows fill up the last batches. The batch holds
     features [B, T, E], frame_slot [B, T], tokens and is_speech [B, S], lengths int32[B]; where the encoder is trained,
@@ -143,7 +147,7 @@ def decoding_batches(
     """
     c = config.evaluate
     waiting: dict[tuple[int, int], list[tuple[Arrays, Arrays]]] = {}
-    for record in progress(_dataset(config, (name,), c.split)):
+    for record in records:
         example = speech_prompt(record, prompt)
         size = tuple(-(-len(example[key]) // c.bucket) * c.bucket for key in ("frame_slot", "tokens"))
         group = waiting.setdefault(size, [])

@@ -14,6 +14,7 @@ from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
 
 FILE = "provenance.json"
+VASR_CLIP = 76  # frames
 ENCODER_FILES = ("config.json", "model.safetensors")
 
 
@@ -55,6 +56,13 @@ def encoder_and_centers(
             raise InputError(f"{place} is not the {name} that the shards in {folder} were made with: give --{name}")
         found.append(place)
     return tuple(found)
+
+
+def longest_clip(folder: epath.PathLike) -> int:
+    """Frames of the longest training clip of a shard folder; that of VASR if it is not recorded."""
+    path = epath.Path(folder) / FILE
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    return recorded.get("splits", {}).get("train", {}).get("longest_clip", VASR_CLIP)
 
 
 def check(folder: epath.Path, settings: dict, splits: dict[str, dict], paths: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     folders = _folders(args, recordings)
     make_writer = functools.partial(Writer, args, folders, centers, layer)
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
-    _check_provenance(args, recordings, folders, layer, shards)
+    _check_provenance(args, recordings, folders, layer, clips, shards)
 
     todo = [shard for shard in chosen if missing(folders, shard)]
     tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
@@ -207,6 +207,7 @@ def _check_provenance(
     recordings: noise.Recordings | None,
     folders: Sequence[Folder],
     layer: int,
+    clips: dict[str, list[Clip]],
     shards: dict[str, list[Shard]],
 ) -> None:
     """Raises InputError if a folder holds shards that were made from other inputs or by other settings."""
@@ -224,6 +225,7 @@ def _check_provenance(
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
             "num_shards": len(shards[split]),
+            "longest_clip": max(clip.num_frames for clip in clips[split]),
         }
         for split in shards
     }

@@ -1,0 +1,102 @@
+"""What the model saw, for people: a copy of the video with subtitles and the mouth's box, and a sheet of mouth crops.
+
+Letters: H, W height and width of a picture, T video frames (25 a second).
+"""
+
+import fractions
+import os
+
+import av
+import cv2
+import numpy as np
+from etils import epath
+
+from viavsp_jax.app.transcriber import Transcript
+from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.errors import InputError
+
+_GREEN, _ORANGE, _WHITE, _BLACK = (120, 220, 60), (40, 140, 240), (255, 255, 255), (0, 0, 0)
+_SHEET = (8, 3)  # columns and rows
+
+
+def write_video(transcript: Transcript, path: os.PathLike) -> None:
+    """Writes an mp4 of 25 frames a second, H.264 and AAC, with the text of each segment and a box around the mouth.
+
+    The box is orange where the face was not seen and its place was guessed. Raises InputError without pictures.
+    """
+    recording = transcript.recording
+    if recording is None or recording.size is None:
+        raise InputError(f"{recording.path if recording else 'the arrays'}: has no pictures to write subtitles on")
+    font, size = cv2.FontFace("sans"), tuple(side + side % 2 for side in recording.size)  # H.264 wants even sides
+    with av.open(os.fspath(path), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if recording.samples is not None else None
+        texts = _texts(transcript)
+        for number, picture in enumerate(recording.frames()):
+            picture = cv2.copyMakeBorder(
+                picture, 0, size[1] - picture.shape[0], 0, size[0] - picture.shape[1], cv2.BORDER_REPLICATE
+            )
+            if transcript.mouth is not None and number < len(transcript.mouth.boxes):
+                _draw_box(picture, transcript.mouth.boxes[number], bool(transcript.mouth.found[number]))
+            if texts.get(number):
+                _draw_text(picture, texts[number], font)
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = number, fractions.Fraction(1, FRAME_RATE)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            frame = av.AudioFrame.from_ndarray(recording.samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+
+
+def sheet(crops: np.ndarray) -> np.ndarray:
+    """24 mouth crops, evenly over the recording: uint8[T, 96, 96] → uint8[H, W]."""
+    columns, rows = _SHEET
+    chosen = crops[np.linspace(0, len(crops) - 1, columns * rows).round().astype(int)]
+    framed = np.pad(chosen, [(0, 0), (1, 1), (1, 1)], constant_values=255)
+    side = framed.shape[1]
+    return framed.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+
+
+def write_sheet(crops: np.ndarray, path: os.PathLike) -> None:
+    """Writes `sheet` of uint8[T, 96, 96] as PNG."""
+    epath.Path(path).write_bytes(cv2.imencode(".png", sheet(crops))[1].tobytes())
+
+
+def _texts(transcript: Transcript) -> dict[int, str]:
+    """The text of each frame."""
+    return {frame: segment.text for segment in transcript.segments for frame in range(segment.first, segment.end)}
+
+
+def _draw_box(picture: np.ndarray, box: np.ndarray, seen: bool) -> None:
+    """`box` as in MouthTrack."""
+    x, y, side, angle = map(float, box)
+    corners = cv2.boxPoints(((x, y), (side, side), angle)).round().astype(np.int32)
+    cv2.polylines(picture, [corners], True, _GREEN if seen else _ORANGE, max(1, picture.shape[0] // 240), cv2.LINE_AA)
+
+
+def _draw_text(picture: np.ndarray, text: str, font: cv2.FontFace) -> None:
+    """Lines at the bottom, white with a dark edge."""
+    height, width = picture.shape[:2]
+    size, margin = max(11, height // 18), width // 20
+    for number, line in enumerate(reversed(_lines(text, font, size, width - 2 * margin, (width, height)))):
+        left, _, length, _ = cv2.getTextSize((width, height), line, (0, 0), font, size, 600)
+        at = ((width - length) // 2 - left, height - margin // 2 - round(1.35 * size * number) - size // 4)
+        for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1)):
+            cv2.putText(picture, line, (at[0] + dx, at[1] + dy), _BLACK, font, size, 600)
+        cv2.putText(picture, line, at, _WHITE, font, size, 600)
+
+
+def _lines(text: str, font: cv2.FontFace, size: int, width: int, picture: tuple[int, int]) -> list[str]:
+    """The text in lines that are no wider than asked, but for single words."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and cv2.getTextSize(picture, longer, (0, 0), font, size, 600)[2] <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,54 @@
+"""What a model must do to be transcribed with.
+
+Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs of frames.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """A piece of a recording, short enough for the model."""
+
+    frames: np.ndarray | None  # uint8[T, 96, 96], grey mouth crops
+    samples: np.ndarray | None  # int16[n]
+    num_frames: int  # T
+
+    @property
+    def modality(self) -> str:
+        """av, audio or video."""
+        if self.samples is None:
+            return "video"
+        return "audio" if self.frames is None else "av"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """What may have been said."""
+
+    text: str
+    score: float  # log-probability / length ** length_penalty of the search
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """What a model made of an utterance."""
+
+    hypotheses: tuple[Hypothesis, ...]  # best first
+    run_lengths: np.ndarray  # int32[U], of frames that were averaged; they sum to T
+
+
+class Recognizer(Protocol):
+    """A model, ready to decode."""
+
+    longest: int  # frames of an utterance that it can be trusted with
+    num_beams: int  # of its own search
+
+    def __call__(
+        self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
+    ) -> list[Recognition]:
+        """Decodes utterances of one modality, at most a batch of them; `languages` are spoken and wanted."""

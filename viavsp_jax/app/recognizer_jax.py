@@ -1,0 +1,126 @@
+"""A training checkpoint, by JAX: on all devices of this machine, without PyTorch."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from convert.work_folder import open_work_folder, training_shards
+from viavsp_jax import sharding
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
+from viavsp_jax.compilation_cache import keep_programs
+from viavsp_jax.data import media, pipeline
+from viavsp_jax.evaluate import Decoder, fill_up
+from viavsp_jax.experiment import load_experiment
+from viavsp_jax.prepare import provenance
+from viavsp_jax.prepare.encoder_jax import JaxEncoder
+from viavsp_jax.prepare.kmeans import assign, load_centers, run_lengths
+from viavsp_jax.prepare.reading import Media
+
+
+class JaxRecognizer:
+    """A recognizer.Recognizer of a work folder."""
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        batch_size: int,
+        step: str = "best",
+        llm: epath.PathLike | None = None,
+        encoder: epath.PathLike | None = None,
+        kmeans: epath.PathLike | None = None,
+    ):
+        """Loads the checkpoint and what it was trained around.
+
+        Args:
+          workdir: of the training.
+          batch_size: the most utterances that are decoded at a time.
+          step: best, latest or a number.
+          llm, encoder, kmeans: the language model, and the encoder and centres that the shards were made with, where
+            they are not where they were.
+
+        Raises InputError if one of them is not there or does not fit.
+        """
+        keep_programs(workdir)
+        opened = open_work_folder(workdir, step, llm, encoder)
+        self._config = config = opened.config
+        config.llm.path = str(opened.llm)
+        if config.encoder.train:
+            config.encoder.path = str(opened.encoder_path)
+        # Whatever mesh it was trained on: each device holds a part of the weights and as many rows as the others.
+        config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+        config.evaluate.rows = -(-batch_size // jax.device_count()) * jax.device_count()
+        self._experiment = experiment = load_experiment(config)
+        shards = training_shards(config)
+        folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
+        self._centers, self._layer = load_centers(str(centers))
+        self._encoder = JaxEncoder(folder, "float32", batch_size)
+        trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
+        stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
+        opened.checkpoints.close()
+        self._weights = trainable, experiment.load_frozen() | stats
+        self.longest, self.num_beams = provenance.longest_clip(shards), config.evaluate.decoding.num_beams
+
+    def __call__(
+        self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
+    ) -> list[Recognition]:
+        """See Recognizer."""
+        records = self._records(utterances, languages)
+        decoder, prompt, found = self._decoder(num_beams), self._experiment.prompt, {}
+        for batch_records, batch in pipeline.decoding_batches(self._config, prompt, records):
+            batch = sharding.put_whole_batch(self._experiment.mesh, fill_up(batch, batch_records))
+            tokens, scores = jax.device_get(decoder(*self._weights, batch))
+            for record, ids, values in zip(batch_records, tokens, scores, strict=False):
+                hypotheses = [
+                    Hypothesis(prompt.text(one.tolist()), float(score)) for one, score in zip(ids, values, strict=True)
+                ]
+                found[record["id"]] = Recognition(tuple(hypotheses), record["cluster_counts"])
+        return [found[record["id"]] for record in records]
+
+    @functools.cache  # noqa: B019  there is one recognizer in a process
+    def _decoder(self, num_beams: int) -> Decoder:
+        config = self._config.copy_and_resolve_references()
+        config.evaluate.decoding.num_beams = num_beams
+        return Decoder(dataclasses.replace(self._experiment, config=config))
+
+    def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:
+        """What the pipeline reads, as shards would hold it: features, or clips where the encoder is trained."""
+        modality = utterances[0].modality
+        items = [_media(one) for one in utterances]
+        lengths = [one.num_frames for one in utterances]
+        outputs = self._encoder.encode(items, lengths, (modality,), self._layer)[modality]
+        clusters, final = map(self._encoder.to_host, outputs)
+        records = []
+        for row, (one, item) in enumerate(zip(utterances, items, strict=True)):
+            record = {
+                "id": str(row),
+                "source_language": languages[0],
+                "target_language": languages[1],
+                "cluster_counts": run_lengths(assign(clusters[row, : one.num_frames], self._centers)),
+            }
+            if self._config.encoder.train:
+                record |= {
+                    "video": media.center_crop(item.frames),
+                    "audio": item.audio,
+                    "heard": modality != "video",
+                    "seen": modality != "audio",
+                }
+            else:
+                record["features"] = final[row, : one.num_frames].astype(np.float16)
+            records.append(record)
+        return records
+
+
+def _media(utterance: Utterance) -> Media:
+    """What the encoder takes; what is missing is zeros."""
+    frames, samples = utterance.frames, utterance.samples
+    if frames is None:
+        frames = np.zeros((utterance.num_frames, media.FRAME_SIZE, media.FRAME_SIZE), np.uint8)
+    audio = np.zeros((utterance.num_frames, media.AUDIO_DIM), np.float32)
+    if samples is not None:
+        audio = media.audio_features(samples, utterance.num_frames)
+    return Media(frames, audio, b"", samples)

@@ -1,0 +1,45 @@
+"""An exported model, by PyTorch: on a GPU where there is one."""
+
+import pathlib
+from collections.abc import Sequence
+
+import torch
+
+from convert.decode_hf import load_model, read_config
+from convert.hub.modeling_viavsp import ExportError
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
+from viavsp_jax.errors import InputError
+
+
+class TorchRecognizer:
+    """A recognizer.Recognizer of a folder that convert.to_hf wrote; runs no code that lies there."""
+
+    def __init__(self, folder: str, llm: str | None, device: str | None):
+        """`llm` is the base language model's folder where it moved. Raises InputError if the export is not usable."""
+        config = read_config(folder)
+        if not config.cluster_layer:
+            raise InputError(
+                f"{folder} was exported without encoder and clusters, so it takes no media: export it again with "
+                "--encoder and --kmeans"
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        merged = llm is None and (pathlib.Path(folder) / "merged").exists()
+        self._model = load_model(folder, llm, merged, device, None)
+        self.longest, self.num_beams = config.longest_clip, config.decoding["num_beams"]
+
+    def __call__(
+        self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
+    ) -> list[Recognition]:
+        """See Recognizer."""
+        modality = utterances[0].modality
+        video = None if modality == "audio" else [one.frames for one in utterances]
+        audio = None if modality == "video" else [one.samples for one in utterances]
+        try:
+            features, counts = self._model.encode(video, audio)
+            found = self._model.recognize(features, counts, [languages] * len(utterances), num_beams=num_beams)
+        except ExportError as error:
+            raise InputError(str(error)) from None
+        return [
+            Recognition(tuple(Hypothesis(one["text"], one["score"]) for one in hypotheses), lengths.cpu().numpy())
+            for hypotheses, lengths in zip(found, counts, strict=True)
+        ]

@@ -1,0 +1,187 @@
+"""Transcribes recordings of a speaking face: videos of any kind and length, or sound alone.
+
+    python -m viavsp_jax.transcribe FILE... --model runs/demo
+
+or, from Python,
+
+    from viavsp_jax.transcribe import Transcriber
+    transcript = Transcriber.from_pretrained("runs/demo")("clip.mp4")
+    print(transcript.text, [(segment.times, segment.text) for segment in transcript.segments])
+"""
+
+import argparse
+import collections
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from viavsp_jax.app.captions import FORMATS, render
+from viavsp_jax.app.pictures import write_sheet, write_video
+from viavsp_jax.app.transcriber import Clip, Progress, Segment, Transcriber, Transcript
+from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.media import FRAME_RATE
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.prepare.mouth import load_mean_face
+
+__all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model is used; shared with the web page."""
+    parser.add_argument("--model", required=True, help="work folder of a training, or an export of convert.to_hf")
+    parser.add_argument("--step", default="best", help="checkpoint of a work folder: best, latest or a number")
+    parser.add_argument("--llm", help="the language model, where it is not where it was in training")
+    parser.add_argument("--encoder", help="the encoder of a work folder's shards, likewise")
+    parser.add_argument("--kmeans", help="the centres of a work folder's shards, likewise")
+    parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows decoded at a time (default 8)")
+    parser.add_argument(
+        "--mean_face", help=".npy file with AV-HuBERT's mean face, to cut mouths out exactly as it does"
+    )
+
+
+def load_transcriber(args: argparse.Namespace) -> Transcriber:
+    """The model that the options ask for. Raises InputError if it is not usable."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}, expected at least 1")
+    return Transcriber.from_pretrained(
+        args.model,
+        step=args.step,
+        llm=args.llm,
+        encoder=args.encoder,
+        kmeans=args.kmeans,
+        device=args.device,
+        batch_size=args.batch_size,
+        mean_face=args.mean_face and load_mean_face(args.mean_face),
+    )
+
+
+def outputs(file: Path, args: argparse.Namespace) -> dict[str, Path]:
+    """The files to write for one, by format; `video` and `sheet` are pictures."""
+    stem = (Path(args.output) if args.output else file.parent) / file.stem
+    paths = {form: stem.with_name(f"{stem.name}.{form}") for form in args.format}
+    if args.video:
+        paths["video"] = stem.with_name(f"{stem.name}.subtitled.mp4")
+    if args.mouths:
+        paths["sheet"] = stem.with_name(f"{stem.name}.mouths.png")
+    return paths
+
+
+def check_files(files: list[Path], args: argparse.Namespace) -> None:
+    """Raises InputError before any work if a file is missing, or two files would write the same output."""
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, expected a video or audio file")
+    counts = collections.Counter(path for file in files for path in outputs(file, args).values())
+    for path, count in counts.items():
+        if count > 1:
+            raise InputError(f"{count} of the files would be written to {path}: transcribe them one by one")
+        if path.resolve() in {file.resolve() for file in files}:
+            raise InputError(f"{path} would be overwritten, which is one of the files")
+
+
+def progress_bar(name: str) -> tuple[Progress, tqdm]:
+    """What a Transcriber reports to, and the bar that shows it."""
+    bar = tqdm(total=100, desc=name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
+
+    def show(what: str, share: float) -> None:
+        bar.set_description(f"{name}: {what}", refresh=False)
+        bar.n = round(100 * share)
+        bar.refresh()
+
+    return show, bar
+
+
+def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespace) -> Transcript:
+    """Transcribes one file and writes what is asked for."""
+    show, bar = progress_bar(file.name)
+    with bar:
+        transcript = transcriber(
+            file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
+            languages=(args.source, args.target), progress=show,
+        )  # fmt: skip
+        for form, path in outputs(file, args).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if form == "video":
+                show("writing the video", 0.99)
+                write_video(transcript, path)
+            elif form == "sheet":
+                if transcript.mouth is None:
+                    raise InputError(f"{file}: no mouth was looked for, so there is no picture of it (--mouths)")
+                write_sheet(transcript.mouth.crops, path)
+            else:
+                write_bytes(path, render(transcript, form).encode())
+    return transcript
+
+
+def lines(transcript: Transcript) -> Iterator[str]:
+    """For the terminal: times and text."""
+    for segment in transcript.segments:
+        start, end = segment.times
+        yield f"{start:8.2f} – {end:7.2f}  {segment.text}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Transcribes all files; one that cannot be is reported, and the others are done. Returns the exit status."""
+    files = [Path(file) for file in args.files]
+    check_files(files, args)
+    transcriber = load_transcriber(args)
+    start, seconds, failed = time.monotonic(), 0.0, 0
+    for file in files:
+        try:
+            transcript = transcribe_file(transcriber, file, args)
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        seconds += transcript.num_frames / FRAME_RATE
+        print(*lines(transcript), sep="\n")
+        print("→ " + ", ".join(map(str, outputs(file, args).values())))
+    spent = time.monotonic() - start
+    if seconds:
+        print(f"{seconds:.1f} s of recording in {spent:.1f} s: real-time factor {spent / seconds:.2f}")
+    if failed:
+        print(f"{failed} of {len(files)} files could not be transcribed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m viavsp_jax.transcribe",
+        description=__doc__.split("\n")[0],
+        epilog="The face is found by dlib's landmark model, which was trained on iBUG 300-W: no commercial use.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="video or audio file")
+    add_model_options(parser)
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["srt"], help="files to write (default: srt)")
+    parser.add_argument("--output", metavar="DIR", help="where to write them (default: beside the input)")
+    parser.add_argument("--video", action="store_true", help="also write a copy with subtitles and the mouth's box")
+    parser.add_argument("--mouths", action="store_true", help="also write a picture of the mouth as the model sees it")
+    parser.add_argument(
+        "--modalities", choices=MODALITIES, help="use both, or one of them (default: what the file has)"
+    )
+    parser.add_argument("--source", default="vi", help="language that is spoken (default vi)")
+    parser.add_argument("--target", default="vi", help="language of the text (default vi)")
+    parser.add_argument("--num_beams", type=int, help="of the search (default: that of the model's config)")
+    parser.add_argument(
+        "--noise-snr", type=float, metavar="DB", help="add babble at this signal-to-noise ratio, to try the model"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # PyTorch and JAX take all cores together; transformers' own bars would break ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with reported_to_user():
+        sys.exit(run(args))
+
+
+if __name__ == "__main__":
+    main()
