@@ -10,6 +10,7 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 import hypothesis
 import jax
 import torch
+from demo_run import demo_clips, demo_export, demo_folder  # noqa: F401  fixtures
 from small_media import media_folders  # noqa: F401  fixture
 from small_run import folders  # noqa: F401  fixture
 from small_shards import prepared  # noqa: F401  fixture

@@ -15,11 +15,15 @@ from convert import decode_hf, to_hf, to_reference
 from convert.avhubert import load_flax
 from convert.names import flatten
 from viavsp_jax import evaluate, train
-from viavsp_jax.data import records
+from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.avhubert_torch import load_encoder
+from viavsp_jax.prepare.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.reading import Media
+from viavsp_jax.transcribe import Clip, Transcriber
 
 NAMES = ("av_clean", "audio_clean", "video_clean")
 
@@ -138,3 +142,41 @@ def test_a_video_that_does_not_fit_its_counts_is_one_clear_error(run, exported):
     ):
         with pytest.raises(InputError, match=f"folder: the video of '{clip['id']}'.*{message}"):
             decode_hf.with_features(model, "av", [clip | change], "folder")
+
+
+def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, tmp_path):
+    """By JAX and by PyTorch the same words, of features of the trained encoder in runs of the other one."""
+    workdir, config = run
+    rng = np.random.default_rng(0)
+    source = records.open_split(f"{config.data.path}/media_clean", "test", records.MEDIA)
+    clips = [Clip(media.decode_video(clip["video"], ""), clip["audio"]) for clip in source]
+    before = TorchEncoder(load_encoder(media_folders[2]))
+    items = [Media(clip.video, media.audio_features(clip.audio, len(clip.video)), b"", clip.audio) for clip in clips]
+    lengths = [len(clip.video) for clip in clips]
+    frames = {
+        name: [x[:t].numpy() for x, t in zip(layer, lengths, strict=True)]
+        for name, (layer, _) in before.encode(items, lengths, MODALITIES, 2).items()
+    }
+    centers = rng.permutation(np.concatenate(frames["av"]))[:9]
+    kmeans.save_centers(tmp_path / "kmeans", centers, {"layer": 2, "seed": 0, "num_frames": 1})
+    to_hf.export(workdir, str(tmp_path / "hf"), kmeans=tmp_path / "kmeans")
+    places = {"encoder": str(media_folders[2]), "kmeans": str(tmp_path / "kmeans")}
+    by_jax = Transcriber.from_pretrained(workdir, **places, batch_size=2)
+    by_torch = Transcriber.from_pretrained(tmp_path / "hf")
+    words = {}
+    for name in MODALITIES:
+        ours, theirs = (
+            [transcript.segments[0] for transcript in transcriber(clips, modality=name)]
+            for transcriber in (by_jax, by_torch)
+        )
+        for one, other, layer in zip(ours, theirs, frames[name], strict=True):
+            expected = kmeans.run_lengths(kmeans.assign(layer, centers))
+            np.testing.assert_array_equal(one.run_lengths, expected)
+            np.testing.assert_array_equal(other.run_lengths, expected)
+            assert one.text == other.text and one.score == pytest.approx(other.score, abs=1e-3)
+        words[name] = [one.text for one in ours]
+    assert len({tuple(texts) for texts in words.values()}) > 1
+    # An export that does not know the clusters says so.
+    with pytest.raises(InputError, match="was exported without encoder and clusters, so it takes no media"):
+        to_hf.export(workdir, str(tmp_path / "features"))
+        Transcriber.from_pretrained(tmp_path / "features")

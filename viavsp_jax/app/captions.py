@@ -1,5 +1,6 @@
 """Transcripts as files: plain text, subtitles, JSON."""
 
+import html
 import json
 
 from viavsp_jax.app.transcriber import Transcript
@@ -44,7 +45,7 @@ def _srt(transcript: Transcript) -> str:
 
 def _vtt(transcript: Transcript) -> str:
     # Text must not look like markup.
-    cues = [f"{times}\n{text.replace('&', '&amp;').replace('<', '&lt;')}\n" for times, text in _spoken(transcript, ".")]
+    cues = [f"{times}\n{html.escape(text, quote=False)}\n" for times, text in _spoken(transcript, ".")]
     return "\n".join(["WEBVTT\n", *cues])
 
 

@@ -58,12 +58,13 @@ class JaxRecognizer:
         shards = training_shards(config)
         folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
         self._centers, self._layer = load_centers(str(centers))
-        self._encoder = JaxEncoder(folder, "float32", batch_size)
+        self.longest, self.num_beams = provenance.longest_clip(shards), config.evaluate.decoding.num_beams
+        # Of one length all, so that one program is compiled.
+        self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
         opened.checkpoints.close()
         self._weights = trainable, experiment.load_frozen() | stats
-        self.longest, self.num_beams = provenance.longest_clip(shards), config.evaluate.decoding.num_beams
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

