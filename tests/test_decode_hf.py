@@ -75,7 +75,9 @@ def test_adapters_trained_on_nf4_read_nf4_weights(shards, tmp_path):
     apart, merged = (decode_hf.load_model(tmp_path / "hf", None, merge, "cpu", None) for merge in (False, True))
     assert type(apart.llm.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with torch.inference_mode():
-        features, counts = ([torch.tensor(np.array(one[name])) for one in source] for name in ("features", "cluster_counts"))
+        features, counts = (
+            [torch.tensor(np.array(one[name])) for one in source] for name in ("features", "cluster_counts")
+        )
         x, mask = apart.embed(features, counts, [("vi", "vi")] * len(features))
         logits = [model.llm(inputs_embeds=x, attention_mask=mask).logits for model in (apart, merged)]
     np.testing.assert_allclose(*(one[mask.bool()] for one in logits), atol=1e-4 * logits[0].abs().max().item())

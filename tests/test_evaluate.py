@@ -53,15 +53,33 @@ def decoded(run, **settings):
 
 def test_report_adds_up(run, capsys):
     workdir, config = run
+    config = config.copy_and_resolve_references()
+    config.evaluate.mapping = str(workdir / "mapping.json")
+    mapping = [{"id": f"test0_{i}", "channel": f"channel {i % 2}"} for i in range(5)]
+    (workdir / "mapping.json").write_text(json.dumps(mapping))
     scores = evaluate.evaluate(config, workdir)
     rows = read_table(workdir / "hypotheses" / "av_clean.tsv")
     assert [row["id"] for row in rows] == sorted(f"test0_{i}" for i in range(5))
     assert len({row["hypothesis"] for row in rows}) > 1 and all(float(row["score"]) < 0 for row in rows)
+    records = {record["id"]: record for record in open_split(f"{config.data.path}/av_clean", "test")}
+    assert [float(row["seconds"]) for row in rows] == [len(records[row["id"]]["features"]) / 25 for row in rows]
+    assert {(row["source_language"], row["target_language"]) for row in rows} == {("vi", "vi")}
     expected = scoring.score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
     report = json.loads((workdir / "report.json").read_text())
     assert report["av_clean"] == expected == scores["av_clean"]
     assert report["checkpoint"] == 20 and report["split"] == "test"
+    channels = report["analysis"]["av_clean"]["channels"]
+    assert {entry["channel"]: entry["clips"] for entry in channels} == {"channel 0": 3, "channel 1": 2}
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * expected['wer']:.2f}" in page and "Learning rate" in page
     assert f"{100 * expected['wer']:.2f}" in capsys.readouterr().out
+
+
+def test_a_mapping_is_looked_for_before_decoding(run):
+    config = run[1].copy_and_resolve_references()
+    config.evaluate.mapping = config.llm.path = "nowhere/mapping.json"
+    with pytest.raises(InputError, match="nowhere/mapping.json: no such file, expected the mapping.json"):
+        evaluate.evaluate(config, run[0])
 
 
 def test_transformers_writes_the_same_words(run, exported, tmp_path):
@@ -83,14 +101,14 @@ def test_transformers_writes_the_same_words(run, exported, tmp_path):
     {"num_beams": 1, "repetition_penalty": 1.5, "max_new_tokens": 9},
 ])  # fmt: skip
 def test_settings_hold_in_transformers_too(run, exported, settings):
-    """As in the export's viavsp.json, which holds those of the training."""
-    recorded = json.loads((exported / "viavsp.json").read_text())
+    """As in the export's config.json, which holds those of the training."""
+    recorded = json.loads((exported / "config.json").read_text())
     base = run[1].evaluate.decoding.to_dict()
     assert recorded["decoding"] == base and set(settings) < set(base)
     rows = decoded(run, **base | settings)
-    (exported / "viavsp.json").write_text(json.dumps(recorded | {"decoding": base | settings}))
+    (exported / "config.json").write_text(json.dumps(recorded | {"decoding": base | settings}))
     model = decode_hf.load_model(exported, None, False, "cpu", None)
-    (exported / "viavsp.json").write_text(json.dumps(recorded))
+    (exported / "config.json").write_text(json.dumps(recorded))
     theirs = decode_hf.decode(model, open_split(f"{run[1].data.path}/av_clean", "test"), 3)
     assert [row["hypothesis"] for row in theirs] == [row["hypothesis"] for row in rows]
 

@@ -3,7 +3,6 @@
 import csv
 import functools
 import io
-import json
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,12 @@ from tqdm import tqdm
 from viavsp_jax import decode, scoring, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
+from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.data.media import FRAME_RATE
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.cache import Cache, moved
+from viavsp_jax.report.analysis import read_channels
+from viavsp_jax.report.page import make_report, write_report
 
 Batch = dict[str, jax.Array]
 Tree = dict[str, Any]
@@ -52,16 +55,16 @@ class Decoder:
         self.prefill = jax.jit(self._prefill)
         self.search = jax.jit(self._search, donate_argnums=(2, 3))
         self.move = jax.jit(self._move, static_argnums=1)
-        self.best = jax.jit(self._best, out_shardings=sharding.replicated(self.mesh))
+        self.result = jax.jit(decode.result, out_shardings=sharding.replicated(self.mesh))
 
     def __call__(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The best hypothesis int32[B, G] and its score float32[B]; every process gets all of them."""
+        """The hypotheses int32[B, M, G], best first, and their scores float32[B, M]; every process gets all of them."""
         state, cache = self.prefill(trainable, frozen, batch)
         while True:
             state, cache, progress = self.search(trainable, frozen, state, cache)
             running, live = jax.device_get(progress)
             if not running:
-                return self.best(state)
+                return self.result(state)
             cache = self.move(cache, self.room_for(int(live)))
 
     def room_for(self, live: int) -> int:
@@ -98,10 +101,6 @@ class Decoder:
     def _move(self, cache, room):
         return self._placed(moved(cache, room * self.config.num_beams))
 
-    def _best(self, state):
-        tokens, scores = decode.result(state)
-        return tokens[:, 0], scores[:, 0]
-
     def _placed(self, tree):
         return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
 
@@ -134,21 +133,25 @@ def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.n
 def decode_folder(
     experiment: Experiment, decode_batch: Callable[[Batch], tuple[jax.Array, jax.Array]], name: str
 ) -> list[dict[str, str | float]]:
-    """Decodes one shard folder: a row of id, reference, hypothesis and score for each clip, by id.
+    """Decodes one shard folder: id, reference, hypothesis, score, languages and seconds of each clip, by id.
 
     Every process reads all clips, decodes a part of each batch and returns all rows.
     """
     progress = functools.partial(tqdm, desc=name, unit="clip", disable=jax.process_index() > 0)
     rows = []
-    for records, batch in pipeline.decoding_batches(experiment.config, experiment.prompt, name, progress):
+    source = progress(pipeline.evaluation_records(experiment.config, name))
+    for records, batch in pipeline.decoding_batches(experiment.config, experiment.prompt, source):
         batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
         tokens, scores = jax.device_get(decode_batch(batch))
-        for record, ids, score in zip(records, tokens, scores, strict=False):
+        for record, ids, score in zip(records, tokens[:, 0], scores[:, 0], strict=False):
             rows.append({
                 "id": record["id"],
                 "reference": scoring.normalize(record["transcript"]),
                 "hypothesis": scoring.normalize(experiment.prompt.text(np.asarray(ids).tolist())),
                 "score": round(float(score), 4),
+                "source_language": record["source_language"],
+                "target_language": record["target_language"],
+                "seconds": int(record["cluster_counts"].sum()) / FRAME_RATE,
             })  # fmt: skip
     return sorted(rows, key=lambda row: row["id"])
 
@@ -159,15 +162,18 @@ def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> Non
     writer = csv.DictWriter(text, rows[0], delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    epath.Path(path).write_text(text.getvalue())
+    write_bytes(path, text.getvalue().encode())
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, float]]:
+def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
 
-    Writes `hypotheses/<name>.tsv` and `report.json` (scores by name) there, and prints the scores as a table. Where
-    several processes share the work, the first one writes and prints.
+    Writes `hypotheses/<name>.tsv`, `report.json` and `report.html` (see viavsp_jax/report/page.py) there, and prints
+    the scores as a table. Where several processes share the work, the first one writes and prints.
+
+    Returns the scores by name, the same to every process.
     """
+    channels = read_channels(config.evaluate.mapping)
     experiment = load_experiment(config)
     decoder = Decoder(experiment)
     workdir, is_first = epath.Path(workdir), jax.process_index() == 0
@@ -180,25 +186,37 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
         print(f"decoding with the checkpoint of update {step}")
         (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
     decode_batch = functools.partial(decoder, trainable, frozen)
-    scores = {}
+    tables = {}
     for name in config.evaluate.names:
-        rows = decode_folder(experiment, decode_batch, name)
-        scores[name] = scoring.score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
+        tables[name] = decode_folder(experiment, decode_batch, name)
         if is_first:
-            write_table(workdir / "hypotheses" / f"{name}.tsv", rows)
+            write_table(workdir / "hypotheses" / f"{name}.tsv", tables[name])
+    report = make_report({"checkpoint": step, "split": config.evaluate.split}, tables, channels)
+    scores = {name: report[name] for name in tables}
     if is_first:
-        report = {"checkpoint": step, "split": config.evaluate.split, **scores}
-        (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_report(workdir, report)
         print(score_table(scores))
     return scores
 
 
-def score_table(scores: dict[str, dict[str, float]]) -> str:
-    """Scores by shard folder, in percent, for the eye."""
-    lines = [f"{'':<20}{'clips':>7}{'WER %':>9}{'CER %':>9}{'mean WER %':>12}{'mean CER %':>12}"]
-    for name, row in scores.items():
-        rates = (
-            f"{100 * row['wer']:9.2f}{100 * row['cer']:9.2f}{100 * row['mean_wer']:12.2f}{100 * row['mean_cer']:12.2f}"
-        )
-        lines.append(f"{name:<20}{row['clips']:>7}{rates}")
-    return "\n".join(lines)
+def score_table(scores: dict[str, dict[str, Any]]) -> str:
+    """Scores by shard folder for the eye: rates in percent, with 95 % intervals; BLEU where there is any."""
+    names = ["wer", "cer", "mean_wer", "mean_cer"] + ["bleu"] * any("bleu" in row for row in scores.values())
+    heads = ["", "clips", "WER %", "CER %", "mean WER %", "mean CER %", "BLEU"]
+    lines = [heads] + [[name, str(row["clips"]), *(_cell(row, x) for x in names)] for name, row in scores.items()]
+    widths = [max(map(len, scores)), 7, 21, 21, 12, 12, 8]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}" + "".join(map("{:>{}}".format, line[1:], widths[1 : len(names) + 2]))
+        for line in lines
+    )
+
+
+def _cell(scores: dict[str, Any], name: str) -> str:
+    if name not in scores:
+        return "-"
+    percent = 1 if name == "bleu" else 100
+    text = f"{percent * scores[name]:.2f}"
+    if name not in ("wer", "cer"):
+        return text
+    low, high = (percent * end for end in scores[f"{name}_interval"])
+    return f"{text} ({low:.1f}-{high:.1f})"
