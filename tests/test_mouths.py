@@ -1,0 +1,251 @@
+"""The mouths stage on a folder with a good recording, one without a face and a broken one, and what comes after it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+from real_videos import CARTOON, PHONE, SPEECH, first, write_video, write_wav
+from test_shards_ray import surroundings  # noqa: F401  fixture
+
+from viavsp_jax.data import media
+from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.mouth import STABLE_POINTS, _stable_face, mouth_crops
+from viavsp_jax.prepare.mouth_clips import write_video as write_crops
+from viavsp_jax.prepare.recordings import read_recording
+
+FRAMES = 60
+NOISE = np.random.default_rng(0).integers(-3000, 3000, 32_000).astype(np.int16)
+
+
+def options(videos, output, *more) -> list[str]:
+    return ["mouths", "--videos", str(videos), "--output", str(output), "--workers", "0", *map(str, more)]
+
+
+def refused(capsys, *arguments) -> str:
+    """The message of a run that ends with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(*arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def skipped(output) -> dict[str, str]:
+    return dict(line.split("\t") for line in (output / "skipped.tsv").read_text().splitlines())
+
+
+def files(output) -> dict[str, int]:
+    """All files of a corpus but the tables, and when each was written."""
+    found = (path for folder in ("visual", "audio", "notes") for path in (output / folder).rglob("*.*"))
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in found}
+
+
+def write_table(path, rows):
+    """A table of transcripts."""
+    pd.DataFrame(rows, columns=["id", "transcript", "split"]).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The folder."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "news").mkdir()
+    samples = read_recording(SPEECH).samples[: FRAMES * 640]
+    write_video(folder / "news" / "speech.MP4", first(SPEECH, FRAMES), samples=samples)
+    (folder / "broken.mp4").write_bytes(SPEECH.read_bytes()[:20_000])
+    write_video(folder / "cartoon.mkv", first(CARTOON, 6), samples=NOISE)
+    write_video(folder / "silent.mkv", first(PHONE, 6))
+    write_video(folder / "speech.mp4", [np.zeros((96, 96, 3), np.uint8)] * 5, codec="mpeg4")
+    write_crops(str(folder / "mouth.mp4"), np.zeros((5, 96, 96), np.uint8))
+    (folder / "news" / "mouth.mkv").write_bytes(b"")
+    (folder / "news_mouth.mkv").write_bytes(b"")  # the same id
+    (folder / "notes.txt").write_text("no recording")
+    write_wav(folder / "song.wav", NOISE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(videos, tmp_path_factory):
+    """The corpus made of it, with transcripts."""
+    folder = tmp_path_factory.mktemp("mouths")
+    rows = [("news_speech", "xin chào các bạn", "train"), ("broken", "a", "train"), ("nobody", "b", "test")]
+    main(options(videos, folder / "corpus", "--transcripts", write_table(folder / "table.csv", rows)))
+    return folder / "corpus"
+
+
+def test_the_good_recording_becomes_a_clip(corpus, videos):
+    recording = read_recording(videos / "news" / "speech.MP4")
+    (clip,) = pd.read_parquet(corpus / "mouths.parquet").to_dict("records")
+    assert clip == {
+        "id": "news_speech",
+        "shard": clip["shard"],
+        "source": f"{videos}/news/speech.MP4",
+        "frames": FRAMES,
+        "samples": FRAMES * 640,
+        "found": 1.0,
+    }
+    audio = media.read_audio(corpus / "audio" / clip["shard"] / "news_speech.wav")
+    np.testing.assert_array_equal(audio, recording.samples)
+    got, crops = media.read_video(corpus / "visual" / clip["shard"] / "news_speech.mp4"), mouth_crops(recording).crops
+    assert got.shape == crops.shape
+    assert 10 * np.log10(255**2 / np.square(got.astype(float) - crops).mean()) > 50  # dB
+
+
+def test_bad_recordings_are_skipped_and_listed(corpus, videos):
+    reasons = skipped(corpus)
+    assert list(reasons) == ["broken", "cartoon", "mouth", "news_mouth", "silent", "speech"]
+    assert "broken.mp4: not a media file" in reasons["broken"]
+    assert "cartoon.mkv: no face" in reasons["cartoon"] or "cartoon.mkv: a face" in reasons["cartoon"]
+    for id in ("mouth", "silent", "speech"):
+        assert "has no sound" in reasons[id]
+    lines = (corpus / "skipped.tsv").read_text().splitlines()
+    assert len(lines) == 7 and sum("news_mouth.mkv: has the same id as" in line for line in lines) == 1
+    assert [path for path in files(corpus) if not path.startswith("notes")] == [
+        f"{kind}/{shard}/news_speech.{suffix}"
+        for kind, suffix in (("visual", "mp4"), ("audio", "wav"))
+        for shard in os.listdir(corpus / kind)
+    ]
+
+
+def test_the_manifest_stage_goes_on_with_it(corpus, tmp_path):
+    main(["manifest", "--data", str(corpus), "--output", str(tmp_path)])
+    (clip,) = read_manifest(tmp_path, "train")
+    assert (clip.id, clip.transcript, clip.num_frames) == ("news_speech", "xin chào các bạn", FRAMES)
+    assert clip.num_samples == len(media.read_audio(clip.audio)) and len(media.read_video(clip.video)) == FRAMES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.tsv", "train.wrd"]
+
+
+def test_a_second_run_makes_only_what_is_missing(corpus, videos, tmp_path, caplog):
+    shutil.copytree(videos, tmp_path / "videos")
+    shutil.copytree(corpus, tmp_path / "corpus")
+    for note in (tmp_path / "corpus" / "notes").rglob("*.json"):  # as if they had been made from the copies
+        content = json.loads(note.read_text())
+        content["path"] = content["path"].replace(str(videos), str(tmp_path / "videos"))
+        note.write_text(json.dumps(content))
+    again = options(tmp_path / "videos", tmp_path / "corpus")
+    before = files(tmp_path / "corpus")
+    main(again)
+    assert files(tmp_path / "corpus") == before
+    # A clip that is gone, and a recording that is another one now.
+    next((tmp_path / "corpus" / "audio").rglob("*.wav")).unlink()
+    shutil.copy(tmp_path / "videos" / "mouth.mp4", tmp_path / "videos" / "broken.mp4")
+    main(again)
+    after = files(tmp_path / "corpus")
+    assert after.keys() == before.keys()
+    changed = {path.split("/")[-1] for path in before if before[path] != after[path]}
+    assert changed == {"news_speech.mp4", "news_speech.wav", "news_speech.json", "broken.json"}
+    assert "has no sound" in skipped(tmp_path / "corpus")["broken"]
+    assert len(pd.read_parquet(tmp_path / "corpus" / "mouths.parquet")) == 1
+
+
+def test_another_mean_face_makes_other_clips(tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mkv", first(SPEECH, 6), samples=NOISE)
+    face = np.full((68, 2), 128.0)
+    face[STABLE_POINTS] = 1.3 * (_stable_face() - 128) + 128
+    np.save(tmp_path / "face.npy", face)
+    crops = []
+    for more in ([], ["--mean_face", tmp_path / "face.npy"]):
+        main(options(tmp_path / "videos", tmp_path / "corpus", *more))
+        crops.append(media.read_video(next((tmp_path / "corpus" / "visual").rglob("*.mp4"))).astype(float))
+    assert np.abs(crops[1] - mouth_crops(read_recording(path), face).crops).mean() < 2
+    assert np.abs(crops[1] - crops[0]).mean() > 4
+
+
+def test_sound_alone_can_be_kept(videos, tmp_path, caplog):
+    """Also in worker processes, and with a clip that is longer than those that training takes."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("cartoon.mkv", "broken.mp4", "song.wav"):
+        shutil.copy(videos / name, folder)
+    write_wav(folder / "long.wav", np.tile(NOISE, 11))
+    output = folder / "corpus"  # what is written there is not read the next time
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            main([*options(folder, output, "--audio_only_without_face"), "--workers", "1"])
+        assert "3 clips, 1 skipped" in caplog.text and "1 clips have more than 500 frames (20 s)" in caplog.text
+    clips = pd.read_parquet(output / "mouths.parquet").set_index("id")
+    assert clips["frames"].to_dict() == {"cartoon": 50, "long": 550, "song": 50} and not clips["found"].any()
+    assert list(skipped(output)) == ["broken"]
+    video = media.read_video(output / "visual" / clips["shard"]["song"] / "song.mp4")
+    assert video.shape == (50, 96, 96) and not video.any()
+    np.testing.assert_array_equal(media.read_audio(output / "audio" / clips["shard"]["song"] / "song.wav"), NOISE)
+
+
+def test_on_a_ray_cluster(surroundings, videos, tmp_path):  # noqa: F811
+    (tmp_path / "videos").mkdir()
+    crops = np.random.default_rng(1).integers(0, 255, (2, 9, 96, 96)).astype(np.uint8)
+    for number in range(2):
+        frames = crops[number][..., None].repeat(3, -1)
+        write_video(tmp_path / "videos" / f"{number}.mkv", frames, samples=NOISE)
+    shutil.copy(videos / "broken.mp4", tmp_path / "videos")
+    more = [tmp_path / "videos", tmp_path / "there", "--runner", "ray"]
+    main([*options(*more), "--workers", "1"])
+    assert pd.read_parquet(tmp_path / "there" / "mouths.parquet")["frames"].tolist() == [9, 9]
+    assert list(skipped(tmp_path / "there")) == ["broken"]
+    main(options(tmp_path / "videos", tmp_path / "here"))
+    for path in files(tmp_path / "here"):
+        assert (tmp_path / "here" / path).read_bytes() == (tmp_path / "there" / path).read_bytes()
+
+
+def test_mistakes_are_told_in_a_sentence(capsys, videos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no such folder" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "out"))
+    assert "holds no recording" in refused(capsys, options(tmp_path / "empty", tmp_path / "out"))
+    assert "--ray_address goes with" in refused(capsys, options(videos, tmp_path / "out", "--ray_address", "auto"))
+    assert "at least 1" in refused(capsys, options(videos, tmp_path / "out", "--runner", "ray"))
+    assert "at least 0" in refused(capsys, options(videos, tmp_path / "out", "--workers", "-1"))
+    face = options(videos, tmp_path / "out", "--mean_face", tmp_path / "face.npy")
+    assert "face.npy: not a readable .npy file" in refused(capsys, face)
+    table = options(videos, tmp_path / "out", "--transcripts", tmp_path / "table.csv")
+    assert "table.csv: not a readable" in refused(capsys, table)
+    (tmp_path / "table.csv").write_text("id,text\na,b\n")
+    assert "columns ['transcript', 'split'] are missing" in refused(capsys, table)
+    write_table(tmp_path / "table.csv", [("a", "b", "dev")])
+    assert "id 'a' has split 'dev'" in refused(capsys, table)
+    write_table(tmp_path / "table.csv", [("a", "b", "train"), ("a", "c", "test")])
+    assert "id 'a' occurs twice" in refused(capsys, table)
+    (tmp_path / "bad").mkdir()
+    shutil.copy(videos / "broken.mp4", tmp_path / "bad")
+    assert "none of the 1 recordings gave a clip" in refused(capsys, options(tmp_path / "bad", tmp_path / "out"))
+    shutil.copy(videos / "mouth.mp4", tmp_path / "bad")
+    write_video(tmp_path / "bad" / "good.mkv", np.zeros((3, 96, 96, 3), np.uint8), samples=NOISE)
+    write_table(tmp_path / "table.csv", [("a", "b", "train")])
+    table = options(tmp_path / "bad", tmp_path / "out", "--transcripts", tmp_path / "table.csv")
+    assert "no clip has a transcript, expected ids like 'good'" in refused(capsys, table)
+
+
+def test_the_help_names_the_licence(capsys):
+    with pytest.raises(SystemExit):
+        main(["mouths", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "iBUG 300-W" in text and "bars commercial use" in text
+    assert "--audio_only_without_face" in text and "--mean_face" in text
+
+
+def test_without_its_packages_it_says_what_to_install(tmp_path):
+    script = """
+        import sys
+        from importlib.machinery import PathFinder
+
+        class CoreFinder(PathFinder):
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                return None if name.split(".")[0] in ("av", "dlib") else super().find_spec(name, path, target)
+
+        sys.meta_path = [CoreFinder if finder is PathFinder else finder for finder in sys.meta_path]
+        from viavsp_jax.prepare.__main__ import main
+
+        main(["mouths", "--videos", "videos", "--output", "corpus"])
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "error: av, dlib: not installed, expected pip install av dlib-bin" in result.stderr

@@ -1,0 +1,105 @@
+"""Makes one clip of the VASR layout from one recording, in whatever process; see prepare/mouths.py."""
+
+import dataclasses
+import hashlib
+import json
+import wave
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange
+from etils import epath
+
+from viavsp_jax.data.atomic import atomic_write
+from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.faces import require_packages
+from viavsp_jax.prepare.manifest import write_lines
+from viavsp_jax.prepare.mouth import mouth_crops
+from viavsp_jax.prepare.recordings import Recording, read_recording
+
+# 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
+_QUALITY = {"crf": "10", "x264-params": "mbtree=0"}
+_NO_COLOUR = np.full((FRAME_SIZE // 2, FRAME_SIZE), 128, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A recording to make a clip from."""
+
+    id: str
+    shard: str
+    path: str
+    version: list[int]  # its size in bytes and when it was last changed, in seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipMaker:
+    """Writes visual/<shard>/<id>.mp4, audio/<shard>/<id>.wav and, last of all, notes/<shard>/<id>.json.
+
+    A note holds what the clip was made from, and either frames, samples and found (the share of the pictures in which
+    the face was seen) or the reason why there is no clip.
+    """
+
+    output: epath.Path
+    mean_face: np.ndarray | None  # float64[68, 2]
+    audio_only_without_face: bool
+
+    def __post_init__(self):
+        require_packages()
+
+    def __call__(self, source: Source) -> dict:
+        """Makes a clip and returns its note; one that is there already is left as it is."""
+        note_path = self.output / "notes" / source.shard / f"{source.id}.json"
+        visual = self.output / "visual" / source.shard / f"{source.id}.mp4"
+        audio = self.output / "audio" / source.shard / f"{source.id}.wav"
+        mean_face = None if self.mean_face is None else hashlib.sha256(self.mean_face.tobytes()).hexdigest()
+        origin = dataclasses.asdict(source) | {"mean_face": mean_face}
+        if note_path.exists():
+            note = json.loads(note_path.read_text())
+            same = all(note[name] == value for name, value in origin.items())
+            # Where a face was found, the option changes nothing.
+            same &= note.get("found", 0) > 0 or note["audio_only_without_face"] == self.audio_only_without_face
+            if same and ("reason" in note or (visual.exists() and audio.exists())):
+                return note
+        origin["audio_only_without_face"] = self.audio_only_without_face
+        try:
+            note = origin | self._write(read_recording(source.path), visual, audio)
+        except InputError as error:
+            note = origin | {"reason": " ".join(str(error).split())}
+        write_lines(note_path, [json.dumps(note, ensure_ascii=False)])
+        return note
+
+    def _write(self, recording: Recording, visual: epath.Path, audio: epath.Path) -> dict:
+        if recording.samples is None:
+            raise InputError(f"{recording.path}: has no sound, expected speech.")
+        crops, found = self._mouth(recording)
+        with atomic_write(visual) as path:
+            write_video(path, crops)
+        with atomic_write(audio) as path, wave.open(path, "wb") as file:
+            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
+            file.writeframes(recording.samples.astype("<i2").tobytes())
+        return {"frames": len(crops), "samples": len(recording.samples), "found": found}
+
+    def _mouth(self, recording: Recording) -> tuple[np.ndarray, float]:
+        try:
+            track = mouth_crops(recording, self.mean_face)
+            return track.crops, float(track.found.mean())
+        except InputError:
+            if not self.audio_only_without_face:
+                raise
+        num_frames = max(1, round(len(recording.samples) * FRAME_RATE / SAMPLE_RATE))
+        return np.zeros((num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8), 0.0
+
+
+def write_video(path: str, crops: np.ndarray) -> None:
+    """Writes crops uint8[T, 96, 96] as H.264 in an mp4 file, 25 a second, one thread."""
+    with av.open(path, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options=_QUALITY)
+        stream.width, stream.height, stream.pix_fmt = FRAME_SIZE, FRAME_SIZE, "yuv420p"
+        stream.codec_context.color_range, stream.codec_context.thread_count = ColorRange.JPEG, 1
+        for crop in crops:
+            frame = av.VideoFrame.from_ndarray(np.concatenate([crop, _NO_COLOUR]), "yuv420p")
+            frame.color_range = ColorRange.JPEG
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

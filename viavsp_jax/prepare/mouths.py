@@ -1,0 +1,220 @@
+"""Stage 0, for a corpus of one's own: mouth crops and speech in the layout of VASR, from recordings of any kind.
+
+Reads all recordings under a folder; the id of one is its path there without suffix, with _ for /. Writes, under the
+output folder, `visual/<shard>/<id>.mp4` (96x96, grey, 25 fps), `audio/<shard>/<id>.wav` (16 kHz, mono),
+`mouths.parquet` (id, shard, source, frames, samples, found: the share of the pictures in which the face was seen) and,
+where recordings gave no clip, `skipped.tsv` (id, reason). With a table of transcripts also `metadata.parquet`, with
+which the folder is ready for the manifest stage.
+
+A run that was stopped goes on with the recordings that are missing, have changed since, or were done with another mean
+face.
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+import multiprocessing
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+import pandas as pd
+from etils import epath
+from tqdm import tqdm
+
+from viavsp_jax.data.atomic import atomic_write
+from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import cluster, faces
+from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, write_lines
+from viavsp_jax.prepare.reading import start_worker
+
+VIDEOS = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
+_NUM_SHARDS = 256
+_METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the stage."""
+    parser.epilog = faces.LICENCE
+    parser.add_argument("--videos", required=True, help="folder with recordings, searched through to the bottom")
+    parser.add_argument("--output", required=True, help="folder of the corpus")
+    parser.add_argument(
+        "--transcripts",
+        metavar="FILE",
+        help="table (.parquet or .csv) with id, transcript and split (train, valid or test): writes metadata.parquet, "
+        "too; the id of a recording is its path under --videos without suffix, with _ for /",
+    )
+    parser.add_argument(
+        "--mean_face",
+        metavar="FILE",
+        help="68 points of a face in a square of 256 pixels (.npy), as AV-HuBERT's authors used (default: our own)",
+    )
+    parser.add_argument(
+        "--audio_only_without_face",
+        action="store_true",
+        help="keep recordings without pictures or without a face in most of them, with a black video, for use with "
+        "--modalities audio (default: they are skipped)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes, each with one recording at a time; 0: only this one (default: as many as there are cores)",
+    )
+    parser.add_argument(
+        "--runner",
+        choices=["local", "ray"],
+        default="local",
+        help="local: processes of this machine; ray: those of all machines of a Ray cluster (default local)",
+    )
+    parser.add_argument(
+        "--ray_address",
+        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the clips that are missing. Raises InputError if an option or a table is not usable, or no recording is."""
+    if args.runner == "local" and args.ray_address is not None:
+        raise InputError("--ray_address goes with --runner ray.")
+    if args.workers is not None and args.workers < (args.runner == "ray"):
+        raise InputError(f"--workers is {args.workers}, expected at least {int(args.runner == 'ray')}.")
+    faces.require_packages()
+    # They need packages that only this stage and the application do.
+    from viavsp_jax.prepare.mouth import load_mean_face
+    from viavsp_jax.prepare.mouth_clips import ClipMaker
+
+    output = epath.Path(args.output)
+    transcripts = _read_transcripts(args.transcripts) if args.transcripts else None
+    mean_face = load_mean_face(args.mean_face) if args.mean_face else None
+    sources, skipped = find_sources(args.videos, output, args.audio_only_without_face)
+    make_maker = functools.partial(ClipMaker, output, mean_face, args.audio_only_without_face)
+    notes = []
+    if args.runner == "ray":
+        address = args.ray_address or "local"
+        results = cluster.map_unordered(make_maker, sources, address=address, max_workers=args.workers)
+    else:
+        results = _run_here(make_maker(), sources, args.workers)
+    with contextlib.closing(results), tqdm(total=len(sources), desc="mouths", unit="recording") as bar:
+        for source, note in results:
+            bar.update()
+            if isinstance(note, InputError):
+                skipped.append((source.id, " ".join(str(note).split())))
+            elif "reason" in note:
+                skipped.append((source.id, note["reason"]))
+            else:
+                notes.append(note)
+    _write_tables(output, sorted(notes, key=lambda note: note["id"]), sorted(skipped), transcripts)
+
+
+def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) -> tuple[list, list[tuple[str, str]]]:
+    """The recordings under a folder, by id, and those of which another has the id, as (id, reason).
+
+    Raises InputError if there are none.
+    """
+    from viavsp_jax.prepare.mouth_clips import Source
+
+    folder, output = epath.Path(folder).resolve(), output.resolve()
+    suffixes = VIDEOS + SOUNDS * with_sounds
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one with recordings.")
+    sources: dict[str, Source] = {}
+    repeated = []
+    paths = (parent / name for parent, _, names in folder.walk() for name in names)
+    for path in sorted(paths):
+        inner = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        if path.suffix.lower() not in suffixes or hidden or path.is_relative_to(output):
+            continue
+        id = "_".join(" ".join(os.fspath(inner.with_suffix("")).split()).split("/"))
+        if id in sources:
+            repeated.append((id, f"{path}: has the same id as {sources[id].path}, expected another name."))
+            continue
+        shard = f"{zlib.crc32(id.encode()) % _NUM_SHARDS:04d}"  # the same when recordings are added
+        stat = path.stat()
+        sources[id] = Source(id, shard, os.fspath(path), [stat.length, stat.mtime])
+    if not sources:
+        raise InputError(f"{folder}: holds no recording, expected files that end in one of {' '.join(suffixes)}.")
+    return list(sources.values()), repeated
+
+
+def _run_here(make: Callable, sources: Sequence, workers: int | None) -> Iterator[tuple]:
+    """Each source with its note, as they are done. Raises InputError if a worker dies."""
+    if workers == 0:
+        yield from ((source, make(source)) for source in sources)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks in any state they happen to be in
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
+    try:
+        tasks = {pool.submit(make, source): source for source in sources}
+        for task in as_completed(tasks):
+            yield tasks[task], task.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"{tasks[task].path}: a worker died while this recording or one near it was read, expected memory for "
+            "--workers processes; what is done is kept when the command is run again."
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_transcripts(path: str) -> pd.DataFrame:
+    """The table id, transcript, split, as text. Raises InputError if it is not such a table."""
+    try:
+        with epath.Path(path).open("rb") as file:
+            table = pd.read_csv(file, dtype=str) if path.endswith(".csv") else pd.read_parquet(file)
+    except (ValueError, OSError) as error:  # the errors of pandas and pyarrow are kinds of these
+        raise InputError(f"{path}: not a readable .parquet or .csv file ({error}).") from error
+    if missing := [name for name in ("id", "transcript", "split") if name not in table]:
+        raise InputError(f"{path}: columns {missing} are missing, expected id, transcript and split.")
+    table = table[["id", "transcript", "split"]].astype({"id": str})
+    if (repeated := table["id"].duplicated()).any():
+        raise InputError(f"{path}: id {table['id'][repeated].iloc[0]!r} occurs twice.")
+    if (wrong := ~table["split"].isin(SPLITS)).any():
+        first = table[wrong].iloc[0]
+        raise InputError(f"{path}: id {first['id']!r} has split {first['split']!r}, expected one of {list(SPLITS)}.")
+    return table
+
+
+def _write_tables(
+    output: epath.Path, notes: Sequence[dict], skipped: Sequence[tuple[str, str]], transcripts: pd.DataFrame | None
+) -> None:
+    """Writes skipped.tsv, mouths.parquet and metadata.parquet. Raises InputError if there is nothing for the latter."""
+    (output / "skipped.tsv").unlink(missing_ok=True)
+    if skipped:
+        write_lines(output / "skipped.tsv", [f"{id}\t{reason}" for id, reason in skipped])
+    if not notes:
+        raise InputError(f"{output}: none of the {len(skipped)} recordings gave a clip, the first: {skipped[0][1]}")
+    clips = pd.DataFrame(notes).rename(columns={"path": "source"})
+    _write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
+    where = f", see {output / 'skipped.tsv'}" if skipped else ""
+    log.info("%s: %d clips, %d skipped%s", output, len(clips), len(skipped), where)
+    if long := int((clips["frames"] > MAX_FRAMES).sum()):
+        seconds = MAX_FRAMES // FPS
+        log.info("%d clips have more than %d frames (%d s), manifest leaves them out", long, MAX_FRAMES, seconds)
+    if transcripts is None:
+        return
+    metadata = clips.merge(transcripts, on="id").rename(
+        columns={"frames": "video_num_frames", "samples": "audio_num_frames"}
+    )
+    if metadata.empty:
+        raise InputError(
+            f"{output}: no clip has a transcript, expected ids like {clips['id'].iloc[0]!r} in --transcripts."
+        )
+    metadata = metadata.assign(fps=FPS, sampling_rate=SAMPLING_RATE)
+    _write_parquet(output / "metadata.parquet", metadata[list(_METADATA)])
+    without = len(clips) - len(metadata), len(transcripts) - len(metadata)
+    log.info("%d clips have a transcript, %d have none, %d transcripts have no clip", len(metadata), *without)
+
+
+def _write_parquet(path: epath.Path, table: pd.DataFrame) -> None:
+    with atomic_write(path) as temporary:
+        table.to_parquet(temporary, index=False)
