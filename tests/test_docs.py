@@ -22,11 +22,14 @@ from small_corpus import write_corpus
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 # In the order of a reader who does all of it.
-PAGES = ("docs/preparing.md", "docs/tpu.md", "docs/checkpoints.md", "docs/gpu.md", "docs/transcribing.md", "README.md")
+PAGES = (
+    *("docs/preparing.md", "docs/tpu.md", "docs/checkpoints.md", "docs/gpu.md", "docs/transcribing.md", "README.md"),
+    *("docs/performance.md", "docs/space.md"),
+)
 # Words in code blocks that stand for something of the reader's own.
 PLACEHOLDERS = {"gs://BUCKET": "bucket", "--layer 12": "--layer 2", "--num_clusters 1000": "--num_clusters 8",
                 "--percent 0.01": "--percent 1.0", "--device cuda": "--device cpu", '"cuda"': '"cpu"',
-                "cd viavsp_jax && ": ""}  # fmt: skip
+                "cd viavsp_jax && ": "", '"0.0.0.0"': '"127.0.0.1", "--port", "PORT"'}  # fmt: skip
 # What takes minutes, and the tests that do it in small or in full.
 ELSEWHERE = {
     r"^scripts/demo\.sh": "test_demo_models.py, test_prepare_demo.py and every stage's own",
@@ -90,6 +93,7 @@ def place(tmp_path_factory) -> pathlib.Path:
         write_video(folder / name.replace("mp4", "mov"), mouths, samples=sound, codec="mpeg4")
         (folder / name.replace("mp4", "mov")).rename(folder / name)
     (folder / "runs").mkdir()
+    (folder / "model").symlink_to("exported")
     for name, source in (("final", "../bucket/final"), ("tuned", "../bucket/tuned"), ("demo", "../bucket/final")):
         (folder / "runs" / name).symlink_to(source)
     return folder
@@ -119,13 +123,13 @@ def environment(place: pathlib.Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def serve(place: pathlib.Path, command: str) -> None:
-    """Starts the page, asks for it, stops it."""
+def serve(place: pathlib.Path, command: list[str]) -> None:
+    """Starts the page on port PORT of the command, asks for it, stops it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [*command.split(), "--port", str(port)]
-    with subprocess.Popen(arguments, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as server:
+    command = [word.replace("PORT", str(port)) for word in command]
+    with subprocess.Popen(command, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as server:
         try:
             for _ in range(240):
                 try:
@@ -149,13 +153,18 @@ def test_commands_run_as_they_are_written(place, page):
         for words, stand_in in PLACEHOLDERS.items():
             command = command.replace(words, stand_in)
         if "viavsp_jax.app" in command:
-            serve(place, command)
+            serve(place, [*command.split(), "--port", "PORT"])
             continue
+        start = time.monotonic()
         done = run(place, ["bash", "-euo", "pipefail", "-c", command])
+        print(f"{time.monotonic() - start:5.1f} s  {command}")
         assert done.returncode == 0, f"{page}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     for snippet in blocks(page, "python"):
         for words, stand_in in PLACEHOLDERS.items():
             snippet = snippet.replace(words, stand_in)
+        if "viavsp_jax.app" in snippet:
+            serve(place, ["python", "-c", snippet])
+            continue
         done = run(place, ["python", "-c", SNIPPET + snippet])
         assert done.returncode == 0, f"{page}:\n{snippet}\n{done.stderr[-4000:]}"
 
@@ -177,3 +186,15 @@ def test_links_lead_somewhere():
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_messages_that_are_explained_exist():
+    """Each quoted part is in a string of the program, as written or between the names in it."""
+    files = [*ROOT.glob("viavsp_jax/**/*.py"), *ROOT.glob("convert/**/*.py"), ROOT / "scripts" / "install.sh"]
+    # Strings that go on in the next line are joined.
+    code = re.sub(r"['\"]\s*\n\s*f?['\"]", "", "\n".join(file.read_text() for file in files))
+    known = re.sub(r"\{[^{}]*\}", "#", code)
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    missing = [row for row in rows if re.sub(r"\b(16000|1|16|96x96)\b", "#", row) not in known and row not in known]
+    assert not missing

@@ -107,7 +107,7 @@ def _find_speaker(recording: Recording, progress: Callable[[float], None] | None
         seen = f"a face is seen in only {100 * share:.0f} % of its pictures" if chosen else "no face is seen in it"
         raise InputError(
             f"{recording.path}: {seen}, expected one that looks towards the camera in at least "
-            f"{100 * LEAST_FOUND:.0f} %; without it, use the sound alone (--modalities audio)."
+            f"{100 * LEAST_FOUND:.0f} %; without it, use the sound alone (modality audio)."
         )
     return fill(chosen, shots, num_frames)
 

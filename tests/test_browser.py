@@ -1,0 +1,202 @@
+"""The web page as a visitor has it: the real server with a small model, in Chromium."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import wave
+
+import pytest
+
+from viavsp_jax.app import captions
+from viavsp_jax.app.transcriber import Transcriber
+from viavsp_jax.prepare.recordings import read_recording
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+PATIENCE = 60  # seconds
+TRANSCRIPT, ERROR = "#transcript .segment", "#message .error"
+
+
+@pytest.fixture(scope="module")
+def server(demo_export, tmp_path_factory):
+    """Address, process and folder for temporary files of a running server."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "viavsp_jax.app", "--model", demo_export, "--device", "cpu", "--port", port],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    assert address, "the server has not started"
+    yield address[0], process, folder
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    """Where the browser puts what is downloaded."""
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(downloads):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1600"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def find(browser, selector):
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def wait_for(browser, *selectors):
+    """The elements that one of the selectors finds as soon as there are some."""
+    return WebDriverWait(browser, PATIENCE).until(lambda _: find(browser, ", ".join(selectors)))
+
+
+def upload(browser, address, file):
+    """Opens the page and gives it a file."""
+    browser.get(address)
+    wait_for(browser, "#recording input[type=file]")[0].send_keys(str(file))
+    wait_for(browser, "#recording video")
+
+
+def transcribe(browser):
+    """Presses the button and waits for what comes of it."""
+    find(browser, "#transcribe")[0].click()
+    wait_for(browser, TRANSCRIPT, ERROR)
+
+
+def text_of(browser, selector):
+    """Of elements that need not be visible."""
+    return [element.get_attribute("textContent").strip() for element in find(browser, selector)]
+
+
+def hosts(browser):
+    """Whom the browser has asked for something."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {urllib.parse.urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))}
+
+
+def test_transcribes_a_clip(server, browser, downloads, demo_export, demo_clips):
+    address, clip = server[0], demo_clips[0]
+    expected = Transcriber.from_pretrained(demo_export, device="cpu")(clip)
+    [segment] = expected.segments
+    upload(browser, address, clip)
+    transcribe(browser)
+    assert text_of(browser, "#transcript p.text") == [expected.text]
+    assert text_of(browser, ERROR) == [] and find(browser, "#seen")[0].is_displayed()
+
+    # What was merged: blocks as wide as their runs are long, under the mouth.
+    (left, whole), *blocks = boxes(browser, ".runs, .runs span")
+    lengths = segment.run_lengths / sum(segment.run_lengths)
+    assert [width for _, width in blocks] == pytest.approx(whole * lengths, abs=0.1)
+    assert boxes(browser, ".mouths") == [pytest.approx((left, whole), abs=0.1)]
+    assert find(browser, ".mouths")[0].get_property("naturalWidth") == round(expected.num_frames * 56 / 5)
+
+    rows = text_of(browser, ".alternatives tbody td")
+    assert rows[1::2] == list(dict.fromkeys(one.text for one in segment.hypotheses))
+    assert float(rows[0]) == pytest.approx(segment.score, abs=2e-3)
+
+    for form in captions.FORMATS:
+        find(browser, f"#download_{form}")[0].click()
+        file = downloads / f"{clip.stem}.{form}"
+        WebDriverWait(browser, PATIENCE).until(lambda _, file=file: file.exists())
+        assert file.read_text(encoding="utf-8") == captions.render(expected, form)
+    assert hosts(browser) == {urllib.parse.urlsplit(address).netloc}
+
+
+def test_mouth_is_played_beside_the_strip(server, browser):
+    """With what the test before has left in the page."""
+    player = "const player = document.querySelector('#mouth video');"
+
+    def wait_until(condition):
+        WebDriverWait(browser, PATIENCE).until(lambda _: browser.execute_script(f"{player} return {condition}"))
+
+    wait_until("player && player.readyState > 1")
+    assert browser.execute_script(f"{player} return [player.videoWidth, player.videoHeight]") == [96, 96]
+    end = float(find(browser, TRANSCRIPT)[0].get_attribute("data-end"))
+    assert browser.execute_script(f"{player} return player.duration") == pytest.approx(end, abs=0.1)
+    browser.execute_script(f"{player} player.currentTime = {end / 2}")
+    wait_for(browser, ".strip .head:not([hidden])")
+    [(left, whole), (head, _)] = boxes(browser, ".runs, .strip .head")
+    assert head - left == pytest.approx(whole / 2, abs=2)
+    find(browser, TRANSCRIPT + " summary")[0].click()
+    wait_until("player.currentTime === 0")
+
+
+def boxes(browser, selector):
+    """Left edges and widths of elements, in pixels."""
+    script = """return [...document.querySelectorAll(arguments[0])].map((element) => {
+        const {x, width} = element.getBoundingClientRect(); return [x, width];
+    });"""
+    return [tuple(box) for box in browser.execute_script(script, selector)]
+
+
+def test_bad_file_gets_one_sentence(server, browser, tmp_path):
+    (tmp_path / "letter.mp4").write_text("Dear server, this is no video.\n" * 40)
+    upload(browser, server[0], tmp_path / "letter.mp4")
+    transcribe(browser)
+    [sentence] = text_of(browser, ERROR)
+    assert sentence.startswith("letter.mp4: not a media file that can be read")
+    seen = find(browser, "body")[0].text
+    assert "Traceback" not in seen and str(server[2]) not in seen
+    assert not find(browser, TRANSCRIPT)
+
+
+def test_the_last_file_given_counts(server, browser, demo_clips, tmp_path):
+    """A sound after a video: the video is taken out."""
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(read_recording(demo_clips[1]).samples.tobytes())
+    upload(browser, server[0], demo_clips[0])
+    find(browser, "button[role=tab]")[1].click()
+    wait_for(browser, "#sound input[type=file]")[0].send_keys(str(tmp_path / "sound.wav"))
+    wait_for(browser, "#sound audio, #sound .waveform-container, #sound #waveform")
+    transcribe(browser)
+    assert "of sound alone" in text_of(browser, "#transcript .facts")[0]
+    assert not find(browser, "#seen")[0].is_displayed() and not find(browser, ".mouths") and find(browser, ".wave")
+
+
+def test_files_of_the_server_are_not_served(server, demo_export):
+    address = server[0]
+    for path in ("/etc/hostname", f"{demo_export}/config.json", str(pathlib.Path(__file__))):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"{address}gradio_api/file={path}")
+        assert error.value.code in (403, 404)
+
+
+def test_nothing_is_left_when_it_stops(server):
+    """Runs last: what the other tests sent is still there, and then is not."""
+    _, process, folder = server
+    assert {"letter.mp4", "sound.wav"} < {path.name for path in folder.rglob("*") if path.is_file()}
+    process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    assert process.returncode == 0
+    assert list(folder.iterdir()) == []

@@ -1,0 +1,55 @@
+"""Shows the web page on which recordings are transcribed.
+
+    python -m viavsp_jax.app --model runs/demo
+
+Only this machine can open it unless --host says otherwise.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.transcribe import add_model_options, load_transcriber
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads the model and shows the page until the process is interrupted."""
+    if not args.max_minutes > 0:
+        raise InputError(f"--max_minutes is {args.max_minutes:g}, expected more than 0")
+    if not 0 < args.port < 65536:
+        raise InputError(f"--port is {args.port}, expected 1 to 65535")
+    # SIGTERM ends as Ctrl-C does: in order, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="viavsp_") as folder:
+        # What visitors send and get lies in this folder, which goes away with the page.
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "gradio")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        # Imported here because Gradio reads some of this when it is imported.
+        from viavsp_jax.app import page
+
+        page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m viavsp_jax.app",
+        description=__doc__.split("\n")[0],
+        epilog="The face is found by dlib's landmark model, which was trained on iBUG 300-W: no commercial use.",
+    )
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
+    parser.add_argument("--max_minutes", type=float, default=10, help="of a recording (default 10)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    with reported_to_user():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+// A click on a segment moves the players to its start; while one of them plays, a line moves over the strips.
+const players = () => document.querySelectorAll("#recording video, #mouth video");
+
+element.addEventListener("click", (event) => {
+  const segment = event.target.closest("summary")?.parentElement;
+  if (segment) players().forEach((player) => { player.currentTime = Number(segment.dataset.start); });
+});
+
+const follow = (event) => {
+  if (!element.isConnected) return document.removeEventListener("timeupdate", follow, true);
+  if (![...players()].includes(event.target)) return;
+  const time = event.target.currentTime;
+  element.querySelectorAll(".segment").forEach((segment) => {
+    const { start, end } = segment.dataset, share = (time - start) / (end - start);
+    const head = segment.querySelector(".head");
+    head.hidden = share <= 0 || share > 1;
+    head.style.left = `${100 * share}%`;
+  });
+};
+// Events of players do not bubble.
+document.addEventListener("timeupdate", follow, true);
