@@ -42,7 +42,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
         ]),
         ("from_hf", [["-m", "convert.from_hf", str(MODELS / "llama"), "--output", llm, "--dtype", "float32"]]),
         ("train", [[*run, "--mode=train"]]),
-        ("eval", [[*run, "--mode=eval"]]),
+        ("eval", [[*run, "--mode=eval", f"--config.evaluate.mapping={corpus}/mapping.json"]]),
         ("to_hf", [["-m", "convert.to_hf", "--workdir", str(workdir), "--output", exported]]),
         ("decode_hf", [
             [*decode, "--data", f"{shards}/{name}", "--output", f"{exported}/hypotheses/{name}.tsv"] for name in NAMES
@@ -100,7 +100,8 @@ def main() -> None:
     print("\n" + score_table({name: report[name] for name in NAMES}))
     print(f"\nHugging Face writes the same words for {report['hf_agreement']:.1%} of the clips.")
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    print(f"total: {sum(seconds.values()) / 60:.1f} minutes; report: {path}")
+    print(f"total: {sum(seconds.values()) / 60:.1f} minutes; report: {path.with_suffix('.html')}")
+    print(f"A video of your own: scripts/transcribe.sh VIDEO --model {args.workdir}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,20 @@
 """Settings of all tests: JAX on the CPU, no silent broadcasting between ranks, one thread for PyTorch."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling programs that run once or twice: 183 → 124 s for three files of tests.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is left in the user's folders, nor taken from there
+# Programs are shared by all processes of the tests, and by nobody else.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+if "VIAVSP_TEST_PROGRAMS" not in os.environ:  # the first process; those that it starts inherit it
+    os.environ["VIAVSP_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="viavsp_programs_")
+    atexit.register(shutil.rmtree, os.environ["VIAVSP_TEST_PROGRAMS"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["VIAVSP_TEST_PROGRAMS"]
 # With AMX, PyTorch 2.13 gets grouped convolutions of few channels a group wrong in bfloat16; real encoders have 64.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 

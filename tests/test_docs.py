@@ -99,6 +99,12 @@ def place(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def done_before() -> set[str]:
+    """Commands that an earlier page had already."""
+    return set()
+
+
 def write_programs(folder: pathlib.Path, root: pathlib.Path) -> None:
     """This Python and the stand-ins; everything counts as installed."""
     folder.mkdir(parents=True)
@@ -118,8 +124,7 @@ def run(place: pathlib.Path, command: list[str]) -> subprocess.CompletedProcess:
 def environment(place: pathlib.Path) -> dict[str, str]:
     return os.environ | {
         "PATH": f"{place / '.venv' / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(place / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
 
@@ -146,7 +151,7 @@ def serve(place: pathlib.Path, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_run_as_they_are_written(place, page):
+def test_commands_run_as_they_are_written(place, done_before, page):
     for command in commands(page):
         if any(re.search(pattern, command) for pattern in ELSEWHERE):
             continue
@@ -155,6 +160,9 @@ def test_commands_run_as_they_are_written(place, page):
         if "viavsp_jax.app" in command:
             serve(place, [*command.split(), "--port", "PORT"])
             continue
+        if command in done_before:
+            continue
+        done_before.add(command)
         start = time.monotonic()
         done = run(place, ["bash", "-euo", "pipefail", "-c", command])
         print(f"{time.monotonic() - start:5.1f} s  {command}")
@@ -191,10 +199,10 @@ def test_links_lead_somewhere():
 def test_messages_that_are_explained_exist():
     """Each quoted part is in a string of the program, as written or between the names in it."""
     files = [*ROOT.glob("viavsp_jax/**/*.py"), *ROOT.glob("convert/**/*.py"), ROOT / "scripts" / "install.sh"]
-    # Strings that go on in the next line are joined.
+    # Strings that go on in the next line are joined; names and numbers may be anything.
     code = re.sub(r"['\"]\s*\n\s*f?['\"]", "", "\n".join(file.read_text() for file in files))
-    known = re.sub(r"\{[^{}]*\}", "#", code)
+    code = re.sub(r"\d+", "#", code)
+    known = code + re.sub(r"\{[^{}\n]*\}", "#", code)
     rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(rows) > 30
-    missing = [row for row in rows if re.sub(r"\b(16000|1|16|96x96)\b", "#", row) not in known and row not in known]
-    assert not missing
+    assert not [row for row in rows if re.sub(r"\d+", "#", row) not in known]

@@ -247,10 +247,10 @@ def test_a_mouth_video_is_taken_as_it_is(tmp_path):
 
 def test_without_a_face_it_says_what_to_do(tmp_path):
     nobody = write_video(tmp_path / "nobody.mkv", first(CUT, 20))
-    with pytest.raises(InputError, match=r"nobody.mkv: no face is seen in it, .*--modalities audio"):
+    with pytest.raises(InputError, match=r"nobody.mkv: no face is seen in it, .*modality audio"):
         mouth.mouth_crops(read_recording(nobody))
     cartoon = write_video(tmp_path / "cartoon.mkv", first(CARTOON, 10))
-    with pytest.raises(InputError, match=r"cartoon.mkv: .*--modalities audio"):
+    with pytest.raises(InputError, match=r"cartoon.mkv: .*modality audio"):
         mouth.mouth_crops(read_recording(cartoon))
     mostly = first(SPEECH, 20) + [np.zeros((240, 320, 3), np.uint8)] * 30
     path = write_video(tmp_path / "mostly.mkv", mostly)

@@ -198,7 +198,9 @@ def test_a_gpu_is_reserved_where_it_is_asked_for(address):
 
 def test_workers_that_are_too_large_are_refused(prepared, address, tmp_path, capsys):
     message = refused(capsys, [*options(prepared, tmp_path, *on_ray(address)), "--workers", "100"])
-    assert "a worker reserves 100 CPUs and 0 GPUs, but none of the 1 machines of the Ray cluster has so many" in message
+    # How many there are depends on whether the one that was lost before has been noticed.
+    assert "a worker reserves 100 CPUs and 0 GPUs, but none of the " in message
+    assert " machines of the Ray cluster has so many" in message
 
 
 @pytest.mark.parametrize(
