@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from viavsp_jax.app import captions, page, views
+from viavsp_jax.app import captions, page, pictures, views
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
 from viavsp_jax.errors import InputError
@@ -183,7 +183,7 @@ def test_uploads_are_deleted_in_time(transcriber, tmp_path, monkeypatch):
 
 def test_mouth_is_written_as_the_model_got_it(transcriber, demo_clips, tmp_path):
     transcript = transcriber(demo_clips[0], num_beams=1)
-    views.write_mouth(transcript, tmp_path / "mouth.mp4")
+    pictures.write_mouth(transcript, tmp_path / "mouth.mp4")
     written = read_recording(tmp_path / "mouth.mp4")
     frames = np.stack([frame[..., 0] for frame in written.frames()]).astype(float)
     assert frames.shape == transcript.mouth.crops.shape

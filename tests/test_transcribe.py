@@ -152,6 +152,17 @@ def test_options_that_do_not_fit(demo_export, demo_clips, tmp_path, monkeypatch,
         assert status.value.code == 2 and message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("command, package", [("transcribe", "av"), ("app", "gradio")])
+def test_what_is_not_installed_is_said(command, package, demo_export, demo_clips):
+    absent = f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv = ['x', *sys.argv[1:]]; "
+    script = f"{absent}runpy.run_module('viavsp_jax.{command}', run_name='__main__')"
+    files = [demo_clips[0]] if command == "transcribe" else []
+    arguments = [*files, "--model", demo_export]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: the package {package} is not installed: pip install" in done.stderr
+
+
 @given(st.lists(st.floats(0, 80), min_size=1, max_size=120), st.integers(3, 40))
 def test_windows_cover_all_frames_and_are_no_longer_than_asked(activity, longest):
     found = windows.cut(np.array(activity), longest)

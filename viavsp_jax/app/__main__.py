@@ -12,8 +12,11 @@ import signal
 import tempfile
 from collections.abc import Sequence
 
+from viavsp_jax.app import needs_extra
 from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.transcribe import add_model_options, load_transcriber
+
+with needs_extra(__name__):
+    from viavsp_jax.transcribe import add_model_options, load_transcriber
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
         tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "gradio")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         # Imported here because Gradio reads some of this when it is imported.
-        from viavsp_jax.app import page
+        with needs_extra(__name__):
+            from viavsp_jax.app import page
 
         page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port)
 

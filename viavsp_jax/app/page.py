@@ -17,7 +17,7 @@ from typing import Any
 
 import gradio as gr
 
-from viavsp_jax.app import captions, views
+from viavsp_jax.app import captions, pictures, views
 from viavsp_jax.app.transcriber import Transcriber, Transcript
 from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
@@ -212,7 +212,7 @@ def _shown(transcript: Transcript, spent: float, stem: pathlib.Path) -> list[Any
     mouth = None
     if transcript.mouth is not None:
         mouth = stem.with_name(f"{stem.name}.mouth.mp4")
-        views.write_mouth(transcript, mouth)
+        pictures.write_mouth(transcript, mouth)
     files = []
     for form in captions.FORMATS:
         files.append(stem.with_name(f"{stem.name}.{form}"))

@@ -1,10 +1,12 @@
-"""What the model saw, for people: a copy of the video with subtitles and the mouth's box, and a sheet of mouth crops.
+"""What the model saw, for people: the video with subtitles and the mouth's box, the mouth alone, a sheet of mouths.
 
 Letters: H, W height and width of a picture, T video frames (25 a second).
 """
 
 import fractions
+import itertools
 import os
+from collections.abc import Iterable, Iterator
 
 import av
 import cv2
@@ -20,36 +22,54 @@ _SHEET = (8, 3)  # columns and rows
 
 
 def write_video(transcript: Transcript, path: os.PathLike) -> None:
-    """Writes an mp4 of 25 frames a second, H.264 and AAC, with the text of each segment and a box around the mouth.
+    """Writes a copy of the recording as mp4, with the text of each segment and a box around the mouth.
 
     The box is orange where the face was not seen and its place was guessed. Raises InputError without pictures.
     """
     recording = transcript.recording
     if recording is None or recording.size is None:
         raise InputError(f"{recording.path if recording else 'the arrays'}: has no pictures to write subtitles on")
-    font, size = cv2.FontFace("sans"), tuple(side + side % 2 for side in recording.size)  # H.264 wants even sides
+    _write_mp4(path, _subtitled(transcript), "bgr24", recording.samples)
+
+
+def write_mouth(transcript: Transcript, path: os.PathLike) -> None:
+    """Writes the crops and the sound as the model got them as mp4. Raises InputError if no video was used."""
+    if transcript.mouth is None:
+        raise InputError("no video was used, so there is no mouth to show")
+    _write_mp4(path, transcript.mouth.crops, "gray", transcript.samples)
+
+
+def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, samples: np.ndarray | None) -> None:
+    """Writes pictures of a PyAV pixel format, of even sides and 25 a second, and int16[n]: H.264 and AAC."""
+    pictures = iter(pictures)
+    first = next(pictures)
     with av.open(os.fspath(path), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
-        video.width, video.height, video.pix_fmt = *size, "yuv420p"
-        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if recording.samples is not None else None
-        texts = _texts(transcript)
-        for number, picture in enumerate(recording.frames()):
-            picture = cv2.copyMakeBorder(
-                picture, 0, size[1] - picture.shape[0], 0, size[0] - picture.shape[1], cv2.BORDER_REPLICATE
-            )
-            if transcript.mouth is not None and number < len(transcript.mouth.boxes):
-                _draw_box(picture, transcript.mouth.boxes[number], bool(transcript.mouth.found[number]))
-            if texts.get(number):
-                _draw_text(picture, texts[number], font)
-            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+        video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
+        audio = None if samples is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        for number, picture in enumerate(itertools.chain([first], pictures)):
+            frame = av.VideoFrame.from_ndarray(picture, format=form)
             frame.pts, frame.time_base = number, fractions.Fraction(1, FRAME_RATE)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            frame = av.AudioFrame.from_ndarray(recording.samples[None], format="s16", layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts = SAMPLE_RATE, 0
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
+
+
+def _subtitled(transcript: Transcript) -> Iterator[np.ndarray]:
+    """The pictures with text and box: uint8[H, W, 3], their sides made even, as H.264 wants them."""
+    font, texts, mouth = cv2.FontFace("sans"), _texts(transcript), transcript.mouth
+    for number, picture in enumerate(transcript.recording.frames()):
+        height, width = picture.shape[:2]
+        picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if mouth is not None and number < len(mouth.boxes):
+            _draw_box(picture, mouth.boxes[number], bool(mouth.found[number]))
+        if texts.get(number):
+            _draw_text(picture, texts[number], font)
+        yield picture
 
 
 def sheet(crops: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
 from viavsp_jax.app import windows
 from viavsp_jax.app.recognizer import Hypothesis, Recognizer, Utterance
 from viavsp_jax.data import noise
@@ -18,6 +19,7 @@ from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
+from viavsp_jax.prepare.tracks import loudness
 
 # Called with what is being done and the share of it that is done.
 Progress = Callable[[str, float], None]
@@ -190,7 +192,7 @@ class Transcriber:
         if modality != "audio":
             mouth = _given(media.video) if recording is None else self._mouth(recording, progress)
         samples = None if modality == "video" else samples
-        num_frames = -(-len(samples) // windows.SAMPLES_PER_FRAME) if mouth is None else len(mouth.crops)
+        num_frames = -(-len(samples) // SAMPLES_PER_FRAME) if mouth is None else len(mouth.crops)
         if not num_frames:
             raise InputError(f"{name}: is empty, expected at least one frame")
         return Utterance(mouth and mouth.crops, samples, num_frames), mouth, recording
@@ -205,7 +207,7 @@ class Transcriber:
         if whole.samples is None:
             activity = windows.motion(whole.frames)
         else:
-            activity = windows.loudness(whole.samples, whole.num_frames)
+            activity = loudness(whole.samples, whole.num_frames)
         pieces = [
             (start, piece)
             for start, end in windows.cut(activity, self.recognizer.longest)

@@ -1,4 +1,4 @@
-"""What the web page shows of a transcript: HTML, and a video of the mouth with the sound as the model got them.
+"""What the web page shows of a transcript, as HTML.
 
 Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs of frames.
 """
@@ -6,21 +6,17 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs
 import base64
 import dataclasses
 import difflib
-import fractions
 import functools
-import os
 import pathlib
 from collections.abc import Iterator
 
-import av
 import cv2
 import jinja2
 import numpy as np
 
+from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
 from viavsp_jax.app.transcriber import Segment, Transcript
-from viavsp_jax.app.windows import SAMPLES_PER_FRAME
-from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.media import FRAME_RATE
 
 _FOLDER = pathlib.Path(__file__).parent
 _THUMBNAIL = 56  # pixels
@@ -153,29 +149,3 @@ def _ticks(segment: Segment) -> list[tuple[float, float]]:
     times = np.arange(np.ceil(2 * start), np.floor(2 * end) + 1) / 2
     # A tick at the right edge would have no room for its label.
     return [(100 * (time - start) / (end - start), float(time)) for time in times if time < end - 0.1]
-
-
-def write_mouth(transcript: Transcript, path: os.PathLike) -> None:
-    """Writes the crops and the sound as the model got them, as mp4 (H.264, AAC), 25 frames a second.
-
-    Raises InputError if no video was used.
-    """
-    if transcript.mouth is None:
-        raise InputError("no video was used, so there is no mouth to show")
-    with av.open(os.fspath(path), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
-        video.width = video.height = FRAME_SIZE
-        video.pix_fmt = "yuv420p"
-        audio = None
-        if transcript.samples is not None:
-            audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        for number, crop in enumerate(transcript.mouth.crops):
-            frame = av.VideoFrame.from_ndarray(crop, format="gray")
-            frame.pts, frame.time_base = number, fractions.Fraction(1, FRAME_RATE)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if audio is not None:
-            frame = av.AudioFrame.from_ndarray(transcript.samples[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, 0
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))

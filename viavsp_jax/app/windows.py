@@ -14,15 +14,6 @@ _COST = 0.1
 _SILENCE = 2.0  # root mean square of int16 samples, about -84 dB of full scale
 
 
-def loudness(samples: np.ndarray, num_frames: int) -> np.ndarray:
-    """How loud each frame is: int16[n] → float64[T], in dB of the smallest step of int16."""
-    padded = np.zeros(num_frames * SAMPLES_PER_FRAME)
-    kept = samples[: len(padded)]
-    padded[: len(kept)] = kept
-    power = np.square(padded).reshape(num_frames, SAMPLES_PER_FRAME).mean(1)
-    return 10 * np.log10(power + 1)
-
-
 def motion(crops: np.ndarray) -> np.ndarray:
     """How much each frame differs from the one before: uint8[T, 96, 96] → float64[T], in grey levels."""
     steps = [
