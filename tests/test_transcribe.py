@@ -95,6 +95,7 @@ def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_
         (Clip(video, silence), {"noise_snr": 0.0}, "no noise can be measured"),
         (Clip(video), {"modality": "av"}, "has no sound, which the modality av needs"),
         (Clip(audio=silence), {"modality": "video"}, "has no pictures, which the modality video needs"),
+        (Clip(audio=silence / 2**15), {}, r"the audio is float64\[19200\], expected 16 kHz mono, int16"),
         (Clip(video[:, :90], silence), {}, r"is uint8\[30, 90, 96\], expected grey mouth crops"),
         (demo_clips[0], {"modality": "lips"}, "the modality is 'lips', expected one of av, audio, video"),
         (demo_clips[0], {"num_beams": 0}, "num_beams is 0"),

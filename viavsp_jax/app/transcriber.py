@@ -180,6 +180,8 @@ class Transcriber:
         if isinstance(media, Clip):
             recording, name = None, "the arrays"
             samples, has_video = media.audio, media.video is not None
+            if samples is not None and (samples.dtype != np.int16 or samples.ndim != 1):
+                raise InputError(f"the audio is {samples.dtype}{list(samples.shape)}, expected 16 kHz mono, int16[n]")
         else:
             recording, name = read_recording(media), media
             samples, has_video = recording.samples, recording.size is not None
