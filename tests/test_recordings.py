@@ -280,3 +280,31 @@ def test_wav_headers_agree(tmp_path):
     path = write_wav(tmp_path / "speech.wav", NOISE)
     with wave.open(str(path), "rb") as file:
         assert file.getnframes() == len(read_recording(path).samples)
+
+
+def test_one_that_is_too_long_is_refused_whatever_it_says(tmp_path):
+    """By its own word at once; else while it is read. Browsers record without knowing how long it will be."""
+    with pytest.raises(InputError, match=r"obama_speech\.mp4: is longer than 0\.1 minutes, expected at most so many"):
+        read_recording(SPEECH, 6)
+    assert read_recording(SPEECH, 9).samples is not None
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("vp8", rate=25)
+        stream.width = stream.height = 64
+        for _ in range(75):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    recording = read_recording(path, 3)
+    assert recording.seconds is None and sum(1 for _ in recording.frames()) == 75
+    recording = read_recording(path, 2)
+    with pytest.raises(InputError, match=r"a\.webm: is longer than"):
+        list(recording.frames())
+    # Sound that goes on when the header has ended: a stream of AAC has none.
+    with av.open(str(tmp_path / "a.aac"), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 160_000), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(InputError, match=r"a\.aac: is longer than"):
+        read_recording(tmp_path / "a.aac", 5)

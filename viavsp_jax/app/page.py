@@ -19,9 +19,7 @@ import gradio as gr
 
 from viavsp_jax.app import captions, pictures, views
 from viavsp_jax.app.transcriber import Transcriber, Transcript
-from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.recordings import Recording, read_recording
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +167,13 @@ def transcribe(
     name = pathlib.Path(path).name
     try:
         progress(0.0, desc="reading the file")
-        check_length(read_recording(path), max_minutes)
         start = time.monotonic()
         transcript = transcriber(
             path,
             modality=None if modality == _AUTOMATIC else modality,
             num_beams=int(beams),
             noise_snr=snr if noisy else None,
+            max_seconds=60 * max_minutes,
             progress=lambda what, share: progress(share, desc=what),
         )
         spent = time.monotonic() - start
@@ -186,20 +184,6 @@ def transcribe(
     except Exception:
         log.exception("a recording could not be transcribed")
         yield _refused("Something went wrong while this recording was transcribed; the server keeps a note of it.")
-
-
-def check_length(recording: Recording, max_minutes: float) -> None:
-    """Raises InputError if a recording is longer.
-
-    What the file says of itself is not enough: pictures are counted, and nothing is kept of them.
-    """
-    most = 60 * max_minutes
-    sound = 0 if recording.samples is None else len(recording.samples) / SAMPLE_RATE
-    too_long = max(sound, recording.seconds or 0) > most
-    if not too_long and recording.size is not None:
-        too_long = any(count > FRAME_RATE * most for count, _ in enumerate(recording.frames(), start=1))
-    if too_long:
-        raise InputError(f"{recording.path}: is longer than {max_minutes:g} minutes, expected at most so many.")
 
 
 def _refused(sentence: str) -> list[Any]:

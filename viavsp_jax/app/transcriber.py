@@ -143,6 +143,7 @@ class Transcriber:
         languages: tuple[str, str] = ("vi", "vi"),
         num_beams: int | None = None,
         noise_snr: float | None = None,
+        max_seconds: float | None = None,
         progress: Progress | None = None,
     ) -> Transcript | list[Transcript]:
         """Transcribes one recording, or each of several.
@@ -153,19 +154,21 @@ class Transcriber:
           languages: what is spoken and what is wanted.
           num_beams: of the search; None: that of the model's config.
           noise_snr: babble of the recording's own voice is added, so many dB below (above, if negative) it; None: none.
+          max_seconds: longer files are refused; None: none are.
           progress: called now and then.
 
-        Raises InputError if a recording cannot be read, has no face or no sound where they are wanted, or is silent.
+        Raises InputError if a recording cannot be read, is too long or silent, or has no face or no sound where they
+        are wanted.
         """
         if isinstance(media, list | tuple):
             options = {"modality": modality, "languages": languages, "num_beams": num_beams, "noise_snr": noise_snr}
-            return [self(one, progress=progress, **options) for one in media]
+            return [self(one, max_seconds=max_seconds, progress=progress, **options) for one in media]
         if modality not in (None, *MODALITIES):
             raise InputError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
         if num_beams is not None and num_beams < 1:
             raise InputError(f"num_beams is {num_beams}, expected at least 1")
         progress = progress or (lambda what, share: None)
-        whole, mouth, recording = self._read(media, modality, progress)
+        whole, mouth, recording = self._read(media, modality, max_seconds, progress)
         name = recording.path if recording else "the arrays"
         if whole.samples is not None and noise_snr is not None:
             whole = dataclasses.replace(whole, samples=_with_babble(whole.samples, noise_snr, str(name)))
@@ -175,7 +178,7 @@ class Transcriber:
         return Transcript(segments, whole.modality, whole.num_frames, mouth, whole.samples, recording)
 
     def _read(
-        self, media: str | os.PathLike | Clip, modality: str | None, progress: Progress
+        self, media: str | os.PathLike | Clip, modality: str | None, max_seconds: float | None, progress: Progress
     ) -> tuple[Utterance, MouthTrack | None, Recording | None]:
         if isinstance(media, Clip):
             recording, name = None, "the arrays"
@@ -183,7 +186,7 @@ class Transcriber:
             if samples is not None and (samples.dtype != np.int16 or samples.ndim != 1):
                 raise InputError(f"the audio is {samples.dtype}{list(samples.shape)}, expected 16 kHz mono, int16[n]")
         else:
-            recording, name = read_recording(media), media
+            recording, name = read_recording(media, max_seconds), media
             samples, has_video = recording.samples, recording.size is not None
         if modality is None:
             modality = "video" if samples is None else "av" if has_video else "audio"

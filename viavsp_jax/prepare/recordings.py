@@ -47,6 +47,7 @@ class Recording:
     samples: np.ndarray | None  # int16[n] at 16 kHz; None without sound
     size: tuple[int, int] | None  # width and height of the pictures in square pixels, upright; None without pictures
     seconds: float | None  # how long it is, if the file says so
+    max_seconds: float | None = None  # longer ones are refused, whatever the file says
     _start: fractions.Fraction = fractions.Fraction(0)  # of both, in the file's own time
     _rotation: int = 0  # quarter turns to the left that make a decoded picture upright
     _reported: bool = False
@@ -56,8 +57,19 @@ class Recording:
 
         Each is what a player shows in the middle of its 1/25 s. Before the first decoded picture, that one is given.
 
-        Raises InputError if the timestamps leap.
+        Raises InputError if the timestamps leap, or there are more than is allowed.
         """
+        for count, picture in enumerate(self._pictures(), start=1):
+            self._check_length(count / FRAME_RATE)
+            yield picture
+
+    def _check_length(self, seconds: float) -> None:
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            raise InputError(
+                f"{self.path}: is longer than {self.max_seconds / 60:g} minutes, expected at most so many."
+            )
+
+    def _pictures(self) -> Iterator[np.ndarray]:
         count, shown, picture, end = 0, None, None, 0
         with _opened(self.path) as container:
             stream = container.streams.best("video")
@@ -90,23 +102,27 @@ class Recording:
         self._reported = True
 
 
-def read_recording(path: epath.PathLike) -> Recording:
+def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Recording:
     """Reads the sound of a file and the first of its pictures; the others are read when they are asked for.
+
+    A file that is longer than `max_seconds` is refused as soon as it is known to be: by what it says of itself, else
+    when so much sound or so many pictures have been decoded.
 
     A 16 kHz mono 16-bit PCM track comes out bit for bit. Other sound is resampled and mixed to mono; gaps become
     silence.
 
-    Raises InputError if the file is missing, is no media file or none of a kind that is read, or if nothing in it can
-    be decoded.
+    Raises InputError if the file is missing, is no media file or none of a kind that is read, if nothing in it can be
+    decoded, or if it is too long.
     """
     try:
         path = epath.Path(path)
     except KeyError as error:
         raise InputError(f"{path}: no such file, expected a path, not an address.") from error
-    recording = Recording(path, None, None, None)
+    recording = Recording(path, None, None, None, max_seconds)
     with _opened(path) as container:
         if container.duration is not None:
             recording.seconds = container.duration / av.time_base
+            recording._check_length(recording.seconds)
         has_audio, has_video = _stream(container, "audio") is not None, _stream(container, "video") is not None
     if not has_audio and not has_video:
         raise InputError(f"{path}: has neither pictures nor sound, expected a video or audio file.")
@@ -183,11 +199,13 @@ def _read_samples(recording: Recording) -> tuple[fractions.Fraction | None, byte
                 gap = round((time - start) * SAMPLE_RATE) - len(samples) // 2
                 if gap > _LONGEST_GAP * SAMPLE_RATE:
                     raise InputError(f"{recording.path}: its sound leaps by {gap / SAMPLE_RATE:.0f} s.")
+                recording._check_length(len(samples) / 2 / SAMPLE_RATE + gap / SAMPLE_RATE)
                 samples += bytes(2 * max(0, gap))
                 resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
                 run_start, run_length = time, fractions.Fraction(0)
             run_length += _duration(frame, stream)
             samples += _resampled(recording.path, resampler, frame)
+            recording._check_length(len(samples) / 2 / SAMPLE_RATE)
         samples += _resampled(recording.path, resampler, None)
     return start, samples
 
