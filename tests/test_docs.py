@@ -1,6 +1,7 @@
-"""Every command of README.md and docs/ is run, as written, in a folder with small things under the names used there.
+"""The commands of README.md and docs/ are run in a folder with small things under the names used there.
 
-Only what lies outside this project is stood in for: pip, gcloud and the like.
+PLACEHOLDERS says what is changed in them, ELSEWHERE which are not run here. configs/final.py is of a size for tests, and
+what lies outside this project is stood in for: pip, gcloud and the like.
 """
 
 import lzma
@@ -30,9 +31,9 @@ PAGES = (
 PLACEHOLDERS = {"gs://BUCKET": "bucket", "--layer 12": "--layer 2", "--num_clusters 1000": "--num_clusters 8",
                 "--percent 0.01": "--percent 1.0", "--device cuda": "--device cpu", '"cuda"': '"cpu"',
                 "cd viavsp_jax && ": "", '"0.0.0.0"': '"127.0.0.1", "--port", "PORT"'}  # fmt: skip
-# What takes minutes, and the tests that do it in small or in full.
+# What takes minutes, and where it is done in small or in full.
 ELSEWHERE = {
-    r"^scripts/demo\.sh": "test_demo_models.py, test_prepare_demo.py and every stage's own",
+    r"^scripts/demo\.sh": "by hand, from a fresh clone; the tests of its stages are theirs",
     r"^scripts/test\.sh": "this is one of its tests",
     r"scripts/check_golden\.py": "test_golden.py",
     r"--mode=compile": "test_compile.py",
