@@ -1,7 +1,7 @@
 """The commands of README.md and docs/ are run in a folder with small things under the names used there.
 
-PLACEHOLDERS says what is changed in them, ELSEWHERE which are not run here. configs/final.py is of a size for tests, and
-what lies outside this project is stood in for: pip, gcloud and the like.
+PLACEHOLDERS says what is changed in them, ELSEWHERE which are not run here. configs/final.py is of a size for tests,
+and what lies outside this project is stood in for: pip, gcloud and the like.
 """
 
 import lzma
