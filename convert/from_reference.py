@@ -39,6 +39,7 @@ from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.origin import origin
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, UNUSED_KEYS
 from viavsp_jax.state import TrainState
 
@@ -55,10 +56,11 @@ def convert(
     """
     experiment = load_experiment(config)
     state = read_state(path, experiment, restart)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     if checkpoints.latest_step() is not None:
         raise InputError(f"{workdir} already holds a checkpoint: give another --workdir")
-    checkpoints.save(state, None, config.to_json(), experiment.fits, {"accuracy": 0.0})
+    made_by = origin(config, experiment.mesh)
+    checkpoints.save(state, None, config.to_json(), experiment.fits, made_by, {"accuracy": 0.0})
     checkpoints.close()
     print(f"wrote {workdir}: update {state.step}; the training data starts with its first batch")
     if state.step >= config.updates:

@@ -1,6 +1,7 @@
 """A language model, shards and a config small enough to train in a test, all real and all made on the spot."""
 
 import pathlib
+import sys
 
 import ml_collections
 import numpy as np
@@ -59,6 +60,25 @@ def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.Conf
     config.evaluate.names = ("av_clean",)
     config.evaluate.rows, config.evaluate.bucket, config.evaluate.decoding.max_new_tokens = 4, 32, 12
     return config
+
+
+def command(config: ml_collections.ConfigDict, workdir: pathlib.Path, **settings) -> list[str]:
+    """The command that trains with the settings of `config`, one of `small_config`, and these."""
+    given = {
+        "llm.path": config.llm.path,
+        "data.path": config.data.path,
+        "data.train": "av_clean",
+        "data.feature_width": WIDTH,
+        "data.rows": config.data.rows,
+        **{f"data.row.{name}": size for name, size in config.data.row.items()},
+        "optimizer.warmup_updates": config.optimizer.warmup_updates,
+        "optimizer.decay_updates": config.optimizer.decay_updates,
+        "log_every": config.log_every,
+        "checkpoint.every": config.checkpoint.every,
+        **settings,
+    }
+    start = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
+    return start + [f"--config.{name}={value}" for name, value in given.items()]
 
 
 @pytest.fixture(scope="session")

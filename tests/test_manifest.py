@@ -10,6 +10,7 @@ from small_corpus import write_corpus
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import Clip, read_manifest
+from viavsp_jax.prepare.skipped import read_skipped
 
 
 def manifest(corpus, output, *options):
@@ -26,7 +27,7 @@ def refused(capsys, corpus, output, *options):
 
 @pytest.fixture
 def corpus(tmp_path):
-    write_corpus(tmp_path / "corpus", {"train": [3, 4, 5, 6], "valid": [3], "test": [4, 2]})
+    write_corpus(tmp_path / "corpus", {"train": [3, 4, 5, 6], "valid": [3], "test": [4, 3]})
     return tmp_path / "corpus"
 
 
@@ -48,7 +49,7 @@ def test_the_files_are_as_described(corpus, tmp_path):
     assert (tmp_path / "out/test.tsv").read_bytes().decode() == (
         f"{corpus}\n"
         "test-000-vi-vi\tvisual/00000/test-000.mp4\taudio/00000/test-000.wav\t4\t2560\n"
-        "test-001-vi-vi\tvisual/00001/test-001.mp4\taudio/00001/test-001.wav\t2\t1280\n"
+        "test-001-vi-vi\tvisual/00001/test-001.mp4\taudio/00001/test-001.wav\t3\t1920\n"
     )
     assert (tmp_path / "out/test.wrd").read_bytes().decode() == "câu số 0\ncâu số 1\n"
     clips = read_manifest(tmp_path / "out", "test")
@@ -59,8 +60,8 @@ def test_the_files_are_as_described(corpus, tmp_path):
         "vi",
         f"{folder}/visual/00001/test-001.mp4",
         f"{folder}/audio/00001/test-001.wav",
-        2,
-        1280,
+        3,
+        1920,
         "câu số 1",
     )
 
@@ -77,14 +78,15 @@ def test_languages_and_splits_can_be_chosen(corpus, tmp_path, capsys):
     assert "'zh-CN'" in refused(capsys, corpus, tmp_path / "out", "--source-language", "zh-CN")
 
 
-def test_unusable_clips_are_dropped_counted_and_listed(tmp_path, caplog):
+def test_unusable_clips_are_skipped_counted_and_listed(tmp_path, caplog):
     corpus = tmp_path / "corpus"
-    write_corpus(corpus, {"train": [3] * 11})
+    write_corpus(corpus, {"train": [4] * 11})
     (corpus / "visual/00001/train-001.mp4").unlink()
     (corpus / "audio/00000/train-002.wav").unlink()
     edit(
         corpus,
         video_num_frames={3: 501, 4: 0, 10: 500},
+        audio_num_frames={10: 320_000},
         transcript={5: " \t", 6: None, 9: " một\thai\nba  bốn "},
         fps={7: 30.0},
         sampling_rate={8: 44_100},
@@ -97,31 +99,32 @@ def test_unusable_clips_are_dropped_counted_and_listed(tmp_path, caplog):
         "train-010",
     ]
     assert (tmp_path / "out/train.wrd").read_text().splitlines()[1] == "một hai ba bốn"
-    dropped = dict(line.split("\t") for line in (tmp_path / "out/train.dropped.tsv").read_text().splitlines())
-    assert dropped == {
+    lines = read_skipped(tmp_path / "out")
+    assert {line["split"] for line in lines} == {"train"}
+    assert {line["id"]: line["reason"] for line in lines} == {
         "train-001": f"missing file: {corpus}/visual/00001/train-001.mp4",
         "train-002": f"missing file: {corpus}/audio/00000/train-002.wav",
         "train-003": "too long: 501 frames, at most 500",
-        "train-004": "no content: 0 frames, 1920 samples",
-        "train-005": "empty transcript",
-        "train-006": "empty transcript",
+        "train-004": "no content: 0 frames, 2560 samples",
+        "train-005": "no transcript: ' \\t'",
+        "train-006": "no transcript: nan",
         "train-007": "wrong frame rate: 30.0, expected 25",
         "train-008": "wrong sampling rate: 44100, expected 16000",
     }
-    assert "train: 3 clips listed, 8 dropped {'missing file': 2," in caplog.text
+    assert "train: 3 clips listed, 8 skipped {'missing file': 2," in caplog.text
 
     (corpus / "visual/00001/train-001.mp4").touch()
     (corpus / "audio/00000/train-002.wav").touch()
-    good = {row: value for row in range(11) for value in [3]}
-    edit(corpus, video_num_frames=good, transcript=dict.fromkeys(good, "a"))
+    good = {row: value for row in range(11) for value in [4]}
+    edit(corpus, video_num_frames=good, audio_num_frames=dict.fromkeys(good, 2560), transcript=dict.fromkeys(good, "a"))
     edit(corpus, fps=dict.fromkeys(good, 25.0), sampling_rate=dict.fromkeys(good, 16_000))
     manifest(corpus, tmp_path / "out")
-    assert not (tmp_path / "out/train.dropped.tsv").exists(), "a stale list is removed"
+    assert not (tmp_path / "out/skipped.jsonl").exists(), "a stale list is removed"
 
 
 def test_frac_samples_within_each_channel(tmp_path, caplog):
     corpus = tmp_path / "corpus"
-    metadata = write_corpus(corpus, {"train": [1]})
+    metadata = write_corpus(corpus, {"train": [3]})
     sizes = {"a": 40, "b": 20, "c": 10, "d": 2}
     rows, mapping = [], []
     for number, channel in enumerate(sorted("".join(name * size for name, size in sizes.items()) * 1)):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import deadly_work
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,11 +15,13 @@ from real_videos import CARTOON, PHONE, SPEECH, first, write_video, write_wav
 from test_shards_ray import surroundings  # noqa: F401  fixture
 
 from viavsp_jax.data import media
+from viavsp_jax.prepare import mouth_clips
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.mouth import STABLE_POINTS, _stable_face, mouth_crops
 from viavsp_jax.prepare.mouth_clips import write_video as write_crops
 from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.skipped import read_skipped
 
 FRAMES = 60
 NOISE = np.random.default_rng(0).integers(-3000, 3000, 32_000).astype(np.int16)
@@ -37,7 +40,7 @@ def refused(capsys, *arguments) -> str:
 
 
 def skipped(output) -> dict[str, str]:
-    return dict(line.split("\t") for line in (output / "skipped.tsv").read_text().splitlines())
+    return {line["id"]: line["reason"] for line in read_skipped(output)}
 
 
 def files(output) -> dict[str, int]:
@@ -105,8 +108,8 @@ def test_bad_recordings_are_skipped_and_listed(corpus, videos):
     assert "cartoon.mkv: no face" in reasons["cartoon"] or "cartoon.mkv: a face" in reasons["cartoon"]
     for id in ("mouth", "silent", "speech"):
         assert "has no sound" in reasons[id]
-    lines = (corpus / "skipped.tsv").read_text().splitlines()
-    assert len(lines) == 7 and sum("news_mouth.mkv: has the same id as" in line for line in lines) == 1
+    lines = read_skipped(corpus)
+    assert len(lines) == 7 and sum("news_mouth.mkv: has the same id as" in line["reason"] for line in lines) == 1
     assert [path for path in files(corpus) if not path.startswith("notes")] == [
         f"{kind}/{shard}/news_speech.{suffix}"
         for kind, suffix in (("visual", "mp4"), ("audio", "wav"))
@@ -180,6 +183,24 @@ def test_sound_alone_can_be_kept(videos, tmp_path, caplog):
     np.testing.assert_array_equal(media.read_audio(output / "audio" / clips["shard"]["song"] / "song.wav"), NOISE)
 
 
+def test_a_recording_of_which_workers_die_is_skipped(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    crops = np.random.default_rng(1).integers(0, 255, (3, 9, 96, 96)).astype(np.uint8)
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"{number}.mkv", crops[number][..., None].repeat(3, -1), samples=NOISE)
+    main(options(tmp_path / "videos", tmp_path / "clean"))
+    monkeypatch.setattr(mouth_clips, "ClipMaker", deadly_work.DeadlyClipMaker)
+    monkeypatch.setenv(deadly_work.DEADLY, "1")
+    main([*options(tmp_path / "videos", tmp_path / "corpus"), "--workers", "2"])
+    (line,) = read_skipped(tmp_path / "corpus")
+    assert line["id"] == "1" and "1.mkv: the process that read this recording died twice (Aborted)" in line["reason"]
+    assert pd.read_parquet(tmp_path / "corpus" / "mouths.parquet")["id"].tolist() == ["0", "2"]
+    kept = [path for path in files(tmp_path / "clean") if not path.split("/")[-1].startswith("1.")]
+    assert len(kept) == 6 and sorted(kept) == sorted(files(tmp_path / "corpus"))
+    for path in kept:
+        assert (tmp_path / "corpus" / path).read_bytes() == (tmp_path / "clean" / path).read_bytes()
+
+
 def test_on_a_ray_cluster(surroundings, videos, tmp_path):  # noqa: F811
     (tmp_path / "videos").mkdir()
     crops = np.random.default_rng(1).integers(0, 255, (2, 9, 96, 96)).astype(np.uint8)
@@ -205,14 +226,6 @@ def test_mistakes_are_told_in_a_sentence(capsys, videos, tmp_path):
     assert "at least 0" in refused(capsys, options(videos, tmp_path / "out", "--workers", "-1"))
     face = options(videos, tmp_path / "out", "--mean_face", tmp_path / "face.npy")
     assert "face.npy: not a readable .npy file" in refused(capsys, face)
-    table = options(videos, tmp_path / "out", "--transcripts", tmp_path / "table.csv")
-    assert "table.csv: not a readable" in refused(capsys, table)
-    (tmp_path / "table.csv").write_text("id,text\na,b\n")
-    assert "columns ['transcript', 'split'] are missing" in refused(capsys, table)
-    write_table(tmp_path / "table.csv", [("a", "b", "dev")])
-    assert "id 'a' has split 'dev'" in refused(capsys, table)
-    write_table(tmp_path / "table.csv", [("a", "b", "train"), ("a", "c", "test")])
-    assert "id 'a' occurs twice" in refused(capsys, table)
     (tmp_path / "bad").mkdir()
     shutil.copy(videos / "broken.mp4", tmp_path / "bad")
     assert "none of the 1 recordings gave a clip" in refused(capsys, options(tmp_path / "bad", tmp_path / "out"))

@@ -5,12 +5,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
+import time
 
 import jax
 import numpy as np
 import pytest
-from small_run import WIDTH, small_config
+from small_run import command, small_config
 from tensorboard_events import scalars
 
 from viavsp_jax import compilation_cache, experiment, train
@@ -18,22 +18,7 @@ from viavsp_jax.checkpoint import Checkpoints
 
 
 def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **settings) -> subprocess.Popen:
-    """The command with the settings of `small_config` and these; keeps its programs in the folder `cache`, if any."""
-    given = {
-        "llm.path": config.llm.path,
-        "data.path": config.data.path,
-        "data.train": "av_clean",
-        "data.feature_width": WIDTH,
-        "data.rows": config.data.rows,
-        **{f"data.row.{name}": size for name, size in config.data.row.items()},
-        "optimizer.warmup_updates": config.optimizer.warmup_updates,
-        "optimizer.decay_updates": config.optimizer.decay_updates,
-        "log_every": config.log_every,
-        "checkpoint.every": config.checkpoint.every,
-        **settings,
-    }
-    command = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
-    command += [f"--config.{name}={value}" for name, value in given.items()]
+    """The command with the settings of `config` and these; keeps its programs in the folder `cache`, if any."""
     kept = {
         "XDG_CACHE_HOME": str(cache),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -41,7 +26,7 @@ def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **se
         "JAX_LOG_COMPILES": "true",
     }
     environment = os.environ | (kept if cache else {})
-    return subprocess.Popen([*command, *flags], env=environment, stderr=stderr, text=True)
+    return subprocess.Popen([*command(config, workdir, **settings), *flags], env=environment, stderr=stderr, text=True)
 
 
 def read_and_stop(process: subprocess.Popen, stopped: subprocess.Popen) -> str:
@@ -50,6 +35,7 @@ def read_and_stop(process: subprocess.Popen, stopped: subprocess.Popen) -> str:
     for line in process.stderr:
         text += line
         if "update 2: validation loss" in line:
+            time.sleep(0.3)  # so that it comes between two saves, mostly
             stopped.send_signal(signal.SIGTERM)
     return text
 
@@ -63,14 +49,14 @@ def test_sigterm_saves_and_the_same_command_continues(folders, tmp_path):
     config = small_config(*folders)
     process = start(config, tmp_path / "work", cache=tmp_path / "cache", updates=300)
     text = read_and_stop(process, process)
-    assert process.wait() == 128 + signal.SIGTERM, text
+    assert process.wait() == 0, text
     assert "Traceback" not in text and "jit_train_step" not in programs(text)
     saved = int(re.search(r"stopped by SIGTERM after update (\d+), which is saved: the same command", text)[1])
     assert re.search(r"goodput \d+\.\d% of \d+\.\d s: steps \d", text)
     checkpoints = Checkpoints(tmp_path / "work")
-    assert checkpoints.latest_step() == saved > 2
-    # It was not validated, so it is not the best.
-    assert checkpoints.best_step() < saved
+    assert checkpoints.latest_step() == saved >= 2
+    if f"update {saved}: validation" not in text:
+        assert checkpoints.best_step() < saved, "it was not validated, so it is not the best"
 
     again = start(config, tmp_path / "work", cache=tmp_path / "cache", updates=saved + 1)
     text = again.communicate()[1]
@@ -107,10 +93,10 @@ def test_all_processes_stop_when_one_is_told_to(folders, tmp_path):
         )
         text = read_and_stop(first, second)
     printed = text + (tmp_path / "stderr").read_text()
-    assert (first.wait(), second.wait()) == (128 + signal.SIGTERM,) * 2, printed
+    assert (first.wait(), second.wait()) == (0, 0), printed
     saved = int(re.search(r"stopped by SIGTERM after update (\d+), which is saved", text)[1])
     assert printed.count("stopped by SIGTERM") == printed.count("goodput") == 1
-    assert Checkpoints(tmp_path / "work").latest_step() == saved > 2
+    assert Checkpoints(tmp_path / "work").latest_step() == saved >= 2
 
 
 @pytest.mark.parametrize(

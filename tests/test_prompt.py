@@ -40,6 +40,12 @@ def test_every_language_pair_has_an_instruction(prompt):
         prompt.instruction("vi", "de")
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has(prompt):
+    prompt.check_fits(678)
+    with pytest.raises(InputError, match="llama has token ids up to 677, expected less than 677, the vocab_size"):
+        prompt.check_fits(677)
+
+
 def test_errors(tmp_path):
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_prompt(tmp_path, "</s>")

@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import deadly_work
 import numpy as np
 import pytest
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import reading
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
+from viavsp_jax.prepare.workers import WorkerDied, Workers
 
 
 @pytest.fixture
@@ -50,14 +52,42 @@ def test_batches_are_taken_only_a_little_ahead(clips):
             assert len(taken) <= done + 3
 
 
-def test_a_worker_that_dies_gives_one_sentence(clips):
+def test_a_clip_of_which_workers_die_is_left_out_and_no_other(clips, monkeypatch):
+    """Wherever it is in a batch; the process really aborts."""
+    monkeypatch.setattr(reading, "_read_batch", deadly_work.read_batch)
+    monkeypatch.setenv(deadly_work.DEADLY, clips[2].id)
+    batches = [clips[:2], clips[1:4], clips[4:], clips[2:3], clips[3:], clips[:3]]
+    with Reader(2) as workers:
+        found = list(workers.read(batches, None))
+    reason = f"{clips[2].video}: the process that read this clip died twice (Aborted), expected a video and audio"
+    for batch, items in zip(batches, found, strict=True):
+        for clip, item in zip(batch, items, strict=True):
+            if clip is clips[2]:
+                assert item.startswith(reason)
+            else:
+                assert_same([item], [reading.read_media(clip, None)])
+
+
+def test_a_worker_that_is_killed_costs_no_clip(clips):
+    """As when memory ends for a moment."""
     with Reader(1) as reader:
         found = reader.read([clips[:1]] * 20, None)
-        next(found)
-        (worker,) = reader._pool._processes
-        os.kill(worker, signal.SIGKILL)
-        with pytest.raises(InputError, match=r"train-000.mp4: a worker died while this clip \(id 'train-000'\)"):
-            list(found)
+        items = [next(found)]
+        os.kill(reader._workers._all[0]._process.pid, signal.SIGKILL)
+        items += found
+    assert len(items) == 20
+    for (item,) in items:
+        assert_same([item], [reading.read_media(clips[0], None)])
+
+
+def test_what_takes_too_long_is_ended():
+    with Workers(1, seconds=2) as workers:
+        with pytest.raises(WorkerDied, match="more than 2 s"):
+            workers.submit(workers.do, time.sleep, 60).result()
+        with pytest.raises(ValueError, match="invalid literal for int"):  # of the work, not of the process
+            workers.do(int, "one")
+        assert workers.do(int, "1") == 1
+    assert not alive(workers._all[0]._process.pid)
 
 
 def alive(process: int) -> bool:
@@ -72,7 +102,7 @@ from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.reading import Reader
 with Reader(1) as reader:
     next(reader.read([read_manifest(sys.argv[1], "train")[:1]], None))
-    print(*reader._pool._processes, flush=True)
+    print(reader._workers._all[0]._process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     folder = Path(clips[0].video).parents[3] / "manifest"

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from tensorboard_events import scalars
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.evaluate import score_table, write_table
 from viavsp_jax.metrics import Writer
 from viavsp_jax.report import analysis
-from viavsp_jax.report.__main__ import read_table, remake
 from viavsp_jax.report.events import read_curves
 from viavsp_jax.report.page import make_report, render, write_report
 from viavsp_jax.vietnamese import TONES
@@ -225,39 +223,6 @@ def test_command_makes_the_same_again(workdir, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert result.returncode == 0, result.stderr
     assert [(workdir / name).read_bytes() for name in files] == before
-
-
-@pytest.mark.parametrize("text, message", {
-    "id\treference\nx\tmột\n": "expected a table with id, reference, hypothesis",
-    "id\treference\thypothesis\n": "at least one clip",
-    "id\treference\thypothesis\nx\t \tmột\n": "the reference of 'x' is empty",
-    "id\treference\thypothesis\nx\tmột\n": "expected a table with",
-    "id\treference\thypothesis\nx\tmột\thai\n": "not UTF-8 text",
-}.items())  # fmt: skip
-def test_tables_that_cannot_be_scored(tmp_path, text, message):
-    (tmp_path / "x.tsv").write_bytes(text.encode("utf-16" if "not UTF-8" in message else "utf-8"))
-    with pytest.raises(InputError, match=message):
-        read_table(tmp_path / "x.tsv")
-
-
-def test_work_folders_without_a_report(tmp_path):
-    with pytest.raises(InputError, match="report.json: no such file, expected a work folder that --mode=eval"):
-        remake(tmp_path, "")
-    for text in ("{", "[1]"):
-        (tmp_path / "report.json").write_text(text)
-        with pytest.raises(InputError, match="report.json: not a report"):
-            remake(tmp_path, "")
-
-
-@pytest.mark.parametrize("text, message", {
-    "[": "not a JSON table", '[{"id": "x"}]': r"has columns \['id'\], expected id and channel", "": "not a JSON table",
-}.items())  # fmt: skip
-def test_mappings_that_cannot_be_read(tmp_path, text, message):
-    (tmp_path / "mapping.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        analysis.read_channels(tmp_path / "mapping.json")
-    with pytest.raises(InputError, match="no such file"):
-        analysis.read_channels(tmp_path / "missing.json")
 
 
 def test_curves_of_a_run_that_was_continued(workdir, tmp_path):

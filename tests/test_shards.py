@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_corpus import LAYERS, WIDTH
+from small_corpus import WIDTH
 from small_shards import (
     FRAMES,
     alone,
@@ -16,7 +16,6 @@ from small_shards import (
 )
 
 from viavsp_jax.data import media, noise, records
-from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.reading import Noise, Waveforms
@@ -186,13 +185,6 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
 def test_unusable_options_are_named(prepared, tmp_path, capsys, more, words):
     assert words in refused(capsys, options(prepared, tmp_path, *more))
     assert not list(tmp_path.iterdir())
-
-
-def test_centres_must_fit_the_encoder(prepared, tmp_path, capsys):
-    for shape, layer in (((3, WIDTH + 1), 1), ((3, WIDTH), LAYERS + 1)):
-        kmeans.save_centers(tmp_path / "k", np.ones(shape, np.float32), {"layer": layer, "seed": 0, "num_frames": 9})
-        message = refused(capsys, options(prepared, tmp_path / "out", kmeans=tmp_path / "k"))
-        assert f"has centres of layer {layer}, width {shape[1]}, expected a layer up to {LAYERS}" in message
 
 
 def test_the_command_explains_itself(capsys):

@@ -80,8 +80,8 @@ def test_ours_there_and_back(given_back, config, workdir, tmp_path):
 def test_accuracy_and_step_of_the_checkpoint(config, workdir, encoder, tmp_path):
     exp, state = load_experiment(config), to_reference.load_trained(workdir).state
     later = type(state)(jnp.int32(33), jax.tree.map(lambda x: x + 1, state.trainable), state.opt_state)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(later, None, config.to_json(), exp.fits, {"accuracy": 0.625})
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(later, None, config.to_json(), exp.fits, {}, {"accuracy": 0.625})
     checkpoints.close()
     to_reference.main(
         ["--workdir", str(workdir), "--encoder", str(encoder), "--fairseq", str(tmp_path / "best.pt"), "--step", "best"]

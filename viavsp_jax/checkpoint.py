@@ -1,16 +1,21 @@
 """Checkpoints of training: what learns, the data iterator and the config. The only file with orbax in it."""
 
+import contextlib
+import datetime
 import json
 import os
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.pipeline import TrainingBatches
+from viavsp_jax.errors import InputError, disk_trouble
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
@@ -21,47 +26,73 @@ def _absolute(path: epath.Path) -> epath.Path:
     return path if "://" in os.fspath(path) else path.absolute()
 
 
-class Checkpoints:
-    """Training checkpoints of a work folder: state, data iterator and config, together or not at all.
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """uint32 [], another one whenever a single number of the tree is another: the same on any mesh of devices.
 
-    Kept are the last `keep` and the one with the highest validation accuracy.
+    The sum, without regard to overflow, of all numbers' bits, each times an odd number that depends on its place.
+    """
+    total = jnp.uint32(0)
+    for offset, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+        place, stride = jnp.uint32(offset), 1
+        for axis in reversed(range(leaf.ndim)):
+            place = place + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+    return total
+
+
+class Checkpoints:
+    """Training checkpoints of a work folder: state, place in the data and config, together or not at all.
+
+    Kept are the last `keep` and the one with the highest validation accuracy; what a process that was killed left half
+    written is removed. Without `keep` they are only read: a training may be under way.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 1):
+    def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         self.folder = _absolute(epath.Path(workdir)) / "checkpoints"
         best = BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=lambda metrics: metrics["accuracy"],
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(
         self,
         state: TrainState,
-        data: grain.DatasetIterator | None,
+        data: TrainingBatches | None,
         config: str,
         fits: dict[str, Any],
+        origin: dict[str, Any],
         metrics: dict[str, float],
     ) -> None:
-        """Starts saving in the background.
+        """Starts saving in the background; raises InputError when the disk is full, also of the save before.
 
         Args:
           state, data: what a restart needs; without `data` a restart begins with the first batch.
           config: the run's config as JSON.
           fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
+          origin: what they were made by (see viavsp_jax/origin.py); `saved`, the time in UTC, is added.
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better.
         """
-        items = {
-            "trainable": ocp.args.StandardSave(state.trainable),
-            **({"batch_stats": ocp.args.StandardSave(state.batch_stats)} if state.batch_stats else {}),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            "config": ocp.args.JsonSave(json.loads(config)),
-            "fits": ocp.args.JsonSave(fits),
-        }
+        learnt = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
+        if state.batch_stats:
+            learnt["batch_stats"] = state.batch_stats
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | origin}
         if data is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(data)
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+            texts["data"] = data.places()
+        texts["sums"] = {name: int(checksum(tree)) for name, tree in learnt.items()} | {
+            name: _text_sum(text) for name, text in texts.items()
+        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in learnt.items()}
+        items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
+        with self._written():
+            self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -88,9 +119,13 @@ class Checkpoints:
         """The validation accuracy that was saved at `step`."""
         return self._manager.metrics(step)["accuracy"]
 
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints there are."""
+        return sorted(self._manager.all_steps())
+
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
         """InputError when anything in `fits` has another value than it had for `save` at `step`."""
-        trained = self._manager.restore(step, args=ocp.args.Composite(fits=ocp.args.JsonRestore())).fits
+        trained = self._read_json(step, "fits")
         for name, value in fits.items():
             if trained.get(name) != value:
                 raise InputError(
@@ -98,56 +133,112 @@ class Checkpoints:
                 )
 
     def check_data(self, step: int, rows: int) -> None:
-        """InputError when batches of `rows` rows, read by as many processes as now, cannot go on where `step` was."""
-        files = self.folder / str(step) / "data"
-        if not files.exists():
-            return
-        processes, trained = len(list(files.glob("process_*"))), self.restore_config(step)["data"]["rows"]
-        for name, saved, now in (("processes", processes, jax.process_count()), ("config.data.rows", trained, rows)):
-            if saved != now:
-                raise InputError(
-                    f"checkpoint {step} in {self.folder} was saved with {name} {saved}, not {now}: continue with as "
-                    "many, or the clips that are read next would not be those that were not read yet"
-                )
+        """InputError when batches of `rows` rows cannot go on where those of `step` were."""
+        trained = self.restore_config(step)["data"]["rows"]
+        if (self.folder / str(step) / "data").exists() and trained != rows:
+            raise InputError(
+                f"checkpoint {step} in {self.folder} was saved with config.data.rows {trained}, not {rows}: continue "
+                "with as many, or the clips that are read next would not be those that were not read yet"
+            )
 
-    def restore(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+    def restore(self, step: int, state: TrainState, data: TrainingBatches | None) -> TrainState:
         """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was.
 
-        A checkpoint that was saved without `data`, as convert.from_reference does, leaves it where it is.
+        The devices and processes may be others than those that saved. A checkpoint that was saved without `data`, as
+        convert.from_reference does, leaves it where it is.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        items = {
-            "trainable": ocp.args.StandardRestore(abstract.trainable),
-            "optimizer": ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
-        }
+        learnt = {"trainable": abstract.trainable, "optimizer": {"step": abstract.step, "state": abstract.opt_state}}
         if state.batch_stats:
-            items["batch_stats"] = ocp.args.StandardRestore(abstract.batch_stats)
+            learnt["batch_stats"] = abstract.batch_stats
+        found = self._restore_items(step, learnt)
         if data is not None and (self.folder / str(step) / "data").exists():
-            items["data"] = grain.checkpoint.CheckpointRestore(data)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        batch_stats = restored.batch_stats if state.batch_stats else {}
-        return TrainState(restored.optimizer["step"], restored.trainable, restored.optimizer["state"], batch_stats)
+            data.move(self._read_json(step, "data"))
+        optimizer = found["optimizer"]
+        return TrainState(optimizer["step"], found["trainable"], optimizer["state"], found.get("batch_stats", {}))
 
     def restore_trainable(self, step: int, abstract: Tree) -> Tree:
         """Only the learnt weights saved at `step`, in the shapes and shardings of `abstract`."""
-        return self._restore_item(step, "trainable", abstract)
+        return self._restore_items(step, {"trainable": abstract})["trainable"]
 
     def restore_batch_stats(self, step: int, abstract: Tree) -> Tree:
         """Only the statistics of the encoder's BatchNorm; {} when `abstract` is, as without an encoder."""
-        return self._restore_item(step, "batch_stats", abstract) if abstract else {}
+        return self._restore_items(step, {"batch_stats": abstract})["batch_stats"] if abstract else {}
 
-    def _restore_item(self, step: int, name: str, abstract: Tree) -> Tree:
-        items = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)}))
-        return items[name]
+    def _restore_items(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
+        """Trees by the names they were saved under, in these shapes and shardings, and with the sums they had."""
+        items = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
+        with self._read(step):
+            restored = self._manager.restore(step, args=items)
+            return {name: self._as_saved(step, name, restored[name], checksum) for name in abstract}
 
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        return self._read_json(step, "config")
+
+    def restore_origin(self, step: int) -> dict[str, Any]:
+        """What a checkpoint was made by; {} if an earlier version wrote it."""
+        return self._read_json(step, "origin") if (self.folder / str(step) / "origin").exists() else {}
+
+    def _read_json(self, step: int, name: str) -> dict[str, Any]:
+        with self._read(step):
+            text = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
+            return text if name == "sums" else self._as_saved(step, name, text, _text_sum)
+
+    def _as_saved(self, step: int, name: str, item: Any, sum_of: Callable[[Any], int | jax.Array]) -> Any:
+        """The item, which is to have the sum it had; ValueError otherwise. Earlier versions wrote no sums."""
+        if (self.folder / str(step) / "sums").exists():
+            if int(sum_of(item)) != self._read_json(step, "sums").get(name):
+                raise ValueError(f"{name} is not what was saved")
+        return item
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises InputError when a disk without room is what keeps a checkpoint from being written."""
+        try:
+            yield
+        except Exception as error:
+            if (trouble := disk_trouble(error)) is None:
+                raise
+            self._manager.reload()  # it counts on what it was about to delete
+            steps = self.steps()
+            kept = f"the last one is of update {steps[-1]}" if steps else "there is none yet"
+            raise InputError(
+                f"{self.folder}: a checkpoint could not be written ({trouble}), expected a disk with room for it; "
+                f"{kept}, from which the same command goes on"
+            ) from error
+
+    @contextlib.contextmanager
+    def _read(self, step: int) -> Iterator[None]:
+        """Raises InputError when a checkpoint is damaged."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # Orbax wraps what it meets in plain ones
+            if disk_trouble(error):
+                raise
+            others = [other for other in self.steps() if other != step]
+            remedy = f"to go on from {max(others)}" if others else "to begin anew"
+            raise InputError(
+                f"{self.folder / str(step)} cannot be read ({_first_line(error.__cause__ or error)}), "
+                "expected a checkpoint as it was "
+                f"saved: restore its files, or move that folder away {remedy}"
+            ) from error
 
     def wait(self) -> None:
-        """Returns when no save is under way."""
-        self._manager.wait_until_finished()
+        """Returns when no save is under way; raises InputError when the disk is full."""
+        with self._written():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
+
+
+def _text_sum(text: Any) -> int:
+    return zlib.crc32(json.dumps(text, sort_keys=True).encode())
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,6 +1,11 @@
 """Several processes as one program, one a host: how they find each other and which rows each of them reads."""
 
+import contextlib
+import faulthandler
 import os
+import re
+import sys
+from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -34,6 +39,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     if not 0 <= process < processes:
         raise InputError(f"--process is {process}, expected 0 to {processes - 1}, as --processes is {processes}")
     jax.distributed.initialize(coordinator, processes, process)
+    # When the first process is gone, JAX ends the others by itself and says so: no stacks of all threads after that.
+    faulthandler.disable()
 
 
 def _on_tpu_slice() -> bool:
@@ -44,6 +51,34 @@ def _on_tpu_slice() -> bool:
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     # Where no variable names the hosts, JAX asks the cloud's metadata.
     return not hosts or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+@contextlib.contextmanager
+def others_alive() -> Iterator[None]:
+    """Ends this process with a sentence and status 2 when another one of this program is gone."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or (lost := _lost(error)) is None:
+            raise
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} cannot go on, another one has died or "
+            "cannot be reached: start all of them again, the same command continues from the last checkpoint "
+            f"({lost[:200]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # JAX's own way out waits minutes for the dead
+
+
+def _lost(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of another process that is gone; None if nothing."""
+    while error is not None:
+        for line in str(error).splitlines():
+            if re.search("gloo|heartbeat|coordination service", line, re.IGNORECASE):
+                return line
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def local_rows(mesh: Mesh, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import decode, scoring, sharding
+from viavsp_jax import decode, distributed, scoring, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.data.atomic import write_bytes
@@ -165,6 +165,7 @@ def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> Non
     write_bytes(path, text.getvalue().encode())
 
 
+@distributed.others_alive()
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
 

@@ -201,6 +201,7 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     conversion = llm_folder.read_conversion(config.llm.path)
     llama = llm_folder.llama_config(config.llm.path)
     prompt = load_prompt(config.llm.path, config.llm.end_token)
+    prompt.check_fits(llama.vocab_size)
     encoder, mesh = load_encoder_config(config), sharding.make_mesh(config)
     experiment = abstract_experiment(config, llama, mesh, prompt, jnp.dtype(conversion["dtype"]), encoder)
     fits = {

@@ -6,8 +6,10 @@ a stack of layers as [N, ...]. A chunk belongs to one layer and ends with its CR
 too, so that a missing one is known to be missing.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from types import EllipsisType
@@ -28,6 +30,8 @@ Tree = dict[str, Any]
 
 # Larger matrices are cut, so that a host that holds a part of one reads little more than that part.
 CHUNK_BYTES = 4 * 2**20
+# What weights may be stored as.
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def llama_config(folder: epath.PathLike) -> LlamaConfig:
@@ -38,7 +42,7 @@ def llama_config(folder: epath.PathLike) -> LlamaConfig:
             f"{path} does not exist: expected a folder with a LLaMA, as python -m convert.from_hf makes it"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         asked = {
             "model_type": (config["model_type"], "llama"),
@@ -60,12 +64,32 @@ def llama_config(folder: epath.PathLike) -> LlamaConfig:
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             tie_word_embeddings=config.get("tie_word_embeddings", False),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{path} is not the config of a LLaMA: {error!r}") from None
     for name, (found, wanted) in asked.items():
         if found != wanted:
             raise InputError(f"{path}: {name} is {found!r}, only {wanted!r} is supported")
+    _check(shape, path)
     return shape
+
+
+def _check(shape: LlamaConfig, path: epath.Path) -> None:
+    """Raises InputError for a shape that no LLaMA has."""
+    for field in dataclasses.fields(shape):
+        value = getattr(shape, field.name)
+        if field.type is int and not (type(value) is int and 0 < value < 2**31):
+            raise InputError(f"{path}: {field.name} is {value!r}, expected a positive whole number")
+        if field.type is float and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise InputError(f"{path}: {field.name} is {value!r}, expected a number of at least 0")
+    if shape.num_heads % shape.num_kv_heads:
+        raise InputError(
+            f"{path}: num_heads is {shape.num_heads}, expected a multiple of num_kv_heads {shape.num_kv_heads}"
+        )
+    if shape.head_dim % 2 or not shape.rope_theta or type(shape.tie_word_embeddings) is not bool:
+        raise InputError(
+            f"{path}: head_dim, rope_theta, tie_word_embeddings are {shape.head_dim}, {shape.rope_theta}, "
+            f"{shape.tie_word_embeddings!r}, expected an even number, one above 0, and true or false"
+        )
 
 
 def _spec(folder: epath.PathLike, path: str) -> dict[str, Any]:
@@ -141,9 +165,12 @@ def read_conversion(folder: epath.PathLike) -> dict[str, str]:
             "and give that folder"
         )
     try:
-        conversion = json.loads(path.read_text())
-        return {name: conversion[name] for name in ("source", "sha256", "dtype", "version")}
-    except (ValueError, KeyError, TypeError) as error:
+        conversion = json.loads(path.read_bytes())
+        conversion = {name: conversion[name] for name in ("source", "sha256", "dtype", "version")}
+        if conversion["dtype"] not in DTYPES:
+            raise ValueError(f"dtype is {conversion['dtype']!r}")
+        return conversion
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged, convert again: {error!r}") from None
 
 

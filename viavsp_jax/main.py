@@ -1,4 +1,4 @@
-"""The command: python -m viavsp_jax.main --config=configs/demo.py --workdir=runs/demo [--mode=train|eval|compile]."""
+"""The command: python -m viavsp_jax.main --config=configs/demo.py --workdir=runs/demo [--mode=…]."""
 
 import sys
 
@@ -12,16 +12,24 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorB
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "compile"],
-    "train: train or continue. eval: decode and score. compile: see whether --config fits --topology, and how fast.",
+    ["train", "eval", "compile", "describe"],
+    "train: train or continue. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
+    "describe: show what the checkpoints of --workdir were made by; needs no --config.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
-_OUTPUT = flags.DEFINE_string("output", None, "File for the report of --mode=compile, as JSON (gs:// works).")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the report of compile or describe, as JSON (gs:// works).")
 
 # The hosts of a TPU slice find each other without these.
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: host:port of the first, the same for all.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.")
+
+_NEEDED = {
+    "train": (_CONFIG, _WORKDIR),
+    "eval": (_CONFIG, _WORKDIR),
+    "compile": (_CONFIG, _TOPOLOGY),
+    "describe": (_WORKDIR,),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -29,25 +37,29 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}: settings are given as --config.name=value")
     with reported_to_user():
-        needed = _TOPOLOGY if _MODE.value == "compile" else _WORKDIR
-        if not needed.value:
-            raise InputError(f"--{needed.name} is not set, which --mode={_MODE.value} needs")
+        for flag in _NEEDED[_MODE.value]:
+            if not flag.value:
+                raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
         # Imported here so that --help and a mistyped flag answer at once.
         from viavsp_jax import distributed
         from viavsp_jax.compilation_cache import keep_programs
         from viavsp_jax.compile import compile_for
         from viavsp_jax.evaluate import evaluate
+        from viavsp_jax.origin import describe
         from viavsp_jax.train import train
 
         # Orbax and TFDS report every file they touch; what a user wants to know is printed.
         logging.set_verbosity(logging.WARNING)
+        # And Orbax with stacks what it raises anyway.
+        logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         if _MODE.value == "compile":
             sys.exit(0 if compile_for(_CONFIG.value, _TOPOLOGY.value, _OUTPUT.value) else 1)
+        if _MODE.value == "describe":
+            return describe(_WORKDIR.value, _OUTPUT.value)
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         keep_programs(_WORKDIR.value)
         {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main)

@@ -21,8 +21,9 @@ from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.metrics import Metrics, Writer, label_loss
 from viavsp_jax.optimizer import encoder_learns, make_optimizer, without_encoder
+from viavsp_jax.origin import differences, origin
 from viavsp_jax.pace import Pace
-from viavsp_jax.preemption import EXIT_STATUS, Preemption
+from viavsp_jax.preemption import Preemption
 from viavsp_jax.profiler import Profiler
 from viavsp_jax.state import TrainState
 
@@ -145,6 +146,10 @@ class Trainer:
             self.checkpoints.check_fits(step, self.experiment.fits)
             self.checkpoints.check_data(step, config.data.rows)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
+        self.origin = origin(config, self.experiment.mesh)
+        if step is not None:
+            for change in differences(self.checkpoints.restore_origin(step), self.origin):
+                say(f"since update {step}: {change}")
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
         self.pending: list[Metrics] = []  # of the updates since the last log
@@ -161,31 +166,38 @@ class Trainer:
                 f"for broken records; {saved}"
             )
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Scores the validation split and writes the scores."""
-        metrics = [
-            self.validation_step(self.state, self.frozen, sharding.put_batch(self.experiment.mesh, batch))
-            for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows)
-        ]
+    def validate(self, step: int, preemption: Preemption) -> dict[str, float] | None:
+        """Scores the validation split and writes the scores; None when it was told to stop on the way."""
+        metrics = []
+        for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows):
+            batch = sharding.put_batch(self.experiment.mesh, batch)
+            metrics.append(self.validation_step(self.state, self.frozen, batch))
+            jax.block_until_ready(metrics[-2:-1])  # one ahead, as in training
+            # Of the last update the scores are what the run was for.
+            if step < self.config.updates and preemption.noticed():
+                return None
         scores = summarize(metrics)
         self.check_finite(step, "loss", scores["loss"])
         self.writer.write(step, {f"valid/{name}": value for name, value in scores.items()})
         say(f"update {step}: validation loss {scores['loss']:.4f}, token accuracy {scores['accuracy']:.4f}")
         return scores
 
-    def save(self, step: int, preempted: bool) -> None:
+    def save(self, step: int, preemption: Preemption, stop: bool) -> None:
         """Starts saving a checkpoint after validation, for which a preemption leaves no time."""
-        if preempted:
+        scores = None
+        if not stop:
+            with self.pace.phase("validation"):
+                scores = self.validate(step, preemption)
+        if scores is None:
             if self.pending:
                 self.check_finite(step, "loss", summarize(self.pending)["loss"])
             weights = jax.tree.leaves(jax.device_get(self.state.trainable))
             self.check_finite(step, "largest weight", np.max([np.abs(x).max() for x in weights]))
             scores = {"accuracy": 0.0}
-        else:
-            with self.pace.phase("validation"):
-                scores = self.validate(step)
         with self.pace.phase("checkpoint"):
-            self.checkpoints.save(self.state, self.batches, self.config.to_json(), self.experiment.fits, scores)
+            self.checkpoints.save(
+                self.state, self.batches, self.config.to_json(), self.experiment.fits, self.origin, scores
+            )
 
     def log(self, step: int, bar: tqdm) -> None:
         """Writes the mean metrics of the updates since the last log, up to `step`, and their pace."""
@@ -217,8 +229,8 @@ class Trainer:
             self.state, metrics = self.pace.update(self.train_step, self.state, self.frozen, batch)
         return metrics
 
-    def run(self, preemption: Preemption) -> bool:
-        """Trains to `config.updates`, from wherever the newest checkpoint stands; False when stopped before."""
+    def run(self, preemption: Preemption) -> None:
+        """Trains to `config.updates`, from wherever the newest checkpoint stands, or until it is told to stop."""
         config, start, last, stop = self.config, int(self.state.step), self.config.updates, False
         interval = 0.5 if sys.stderr.isatty() else 20
         silent = jax.process_index() > 0
@@ -230,13 +242,14 @@ class Trainer:
                 if (step - 1) % config.log_every == 0 and self.pending:
                     self.log(step - 1, bar)
                 self.pending.append(metrics)
-                stop = step < last and preemption.noticed(step)
+                stop = step < last and preemption.noticed()
                 self.profiler.after(step, self.pace, final=stop or step == last)
                 if stop or step == last or step % config.checkpoint.every == 0:
                     self.pace.wait()
                     if step % config.log_every == 0:
                         self.log(step, bar)
-                    self.save(step, preempted=stop)
+                    self.save(step, preemption, stop)
+                    stop = step < last and preemption.noticed()
                 if stop:
                     break
         with self.pace.phase("checkpoint"):
@@ -244,7 +257,6 @@ class Trainer:
         say(self.pace.report())
         if stop:
             say(f"stopped by SIGTERM after update {step}, which is saved: the same command continues from there")
-        return not stop
 
     def close(self) -> None:
         """Waits for saves under way and closes the files."""
@@ -256,12 +268,13 @@ class Trainer:
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Trains `config` in `workdir`; called again after a stop, it continues.
 
-    SIGTERM ends the process with its usual status, but only after the update under way, which is saved.
+    On SIGTERM the update under way is finished and saved; then it returns, as when all is done.
+
+    Raises InputError for bad input, and when another process of the run has died.
     """
-    with contextlib.closing(Pace()) as pace:
-        with pace.phase("start-up"):
+    with contextlib.closing(Pace()) as pace, Preemption() as preemption:
+        with distributed.others_alive(), pace.phase("start-up"):
             trainer = Trainer(config, workdir, pace)
-        with contextlib.closing(trainer), Preemption() as preemption:
-            done = trainer.run(preemption)
-    if not done:
-        sys.exit(EXIT_STATUS)
+        with contextlib.closing(trainer), distributed.others_alive():
+            preemption.hold()
+            trainer.run(preemption)

@@ -57,8 +57,14 @@ class RowShape:
 
 
 def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
-    """`[instruction][speech]` of one record: frame_slot [t], tokens [s], is_speech [s]."""
-    instruction = prompt.instruction(record["source_language"], record["target_language"])
+    """`[instruction][speech]` of one record: frame_slot [t], tokens [s], is_speech [s].
+
+    Raises InputError naming the record if one of its languages is unknown.
+    """
+    try:
+        instruction = prompt.instruction(record["source_language"], record["target_language"])
+    except InputError as error:
+        raise InputError(f"record {record['id']}: {error}") from error
     counts = record["cluster_counts"]
     slots = len(instruction) + np.arange(len(counts))
     return {

@@ -1,8 +1,11 @@
 """From records to batches of packed rows (see viavsp_jax/data/packing.py), with Grain."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
@@ -77,6 +80,14 @@ def packed_batches(
         yield stack_rows([row or empty for row in found])
 
 
+def shard_folders(config: ml_collections.ConfigDict) -> list[epath.Path]:
+    """The folders that training reads, each once."""
+    names = config.data.train
+    if config.encoder.train:  # audio, video or both of the same clips
+        names = [f"media_{name.partition('_')[2]}" for name in names]
+    return [epath.Path(config.data.path) / name for name in dict.fromkeys(names)]
+
+
 def _sources(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> list[records.SplitSource]:
     if not config.data.path:
         raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
@@ -108,10 +119,49 @@ def _to_utterance(config: ml_collections.ConfigDict, prompt: Prompt) -> ToUttera
     return ToUtterance(prompt, RowShape(**config.data.row), np.dtype(config.dtype), config.encoder.train)
 
 
+class TrainingBatches:
+    """Endless batches, each of this process's rows; made by `training_batches`."""
+
+    def __init__(self, batches: grain.DatasetIterator, own: Sequence[int]):
+        self._batches, self._own = batches, own
+
+    def __iter__(self) -> "TrainingBatches":
+        return self
+
+    def __next__(self) -> Arrays:
+        return next(self._batches)
+
+    def places(self) -> dict[str, Any]:
+        """How far each row of a batch has read, by its number, as JSON: all processes', to every process."""
+        own = dict(zip(map(str, self._own), self._batches.get_state()["parents"], strict=True))
+        places: dict[str, Any] = {}
+        for text in _from_all(json.dumps(own)):
+            places |= json.loads(text)
+        return places
+
+    def move(self, places: Mapping[str, Any]) -> None:
+        """Goes on from `places`, whichever processes these were of."""
+        self._batches.set_state({"parents": [places[str(row)] for row in self._own]})
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._batches.close()
+
+
+def _from_all(text: str) -> list[str]:
+    """The texts of all processes."""
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(mine)))
+    padded = multihost_utils.process_allgather(np.pad(mine, (0, lengths.max() - len(mine))))
+    return [row[:length].tobytes().decode() for row, length in zip(padded, lengths, strict=True)]
+
+
 def training_batches(
     config: ml_collections.ConfigDict, prompt: Prompt, own: Sequence[int] | None = None
-) -> grain.DatasetIterator:
-    """Endless shuffled batches of `config.data.rows` rows; its state can be saved.
+) -> TrainingBatches:
+    """Endless shuffled batches of `config.data.rows` rows, from which a restart can go on.
 
     `own` are the rows of this process (see `distributed.local_rows`), all of them by default.
     """
@@ -120,7 +170,8 @@ def training_batches(
     streams = row_streams(_endless(config), _to_utterance(config, prompt), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
     # The streams come to the end of their open rows together: what they pack then has to last until the next time.
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS))
+    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS)
+    return TrainingBatches(iter(ahead), own)
 
 
 def validation_batches(

@@ -47,6 +47,15 @@ class Prompt:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self._instructions: dict[str, tuple[int, ...]] = {}  # by text: there are few for many clips
 
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises InputError if the model has no embedding for a token: the tokenizer is that of another model."""
+        largest = max(self.begin_id, self.end_id, self.tokenizer.vocab_size - 1)
+        if largest >= vocab_size:
+            raise InputError(
+                f"the tokenizer in {self.tokenizer.name_or_path} has token ids up to {largest}, expected less than "
+                f"{vocab_size}, the vocab_size in config.json"
+            )
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -75,9 +84,11 @@ def load_prompt(folder: epath.PathLike, end_token: str) -> Prompt:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise InputError(f"{folder} holds no tokenizer.json or tokenizer.model")
     try:
-        return Prompt(AutoTokenizer.from_pretrained(_local(folder)), end_token)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"the tokenizer in {folder} cannot be read: {error}") from None
+        # Code that comes with a tokenizer is not run, nor is it asked for on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
+    except Exception as error:  # what tokenizers raise for a damaged file is no kind of it
+        raise InputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    return Prompt(tokenizer, end_token)
 
 
 def _local(folder: epath.Path) -> str:

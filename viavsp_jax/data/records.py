@@ -8,6 +8,7 @@ takes twice as long.
 
 import bisect
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -56,7 +57,7 @@ class ShardWriter:
             stale.unlink(missing_ok=True)
         with contextlib.ExitStack() as stack:
             self._writer = ArrayRecordWriter(stack.enter_context(atomic_write(path)), _WRITER_OPTIONS)
-            stack.callback(self._writer.close)
+            stack.callback(self._close)
             self._file = stack.pop_all()
         return self
 
@@ -69,6 +70,13 @@ class ShardWriter:
 
     def __exit__(self, *error: Any) -> None:
         self._file.__exit__(*error)
+
+    def _close(self) -> None:
+        try:
+            self._writer.close()
+        except RuntimeError as error:  # it says in words only what the system said by a number
+            code = next((code for code in errno.errorcode if os.strerror(code) in str(error)), errno.EIO)
+            raise OSError(code, os.strerror(code), os.fspath(self.path)) from error
 
 
 def write_shard(path: epath.PathLike, examples: Iterable[Example], kind: Kind = FEATURES) -> int:
@@ -131,11 +139,17 @@ def write_metadata(folder: epath.PathLike, width: int | None, splits: Iterable[s
 
 
 def _num_records(path: epath.Path) -> int:
-    reader = ArrayRecordReader(os.fspath(path))
     try:
-        return reader.num_records()
-    finally:
-        reader.close()
+        reader = ArrayRecordReader(os.fspath(path))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except RuntimeError as error:
+        raise InputError(
+            f"{os.fspath(path)}: a shard that cannot be read ({_first_line(error)}), expected a whole one: delete it, "
+            "and it is written again."
+        ) from error
 
 
 class SplitSource(Sequence):

@@ -15,11 +15,13 @@ from etils import epath
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example, Kind
+from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.extract import Encoded
-from viavsp_jax.prepare.manifest import Clip, read_lines, write_lines
+from viavsp_jax.prepare.lines import read_lines, write_lines
+from viavsp_jax.prepare.manifest import Clip
 from viavsp_jax.prepare.reading import Media
-
-SKIPPED_FILE = "skipped.jsonl"
+from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
+from viavsp_jax.prepare.skipped import write_skipped
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Folder:
         if split not in there:
             log.info("%s: split %s: other shards are still missing", self.path, split)
             return
-        notes = [json.loads(line) for shard in shards for line in read_lines(self.notes_path(shard))]
+        notes = [note for shard in shards for note in _read_notes(self.notes_path(shard))]
         kept = [note for note in notes if "reason" not in note]
         root, *clips = read_lines(manifest / f"{split}.tsv")
         transcripts = read_lines(manifest / f"{split}.wrd")
@@ -105,11 +107,19 @@ class Folder:
         skipped = []
         for path in sorted((self.path / "notes").glob("*.jsonl")):
             split = path.name.rsplit("-", 3)[0]
-            for note in map(json.loads, read_lines(path)):
+            for note in _read_notes(path):
                 if "reason" in note:
                     skipped.append({"split": split, "id": note["id"], "reason": note["reason"]})
-        if skipped:
-            write_lines(self.path / SKIPPED_FILE, [json.dumps(line, ensure_ascii=False) for line in skipped])
+        write_skipped(self.path, skipped)
+
+
+def _read_notes(path: epath.Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in read_lines(path)]
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the notes of a shard are damaged ({error}), expected to write it again: delete both."
+        ) from error
 
 
 def missing(folders: Sequence[Folder], shard: Shard) -> list[Folder]:

@@ -78,13 +78,15 @@ def _collect(encoder: extract.Encoder, clips: list[Clip], args: argparse.Namespa
     """
     starts = [0, *itertools.accumulate(clip.num_frames for clip in clips)]
     shape = (starts[-1], encoder.config.embed_dim)
-    features = np.memmap(path, np.float32, mode="w+", shape=shape)
+    with open(path, "wb") as file:  # a full disk is an error here; later, it would be the end of the process
+        os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])
+    features = np.memmap(path, np.float32, mode="r+", shape=shape)
     written, skipped = np.zeros(len(features), bool), []
     with Reader(args.workers) as reader:
         outputs = extract.encode_clips(encoder, clips, ("av",), args.layer, args.batch_size, reader)
         for index, encoded in tqdm(outputs, total=len(clips), desc="features", unit="clip"):
             if isinstance(encoded, str):
-                skipped.append(encoded)
+                skipped.append(f"{clips[index].id}: {encoded}")
                 continue
             _, modalities = encoded
             # The manifest's length is what there is room for; a clip may decode to a frame more or less.
@@ -94,7 +96,8 @@ def _collect(encoder: extract.Encoder, clips: list[Clip], args: argparse.Namespa
     if len(skipped) == len(clips):
         raise InputError(f"{args.manifest}: none of {len(clips)} clips could be read, the first: {skipped[0]}")
     for reason in skipped:
-        log.warning("skipped: %s", reason)
+        log.warning("skipped %s", reason)
+    log.info("%d clips, %d skipped", len(clips) - len(skipped), len(skipped))
     return features if written.all() else _compact(features, written)
 
 

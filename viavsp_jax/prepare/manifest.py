@@ -3,7 +3,10 @@
 Reads, under the corpus folder, `metadata.parquet` (id, shard, fps, sampling_rate, transcript,
 video_num_frames, audio_num_frames, split), `mapping.json` (id, channel; only to sample by channel), and looks
 for `visual/<shard>/<id>.mp4` and `audio/<shard>/<id>.wav`. Writes `{split}.tsv`, `{split}.wrd` and, where
-clips were left out, `{split}.dropped.tsv` (id, reason).
+clips were left out, `skipped.jsonl` (split, id, reason).
+
+Transcripts are written in Unicode NFC, with single spaces and without what is not seen: a tab or a line break would
+break the files, and one letter in two spellings would be two to the model.
 """
 
 import argparse
@@ -11,15 +14,22 @@ import collections
 import dataclasses
 import json
 import logging
+import math
+import numbers
 import os
-from collections.abc import Sequence
+import re
+import unicodedata
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
+from viavsp_jax.prepare.lines import read_lines, write_lines
+from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
+from viavsp_jax.prepare.skipped import write_skipped
 
 SPLITS = ("train", "valid", "test")
 FPS = 25
@@ -36,6 +46,10 @@ _COLUMNS = (
     "audio_num_frames",
     "split",
 )
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
+_COUNT = re.compile("[0-9]{1,12}")
+_LOST_LETTER = "\N{REPLACEMENT CHARACTER}"  # stands where text was damaged
 
 log = logging.getLogger(__name__)
 
@@ -75,33 +89,53 @@ def run(args: argparse.Namespace) -> None:
         if not language.isalnum():
             raise InputError(f"language {language!r} is not usable in a manifest, expected a code like vi.")
     data = epath.Path(args.data).resolve()
+    if not os.fspath(data).isprintable():
+        raise InputError(f"--data is {os.fspath(data)!r}, expected a path without line breaks and the like.")
     metadata = read_metadata(data)
     there = [split for split in SPLITS if (metadata["split"] == split).any()]
     for split in args.split or there:
-        if split not in set(metadata["split"]):
+        if split not in there:
             raise InputError(f"{data}/metadata.parquet: no clip of split {split!r}, but of {there}.")
-        clips = metadata[metadata["split"] == split]
-        if (repeated := clips["id"].duplicated()).any():
-            first = clips["id"][repeated].iloc[0]
-            raise InputError(f"{data}/metadata.parquet: id {first!r} occurs twice in split {split!r}.")
-        if args.frac < 1:
-            clips = sample(clips, args.frac, args.seed, data)
-        _write_split(clips, split, data, args)
+        _write_split(metadata[metadata["split"] == split], split, data, args)
 
 
 def read_metadata(data: epath.Path) -> pd.DataFrame:
-    """Reads metadata.parquet, ids and shards as text. Raises InputError if it or a column is missing."""
+    """Reads metadata.parquet, values as they are there, ids and shards as text ("" where there is none).
+
+    Raises InputError if it or a column is missing, it has no row, a split is unknown or an id is not of one clip.
+    """
     path = data / "metadata.parquet"
     if not path.exists():
         raise InputError(f"{path}: no such file, expected the table of clips of a corpus in the VASR layout.")
     try:
         with path.open("rb") as file:
-            metadata = pd.read_parquet(file)
-    except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
-        raise InputError(f"{path}: not a parquet file ({error}).") from error
-    if missing := [name for name in _COLUMNS if name not in metadata]:
-        raise InputError(f"{path}: columns {missing} are missing, expected {list(_COLUMNS)}.")
-    return metadata.astype({"id": str, "shard": str, "split": str})
+            parquet = pyarrow.parquet.ParquetFile(file)
+            table = parquet.read([name for name in _COLUMNS if name in parquet.schema_arrow.names])
+        table.validate(full=True)  # that texts are UTF-8
+        metadata = table.to_pandas().astype(object)
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a parquet file ({' '.join(str(error).split())}).") from error
+    if wrong := [name for name in _COLUMNS if table.column_names.count(name) != 1]:
+        raise InputError(f"{path}: columns {wrong} are missing or there twice, expected {list(_COLUMNS)}.")
+    if not len(table):
+        raise InputError(f"{path}: has no rows, expected one for each clip.")
+    for name in ("id", "shard"):
+        metadata[name] = [str(x) if isinstance(x, (str, numbers.Integral)) else "" for x in metadata[name]]
+    _check_ids(metadata, path)
+    return metadata
+
+
+def _check_ids(metadata: pd.DataFrame, path: epath.Path) -> None:
+    for id, split in zip(metadata["id"], metadata["split"], strict=True):
+        if not isinstance(split, str) or split not in SPLITS:
+            raise InputError(f"{path}: id {id!r} has split {split!r}, expected one of {list(SPLITS)}.")
+    known = metadata[metadata["id"] != ""]
+    if (repeated := known.duplicated(["split", "id"])).any():
+        first = known[repeated].iloc[0]
+        raise InputError(f"{path}: id {first['id']!r} occurs twice in split {first['split']!r}.")
+    if (repeated := known.duplicated(["shard", "id"])).any():
+        first = known[repeated].iloc[0]
+        raise InputError(f"{path}: the clip {first['id']!r} is in two splits, expected it in one.")
 
 
 def sample(clips: pd.DataFrame, frac: float, seed: int, data: epath.Path) -> pd.DataFrame:
@@ -114,12 +148,13 @@ def sample(clips: pd.DataFrame, frac: float, seed: int, data: epath.Path) -> pd.
         log.warning("%s: no such file, so clips are sampled without regard to channels", path)
         return clips.sample(frac=frac, random_state=seed).sort_index()
     try:
-        mapping = pd.DataFrame(json.loads(path.read_text()))
-    except ValueError as error:
+        mapping = pd.DataFrame(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON table ({error}).") from error
     if not {"id", "channel"} <= set(mapping.columns):
         raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")
-    channels = clips["id"].map(dict(zip(mapping["id"].astype(str), mapping["channel"], strict=True)))
+    named = mapping[mapping["channel"].notna()].astype(str)
+    channels = clips["id"].map(dict(zip(named["id"], named["channel"], strict=True)))
     if channels.isna().any():
         first = clips["id"][channels.isna()].iloc[0]
         raise InputError(f"{path}: {channels.isna().sum()} clips have no channel, the first is {first!r}.")
@@ -127,62 +162,89 @@ def sample(clips: pd.DataFrame, frac: float, seed: int, data: epath.Path) -> pd.
 
 
 def _write_split(clips: pd.DataFrame, split: str, data: epath.Path, args: argparse.Namespace) -> None:
-    tsv, wrd, dropped = [os.fspath(data)], [], []
+    usable = [is_file_name(row.id) and is_file_name(row.shard) for row in clips.itertuples()]
+    skipped = [
+        (row.id, f"unusable id or shard: {row.id!r}, {row.shard!r}, expected names of files")
+        for row, is_usable in zip(clips.itertuples(), usable, strict=True)
+        if not is_usable
+    ]
+    clips = clips[usable]
+    if args.frac < 1:
+        clips = sample(clips, args.frac, args.seed, data)
+    tsv, wrd = [os.fspath(data)], []
     for row in tqdm(clips.itertuples(), total=len(clips), desc=f"{split} manifest", unit="clip"):
         video, audio = f"visual/{row.shard}/{row.id}.mp4", f"audio/{row.shard}/{row.id}.wav"
-        transcript = " ".join(str(row.transcript or "").split())  # a tab or a new line would break the files
-        if reason := _reason_to_drop(row, transcript, data / video, data / audio):
-            dropped.append((row.id, reason))
+        transcript = clean(row.transcript) if isinstance(row.transcript, str) else ""
+        if reason := _reason_to_skip(row, transcript, data / video, data / audio):
+            skipped.append((row.id, reason))
             continue
         name = f"{row.id}-{args.source_language}-{args.target_language}"
-        tsv.append(f"{name}\t{video}\t{audio}\t{int(row.video_num_frames)}\t{int(row.audio_num_frames)}")
+        frames, samples = int(_number(row.video_num_frames)), int(_number(row.audio_num_frames))
+        tsv.append(f"{name}\t{video}\t{audio}\t{frames}\t{samples}")
         wrd.append(transcript)
     if not wrd:
-        id, reason = dropped[0] if dropped else ("", "none was sampled")
+        id, reason = skipped[0] if skipped else ("", "none was sampled")
         raise InputError(f"{data}: no clip of split {split!r} is usable, the first: {id} {reason}.")
     output = epath.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    write_skipped(output, ({"split": split, "id": id, "reason": reason} for id, reason in skipped), split)
     write_lines(output / f"{split}.wrd", wrd)
     write_lines(output / f"{split}.tsv", tsv)
-    (output / f"{split}.dropped.tsv").unlink(missing_ok=True)
-    if dropped:
-        write_lines(output / f"{split}.dropped.tsv", [f"{id}\t{reason}" for id, reason in dropped])
-    counts = collections.Counter(reason.split(":")[0] for _, reason in dropped)
-    log.info("%s: %d clips listed, %d dropped %s", split, len(wrd), len(dropped), dict(counts) or "")
+    counts = collections.Counter(reason.split(":")[0] for _, reason in skipped)
+    where = f" {dict(counts)}, see {output / SKIPPED_FILE}" if skipped else ""
+    log.info("%s: %d clips listed, %d skipped%s", split, len(wrd), len(skipped), where)
 
 
-def _reason_to_drop(row: object, transcript: str, video: epath.Path, audio: epath.Path) -> str | None:
+def is_file_name(text: str) -> bool:
+    """Whether a text can be the name of one file and nothing else: with ids and shards, paths are made."""
+    short = len(text.encode(errors="replace")) <= _LONGEST_NAME
+    return short and text.isprintable() and "/" not in text and text.strip() == text and text not in ("", ".", "..")
+
+
+def clean(transcript: str) -> str:
+    """In Unicode NFC, with single spaces, without control and format characters, which nobody sees or says."""
+    text = " ".join(unicodedata.normalize("NFC", transcript).split())
+    return " ".join("".join(x for x in text if unicodedata.category(x) not in ("Cc", "Cf")).split())
+
+
+def lengths_differ(num_frames: int, num_samples: int) -> bool:
+    """Whether video or audio lasts a second more than twice as long as the other: they cannot be of the same speech."""
+    shorter, longer = sorted((num_frames / FPS, num_samples / SAMPLING_RATE))
+    return longer > 2 * shorter + 1
+
+
+def _number(value: object) -> float:
+    """NaN if it is none; a number may be written as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _reason_to_skip(row: object, transcript: str, video: epath.Path, audio: epath.Path) -> str | None:
     """Why a clip cannot be used, as `kind: detail`, or None."""
-    if row.fps != FPS:
+    frames, samples = _number(row.video_num_frames), _number(row.audio_num_frames)
+    if _number(row.fps) != FPS:
         return f"wrong frame rate: {row.fps}, expected {FPS}"
-    if row.sampling_rate != SAMPLING_RATE:
+    if _number(row.sampling_rate) != SAMPLING_RATE:
         return f"wrong sampling rate: {row.sampling_rate}, expected {SAMPLING_RATE}"
-    if not row.video_num_frames >= 1 or not row.audio_num_frames >= 1:  # also if not a number
+    if not frames >= 1 or not samples >= 1:  # also if not a number
         return f"no content: {row.video_num_frames} frames, {row.audio_num_frames} samples"
-    if row.video_num_frames > MAX_FRAMES:
+    if frames > MAX_FRAMES:
         return f"too long: {row.video_num_frames} frames, at most {MAX_FRAMES}"
-    if not transcript or pd.isna(row.transcript):
-        return "empty transcript"
+    if lengths_differ(frames, samples):
+        return f"different lengths: {frames / FPS:.2f} s of video, {samples / SAMPLING_RATE:.2f} s of audio"
+    if not frames.is_integer() or not samples.is_integer():
+        return f"not whole numbers: {row.video_num_frames} frames, {row.audio_num_frames} samples"
+    if not transcript:
+        return f"no transcript: {row.transcript!r:.40}"
+    if _LOST_LETTER in transcript:
+        return f"damaged transcript: has {_LOST_LETTER} in place of a letter"
+    if (words := len(transcript.split())) > frames:
+        return f"too many words: {words} in {int(frames)} frames"
     for path in (video, audio):
-        if not path.exists():
+        if not path.is_file():
             return f"missing file: {path}"
     return None
-
-
-def read_lines(path: epath.PathLike) -> list[str]:
-    """The lines of a UTF-8 text file, ended by newline only. Raises InputError if there is no such file."""
-    path = epath.Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file, expected it from an earlier run of prepare.")
-    try:
-        return path.read_bytes().decode().removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}).") from error
-
-
-def write_lines(path: epath.PathLike, lines: Sequence[str]) -> None:
-    """Writes lines as UTF-8, at once or not at all."""
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
@@ -194,6 +256,8 @@ def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
     tsv, wrd = epath.Path(folder) / f"{split}.tsv", epath.Path(folder) / f"{split}.wrd"
     root, *lines = read_lines(tsv)
     transcripts = read_lines(wrd)
+    if not lines:
+        raise InputError(f"{tsv}: lists no clip, expected the corpus folder and a line for each clip.")
     if len(lines) != len(transcripts):
         raise InputError(f"{wrd}: has {len(transcripts)} lines, expected {len(lines)} as {tsv} has clips.")
     clips, ids = [], set()
@@ -209,7 +273,7 @@ def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
 def _parse_line(root: str, line: str, transcript: str, where: str) -> Clip:
     fields = line.split("\t")
     names = fields[0].rsplit("-", 2)
-    if len(fields) != 5 or len(names) != 3 or not all(number.isdecimal() for number in fields[3:]):
+    if len(fields) != 5 or len(names) != 3 or not all(map(_COUNT.fullmatch, fields[3:])):
         raise InputError(f"{where} is {line!r}, expected <id>-<src>-<dst> video audio frames samples.")
     num_frames, num_samples = int(fields[3]), int(fields[4])
     if not 1 <= num_frames <= MAX_FRAMES:

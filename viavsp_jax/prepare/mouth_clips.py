@@ -14,7 +14,7 @@ from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.faces import require_packages
-from viavsp_jax.prepare.manifest import write_lines
+from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.mouth import mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
 
@@ -55,18 +55,19 @@ class ClipMaker:
         audio = self.output / "audio" / source.shard / f"{source.id}.wav"
         mean_face = None if self.mean_face is None else hashlib.sha256(self.mean_face.tobytes()).hexdigest()
         origin = dataclasses.asdict(source) | {"mean_face": mean_face}
-        if note_path.exists():
-            note = json.loads(note_path.read_text())
-            same = all(note[name] == value for name, value in origin.items())
-            # Where a face was found, the option changes nothing.
-            same &= note.get("found", 0) > 0 or note["audio_only_without_face"] == self.audio_only_without_face
-            if same and ("reason" in note or (visual.exists() and audio.exists())):
-                return note
+        note = _read_note(note_path)
+        same = all(note.get(name) == value for name, value in origin.items())
+        # Where a face was found, the option changes nothing.
+        same &= note.get("found", 0) > 0 or note.get("audio_only_without_face") == self.audio_only_without_face
+        if same and ("reason" in note or (visual.exists() and audio.exists())):
+            return note
         origin["audio_only_without_face"] = self.audio_only_without_face
         try:
             note = origin | self._write(read_recording(source.path), visual, audio)
         except InputError as error:
             note = origin | {"reason": " ".join(str(error).split())}
+        except MemoryError:
+            note = origin | {"reason": f"{source.path}: is too large for the memory there is, expected a shorter one."}
         write_lines(note_path, [json.dumps(note, ensure_ascii=False)])
         return note
 
@@ -90,6 +91,15 @@ class ClipMaker:
                 raise
         num_frames = max(1, round(len(recording.samples) * FRAME_RATE / SAMPLE_RATE))
         return np.zeros((num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8), 0.0
+
+
+def _read_note(path: epath.Path) -> dict:
+    """Nothing where there is none, or a damaged one: then the clip is made again."""
+    try:
+        note = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def write_video(path: str, crops: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 Reads all recordings under a folder; the id of one is its path there without suffix, with _ for /. Writes, under the
 output folder, `visual/<shard>/<id>.mp4` (96x96, grey, 25 fps), `audio/<shard>/<id>.wav` (16 kHz, mono),
 `mouths.parquet` (id, shard, source, frames, samples, found: the share of the pictures in which the face was seen) and,
-where recordings gave no clip, `skipped.tsv` (id, reason). With a table of transcripts also `metadata.parquet`, with
+where recordings gave no clip, `skipped.jsonl` (id, reason). With a table of transcripts also `metadata.parquet`, with
 which the folder is ready for the manifest stage.
 
 A run that was stopped goes on with the recordings that are missing, have changed since, or were done with another mean
@@ -14,22 +14,24 @@ import argparse
 import contextlib
 import functools
 import logging
-import multiprocessing
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
+from typing import Any
 
 import pandas as pd
+import pyarrow
 from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import cluster, faces
-from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, write_lines
-from viavsp_jax.prepare.reading import start_worker
+from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
+from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
+from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.workers import WorkerDied, Workers
 
 VIDEOS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
@@ -37,6 +39,7 @@ VIDEOS = (
 )
 SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
 _NUM_SHARDS = 256
+_ATTEMPTS = 2  # at a recording whose process died
 _METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 
 log = logging.getLogger(__name__)
@@ -107,18 +110,20 @@ def run(args: argparse.Namespace) -> None:
         for source, note in results:
             bar.update()
             if isinstance(note, InputError):
-                skipped.append((source.id, " ".join(str(note).split())))
+                skipped.append({"id": source.id, "reason": " ".join(str(note).split())})
             elif "reason" in note:
-                skipped.append((source.id, note["reason"]))
+                skipped.append({"id": source.id, "reason": note["reason"]})
             else:
                 notes.append(note)
-    _write_tables(output, sorted(notes, key=lambda note: note["id"]), sorted(skipped), transcripts)
+    notes.sort(key=lambda note: note["id"])
+    skipped.sort(key=lambda line: (line["id"], line["reason"]))
+    _write_tables(output, notes, skipped, transcripts)
 
 
-def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) -> tuple[list, list[tuple[str, str]]]:
-    """The recordings under a folder, by id, and those of which another has the id, as (id, reason).
+def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) -> tuple[list, list[dict[str, str]]]:
+    """The recordings under a folder, by id, and what skipped.jsonl says of those whose names cannot be ids.
 
-    Raises InputError if there are none.
+    Raises InputError if there are no others.
     """
     from viavsp_jax.prepare.mouth_clips import Source
 
@@ -127,7 +132,7 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one with recordings.")
     sources: dict[str, Source] = {}
-    repeated = []
+    skipped = []
     paths = (parent / name for parent, _, names in folder.walk() for name in names)
     for path in sorted(paths):
         inner = path.relative_to(folder)
@@ -135,47 +140,68 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
         if path.suffix.lower() not in suffixes or hidden or path.is_relative_to(output):
             continue
         id = "_".join(" ".join(os.fspath(inner.with_suffix("")).split()).split("/"))
+        reason = None
         if id in sources:
-            repeated.append((id, f"{path}: has the same id as {sources[id].path}, expected another name."))
+            reason = f"has the same id as {sources[id].path}, expected another name."
+        elif not is_file_name(id):
+            reason = "its path makes no id, expected at most 200 bytes of UTF-8 without control characters."
+        elif not path.is_file():
+            reason = "no such file, but a link or the like."
+        if reason:
+            id, shown = (_shown(text) for text in (id, os.fspath(path)))
+            skipped.append({"id": id, "reason": f"{shown}: {reason}"})
             continue
         shard = f"{zlib.crc32(id.encode()) % _NUM_SHARDS:04d}"  # the same when recordings are added
         stat = path.stat()
         sources[id] = Source(id, shard, os.fspath(path), [stat.length, stat.mtime])
     if not sources:
         raise InputError(f"{folder}: holds no recording, expected files that end in one of {' '.join(suffixes)}.")
-    return list(sources.values()), repeated
+    return list(sources.values()), skipped
 
 
-def _run_here(make: Callable, sources: Sequence, workers: int | None) -> Iterator[tuple]:
-    """Each source with its note, as they are done. Raises InputError if a worker dies."""
-    if workers == 0:
+def _shown(text: str) -> str:
+    """Part of a path as text that can be written: not all names of files are UTF-8."""
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[tuple]:
+    """Each source with its note as they are done or, if the process that was at it died twice, an InputError."""
+    if count == 0:
         yield from ((source, make(source)) for source in sources)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks in any state they happen to be in
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
-    try:
-        tasks = {pool.submit(make, source): source for source in sources}
+
+    def done(source: Any) -> dict | InputError:
+        for _ in range(_ATTEMPTS):
+            try:
+                return workers.do(make, source)
+            except WorkerDied as error:
+                death = error
+        return InputError(
+            f"{source.path}: the process that read this recording died twice ({death}), expected one that can be "
+            "decoded in the memory there is."
+        )
+
+    with Workers(count or os.cpu_count() or 1) as workers:
+        tasks = {workers.submit(done, source): source for source in sources}
         for task in as_completed(tasks):
             yield tasks[task], task.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"{tasks[task].path}: a worker died while this recording or one near it was read, expected memory for "
-            "--workers processes; what is done is kept when the command is run again."
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_transcripts(path: str) -> pd.DataFrame:
-    """The table id, transcript, split, as text. Raises InputError if it is not such a table."""
+    """The table id, transcript (None where it is no text), split. Raises InputError if it is not such a table."""
     try:
         with epath.Path(path).open("rb") as file:
-            table = pd.read_csv(file, dtype=str) if path.endswith(".csv") else pd.read_parquet(file)
-    except (ValueError, OSError) as error:  # the errors of pandas and pyarrow are kinds of these
-        raise InputError(f"{path}: not a readable .parquet or .csv file ({error}).") from error
+            # "nan" and "null" may be said.
+            csv = path.endswith(".csv")
+            table = pd.read_csv(file, dtype=str, keep_default_na=False) if csv else pd.read_parquet(file)
+    except (ValueError, OSError, pyarrow.ArrowException) as error:  # those of pandas are kinds of the first
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable .parquet or .csv file ({reason}).") from error
     if missing := [name for name in ("id", "transcript", "split") if name not in table]:
         raise InputError(f"{path}: columns {missing} are missing, expected id, transcript and split.")
-    table = table[["id", "transcript", "split"]].astype({"id": str})
+    table = table[["id", "transcript", "split"]].astype({"id": str, "split": str})
+    # What is no text is left to the manifest stage, which lists it.
+    table["transcript"] = [text if isinstance(text, str) else None for text in table["transcript"]]
     if (repeated := table["id"].duplicated()).any():
         raise InputError(f"{path}: id {table['id'][repeated].iloc[0]!r} occurs twice.")
     if (wrong := ~table["split"].isin(SPLITS)).any():
@@ -185,17 +211,16 @@ def _read_transcripts(path: str) -> pd.DataFrame:
 
 
 def _write_tables(
-    output: epath.Path, notes: Sequence[dict], skipped: Sequence[tuple[str, str]], transcripts: pd.DataFrame | None
+    output: epath.Path, notes: Sequence[dict], skipped: Sequence[dict[str, str]], transcripts: pd.DataFrame | None
 ) -> None:
-    """Writes skipped.tsv, mouths.parquet and metadata.parquet. Raises InputError if there is nothing for the latter."""
-    (output / "skipped.tsv").unlink(missing_ok=True)
-    if skipped:
-        write_lines(output / "skipped.tsv", [f"{id}\t{reason}" for id, reason in skipped])
+    """Writes the list of what was skipped and both tables. Raises InputError if there is nothing for the latter."""
+    write_skipped(output, skipped)
     if not notes:
-        raise InputError(f"{output}: none of the {len(skipped)} recordings gave a clip, the first: {skipped[0][1]}")
+        first = skipped[0]["reason"]
+        raise InputError(f"{output}: none of the {len(skipped)} recordings gave a clip, the first: {first}")
     clips = pd.DataFrame(notes).rename(columns={"path": "source"})
     _write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
-    where = f", see {output / 'skipped.tsv'}" if skipped else ""
+    where = f", see {output / SKIPPED_FILE}" if skipped else ""
     log.info("%s: %d clips, %d skipped%s", output, len(clips), len(skipped), where)
     if long := int((clips["frames"] > MAX_FRAMES).sum()):
         seconds = MAX_FRAMES // FPS

@@ -19,9 +19,11 @@ ENCODER_FILES = ("config.json", "model.safetensors")
 
 
 def sha256(*paths: epath.Path) -> str:
-    """The hash of the contents of files, one after the other."""
+    """The hash of the contents of files, one after the other. Raises InputError if there is no such file."""
     total = hashlib.sha256()
     for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, expected what shards are made with.")
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 total.update(chunk)
@@ -33,6 +35,22 @@ def encoder_hash(folder: epath.PathLike) -> str:
     return sha256(*(epath.Path(folder) / file for file in ENCODER_FILES))
 
 
+def _read(path: epath.Path) -> dict:
+    """What is recorded; nothing where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        recorded = json.loads(path.read_bytes())
+        if all(isinstance(part, dict) for part in (recorded, *recorded.get("splits", {}).values())):
+            return recorded
+        reason = "it holds other things"
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = error
+    raise InputError(
+        f"{path}: not what the shards stage wrote ({reason}), expected a record of what the shards were made from."
+    )
+
+
 def encoder_and_centers(
     folder: epath.PathLike, encoder: epath.PathLike | None = None, kmeans: epath.PathLike | None = None
 ) -> tuple[epath.Path, epath.Path]:
@@ -42,7 +60,7 @@ def encoder_and_centers(
     there, or not the one.
     """
     path, found = epath.Path(folder) / FILE, []
-    recorded = json.loads(path.read_text()) if path.exists() else {}
+    recorded = _read(path)
     for name, given in (("encoder", encoder), ("kmeans", kmeans)):
         place = given or recorded.get("paths", {}).get(name)
         if not place:
@@ -60,9 +78,7 @@ def encoder_and_centers(
 
 def longest_clip(folder: epath.PathLike) -> int:
     """Frames of the longest training clip of a shard folder; that of VASR if it is not recorded."""
-    path = epath.Path(folder) / FILE
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    return recorded.get("splits", {}).get("train", {}).get("longest_clip", VASR_CLIP)
+    return _read(epath.Path(folder) / FILE).get("splits", {}).get("train", {}).get("longest_clip", VASR_CLIP)
 
 
 def check(folder: epath.Path, settings: dict, splits: dict[str, dict], paths: dict[str, str]) -> None:
@@ -71,7 +87,7 @@ def check(folder: epath.Path, settings: dict, splits: dict[str, dict], paths: di
     Raises InputError naming the file, the setting, its value then and its value now.
     """
     path = folder / FILE
-    before = json.loads(path.read_text()) if path.exists() else {"splits": {}}
+    before = {"splits": {}} | _read(path)
     _compare(path, "shards", before, settings)
     for split in sorted(splits.keys() & before["splits"].keys()):
         _compare(path, f"shards of split {split!r}", before["splits"][split], splits[split])

@@ -5,23 +5,23 @@ Imports neither PyTorch nor JAX: this is what the workers start with. T frames, 
 
 import collections
 import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
 from viavsp_jax.data import media, noise
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, Clip, lengths_differ
+from viavsp_jax.prepare.workers import WorkerDied, Workers
 
 # Batches read ahead for each worker: one that it works at, one that waits.
 _AHEAD = 2
+# Seconds that a batch may take, of a slow disk, too; what takes longer will not end.
+_PATIENCE = 600
+# Frames by which a video may differ from the manifest: containers count them wrongly at the ends.
+_MISCOUNTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +84,17 @@ class Noise:
 
 
 def read_media(clip: Clip, added: Noise | None) -> Media:
-    """Reads and decodes one clip. Raises InputError if its video or audio cannot be read."""
+    """Reads and decodes one clip. Raises InputError if its video or audio cannot be read, or is of another length."""
     frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
+    if abs(len(frames) - clip.num_frames) > _MISCOUNTED or len(frames) > MAX_FRAMES:
+        raise InputError(
+            f"{clip.video}: has {len(frames)} frames, expected {clip.num_frames}, as the manifest says, and at most "
+            f"{MAX_FRAMES}."
+        )
+    if lengths_differ(len(frames), len(samples)):
+        raise InputError(
+            f"{clip.audio}: lasts {len(samples) / SAMPLING_RATE:.2f} s, expected {len(frames) / FPS:.2f} s as video."
+        )
     if added is not None:
         samples = added.add(clip, samples)
     return Media(frames, media.audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
@@ -98,63 +107,58 @@ def _read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]
             found.append(read_media(clip, added))
         except InputError as error:
             found.append(str(error))
+        except MemoryError:
+            found.append(
+                f"{clip.video}: is too large for the memory there is, expected a clip of the manifest's length."
+            )
     return found
 
 
 class Reader:
-    """Worker processes that read clips, as a context; without workers this process reads them itself."""
+    """Worker processes that read clips, as a context; without workers this process reads them itself.
+
+    A clip at which a worker dies, or which takes minutes, is tried once more, alone, before it is given up. Without
+    workers such a clip ends this process.
+    """
 
     def __init__(self, workers: int):
-        self._workers = workers
+        self._count = workers
 
     def __enter__(self) -> "Reader":
-        if self._workers:
-            # A fork would copy the threads and locks of PyTorch or JAX in any state they happen to be in.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, context, initializer=start_worker)
+        if self._count:
+            self._workers = Workers(self._count, _PATIENCE).__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._workers:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        if self._count:
+            self._workers.__exit__(*error)
 
     def read(self, batches: Iterable[Sequence[Clip]], added: Noise | None) -> Iterator[list[Media | str]]:
-        """The media of each batch, in order; instead of a clip that cannot be read, the reason.
-
-        Raises InputError if a worker dies.
-        """
-        if not self._workers:
+        """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
+        if not self._count:
             for batch in batches:
                 yield _read_batch(batch, added)
             return
-        waiting: collections.deque[tuple[Sequence[Clip], Future]] = collections.deque()
+        waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            task = self._pool.submit(_read_batch, batch, added and added.for_clips(batch))
-            waiting.append((batch, task))
-            if len(waiting) > _AHEAD * self._workers:
-                yield _result(*waiting.popleft())
+            waiting.append(self._workers.submit(self._read, batch, added and added.for_clips(batch)))
+            if len(waiting) > _AHEAD * self._count:
+                yield waiting.popleft().result()
         while waiting:
-            yield _result(*waiting.popleft())
+            yield waiting.popleft().result()
 
+    def _read(self, batch: Sequence[Clip], added: Noise | None) -> list[Media | str]:
+        try:
+            return self._workers.do(_read_batch, batch, added)
+        except WorkerDied:
+            return [self._read_alone(clip, added) for clip in batch]
 
-def _result(batch: Sequence[Clip], task: Future) -> list[Media | str]:
-    try:
-        return task.result()
-    except BrokenProcessPool as error:
-        first = batch[0]
-        raise InputError(
-            f"{first.video}: a worker died while this clip (id {first.id!r}) or one near it was read, expected memory "
-            "for --workers processes; --workers 0 reads without them."
-        ) from error
-
-
-def start_worker() -> None:
-    """Leaves Ctrl-C to the process that started the workers, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Workers wait for work for ever, even if that process was killed and could not tell them.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    def _read_alone(self, clip: Clip, added: Noise | None) -> Media | str:
+        try:
+            (found,) = self._workers.do(_read_batch, [clip], added)
+        except WorkerDied as death:
+            return (
+                f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "
+                "can be decoded."
+            )
+        return found

@@ -15,7 +15,8 @@ from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import extract
 from viavsp_jax.prepare.folders import Folder, Shard, missing
 from viavsp_jax.prepare.kmeans import assign, run_lengths
-from viavsp_jax.prepare.manifest import Clip, write_lines
+from viavsp_jax.prepare.lines import write_lines
+from viavsp_jax.prepare.manifest import Clip
 from viavsp_jax.prepare.reading import Media, Noise, Reader
 
 
@@ -52,8 +53,8 @@ class Writer:
         outputs = extract.encode_clips(
             self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise
         )
-        bar = tqdm(outputs, desc=str(shard), total=len(task.clips), unit="clip", disable=not show_progress)
-        _write_shard(todo, shard, task.clips, self._centers, bar)
+        with tqdm(outputs, desc=str(shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
+            _write_shard(todo, shard, task.clips, self._centers, bar)
 
 
 def _write_shard(

@@ -1,9 +1,11 @@
 """Makes the report of an evaluation again from its hypotheses: python -m viavsp_jax.report --workdir WORKDIR."""
 
 import argparse
+import collections
 import csv
 import io
 import json
+import re
 
 from etils import epath
 
@@ -12,19 +14,36 @@ from viavsp_jax.report.analysis import Row, read_channels
 from viavsp_jax.report.page import make_report, write_report
 
 _COLUMNS = ("id", "reference", "hypothesis")
+_ABOUT = ("checkpoint", "split")  # of report.json, beside what is made again
+_NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?", re.ASCII)
 
 
 def read_table(path: epath.PathLike) -> list[Row]:
-    """Rows of hypotheses. Raises InputError if columns are missing, or there is no row or no reference."""
+    """Rows of hypotheses, each of its own id.
+
+    Raises InputError if columns or values are missing or too many, or there is no row, no reference, or no number
+    where `seconds` are.
+    """
+    if not epath.Path(path).is_file():
+        raise InputError(f"{path}: no such file, expected the hypotheses that --mode=eval wrote.")
     try:
         text = epath.Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}).") from error
-    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not a table"
+        raise InputError(f"{path}: {what} ({error}).") from error
     if not rows or not all(row.get(column) is not None for row in rows for column in _COLUMNS):
         raise InputError(f"{path}: expected a table with {', '.join(_COLUMNS)} and at least one clip.")
-    if empty := [row["id"] for row in rows if not row["reference"].strip()]:
-        raise InputError(f"{path}: the reference of {empty[0]!r} is empty, expected what is said.")
+    ids = collections.Counter(row["id"] for row in rows)
+    for row in rows:
+        if ids[row["id"]] > 1:
+            raise InputError(f"{path}: id {row['id']!r} occurs twice, expected a clip to be scored once.")
+        if None in row or None in row.values():
+            raise InputError(f"{path}: the row of {row['id']!r} has fewer or more values than there are columns.")
+        if not row["reference"].strip():
+            raise InputError(f"{path}: the reference of {row['id']!r} is empty, expected what is said.")
+        if row.get("seconds") and not _NUMBER.fullmatch(row["seconds"]):
+            raise InputError(f"{path}: the seconds of {row['id']!r} are {row['seconds']!r}, expected a number.")
     return rows
 
 
@@ -35,12 +54,13 @@ def remake(workdir: epath.PathLike, mapping: epath.PathLike) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file, expected a work folder that --mode=eval has evaluated.")
     try:
-        old = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a report ({error}), expected one that --mode=eval wrote.") from error
-    tables = {name: workdir / "hypotheses" / f"{name}.tsv" for name in old}
-    tables = {name: read_table(table) for name, table in tables.items() if table.exists()}
-    about = {name: value for name, value in old.items() if name not in (*tables, "analysis")}
+        old = json.loads(path.read_bytes())
+        about, names = {name: old[name] for name in _ABOUT}, list(old["analysis"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path}: not a report ({error!r}), expected one that --mode=eval wrote.") from error
+    if not names:
+        raise InputError(f"{path}: names no shard folder, expected those that were evaluated.")
+    tables = {name: read_table(workdir / "hypotheses" / f"{name}.tsv") for name in names}
     write_report(workdir, make_report(about, tables, read_channels(mapping)))
 
 

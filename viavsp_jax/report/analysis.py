@@ -43,7 +43,7 @@ def read_channels(path: epath.PathLike) -> dict[str, str]:
         raise InputError(f"{path}: no such file, expected the mapping.json of a corpus, with id and channel.")
     try:
         mapping = pd.DataFrame(json.loads(path.read_bytes()))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON table ({error}).") from error
     if not {"id", "channel"} <= set(mapping.columns):
         raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")

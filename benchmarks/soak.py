@@ -1,0 +1,207 @@
+"""Hours of training that is killed all the time, with evaluation, export and damaged files in between.
+
+    scripts/demo.sh
+    python -m benchmarks.soak --demo runs/demo --workdir runs/soak --minutes 120
+
+First a run of the demo's model without a stop. Then, round after round, the same run in a new folder, killed at random
+moments; its losses, hypotheses and exported weights have to equal those of the first, bit for bit. In the same round a
+process that lives as long as the soak trains on, evaluates, exports and transcribes; its memory, threads and open files
+must not grow. And some thousands of damaged files are read. Ends with a table; the exit status is 1 when anything was
+not as it has to be. `rounds.jsonl` in the folder holds a line for each round.
+"""
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import fuzz, resident
+from benchmarks.interruptions import KINDS, interrupted
+from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.report.events import read_curves
+
+_KILLS = 6  # a round
+_AT_WORK = 5.0  # seconds between kills, at most
+# A process takes some rounds to reach its size: caches of programs, allocators.
+_WARM_UP = 3
+_GROWTH = {"rss_mb": 1.10, "threads": 1.0, "files": 1.0}
+
+
+def arguments(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str]:
+    """Of the command that trains in `workdir`, for configs/demo.py on the demo's shards."""
+    given = {"llm.path": demo / "llm", "data.path": demo / "shards", "updates": updates, "log_every": 1,
+             "checkpoint.every": 10, "data.rows": 4, "optimizer.warmup_updates": 5, "optimizer.decay_updates": updates,
+             "evaluate.names": "('av_clean',)", "evaluate.rows": 50, "evaluate.decoding.num_beams": 2,
+             "evaluate.decoding.max_new_tokens": 24}  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in given.items()]
+    return ["--config=configs/demo.py", f"--workdir={workdir}", *flags]
+
+
+def command(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str]:
+    """The command that trains in `workdir`."""
+    return [sys.executable, "-m", "viavsp_jax.main", *arguments(demo, workdir, updates)]
+
+
+def outcome(workdir: pathlib.Path, train: list[str]) -> dict[str, object]:
+    """Evaluates and exports a finished run; its losses by update and the hashes of hypotheses and exported weights."""
+    export = workdir / "export"
+    shutil.rmtree(export, ignore_errors=True)
+    for line in (
+        [*train, "--mode=eval"],
+        [sys.executable, "-m", "convert.to_hf", "--workdir", str(workdir), "--output", str(export)],
+    ):
+        finished = subprocess.run(line, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-4000:]
+    curves = read_curves(workdir / "tensorboard")
+    names = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
+    files = [workdir / "hypotheses" / "av_clean.tsv", *sorted(export.glob("*.safetensors"))]
+    return {
+        **{name: curves[name] for name in names},
+        **{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+    }
+
+
+def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+    """What is not equal. Validation of a run that was told to stop in its midst is missing, and only that may be."""
+    wrong = []
+    for name, value in expected.items():
+        other = found[name]
+        if name.startswith("valid/"):
+            value = {step: loss for step, loss in value.items() if step in other}
+            other = {step: loss for step, loss in other.items() if step in value}
+        if value != other:
+            wrong.append(name)
+    return wrong
+
+
+@dataclasses.dataclass
+class Totals:
+    """What all rounds came to."""
+
+    rounds: int = 0
+    starts: int = 0
+    kills: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    half_written: int = 0
+    notice_seconds: float = 0.0  # the longest
+    inputs: int = 0
+    sizes: list[dict[str, float]] = dataclasses.field(default_factory=list)  # of the resident process
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, log, results, size: dict[str, float]) -> None:
+        """One round more."""
+        self.rounds += 1
+        self.starts += log.starts
+        self.kills += log.kills
+        self.half_written += log.half_written
+        self.notice_seconds = max([self.notice_seconds, *log.notice_seconds])
+        self.inputs += sum(result.inputs for result in results)
+        self.wrong += [str(failure) for result in results for failure in result.failures]
+        self.sizes.append(size)
+
+    def growth(self) -> list[str]:
+        """What grew in the resident process: its largest value in the last third against that in the first rounds."""
+        steady = self.sizes[_WARM_UP:]
+        if len(steady) < 3:
+            return []
+        third, grown = -(-len(steady) // 3), []
+        for name, most in _GROWTH.items():
+            before, after = (max(size[name] for size in part) for part in (steady[:third], steady[-third:]))
+            if after > most * before:
+                grown.append(f"{name} of the resident process grew from {before:g} to {after:g}")
+        return grown
+
+    def table(self) -> str:
+        """The result for the eye."""
+        kills = ", ".join(f"{self.kills[kind]} {kind}" for kind in KINDS)
+        first, last = self.sizes[min(_WARM_UP, len(self.sizes) - 1)], self.sizes[-1]
+        lines = {
+            "rounds": self.rounds,
+            "processes started": self.starts,
+            "killed": f"{sum(self.kills.values())} times ({kills})",
+            "checkpoints left half written": self.half_written,
+            "longest time from SIGTERM to the end": f"{self.notice_seconds:.1f} s",
+            "damaged files read": f"{self.inputs:,}",
+            "resident process, after warming up → at the end": ", ".join(
+                f"{name} {first[name]:g} → {last[name]:g}" for name in first
+            ),
+            "not as it has to be": len(self.wrong),
+        }
+        return "\n".join(f"{name:50}{value}" for name, value in lines.items())
+
+
+def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int, inputs: int, seed: int) -> Totals:
+    """Runs rounds until the time is over, at least one. Raises InputError if `demo` is not a finished demo."""
+    if not (demo / "huggingface").exists():
+        raise InputError(f"{demo}: no folder of a finished demo, expected what scripts/demo.sh leaves")
+    begun, rng, totals = time.monotonic(), random.Random(seed), Totals()
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    whole = workdir / "whole"
+    train = command(demo, whole, updates)
+    start = time.monotonic()
+    subprocess.run(train, check=True, capture_output=True)
+    seconds = time.monotonic() - start
+    expected = outcome(whole, train)
+    print(f"a run without a stop took {seconds:.0f} s", flush=True)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    life = context.Process(target=resident.live, args=(there, str(demo), str(workdir / "resident"), updates))
+    life.start()
+    try:
+        while not totals.rounds or time.monotonic() - begun < 60 * minutes:
+            number, work = totals.rounds, workdir / f"round{totals.rounds}"
+            here.send(number)  # works beside what is killed
+            kills = [rng.choice(KINDS) for _ in range(_KILLS)]
+            log = interrupted(command(demo, work, updates), work, kills, _AT_WORK, rng)
+            found = outcome(work, command(demo, work, updates))
+            totals.wrong += [f"round {number}: {name} is not that of the run without a stop"
+                             for name in differences(expected, found)]  # fmt: skip
+            left = [path.name for path in (work / "checkpoints").iterdir() if not path.name.isdecimal()]
+            totals.wrong += [f"round {number}: {name} was left" for name in left]
+            results = fuzz.fuzz(inputs, seed + number)
+            totals.add(log, results, here.recv() | {"temporary": _temporaries()})
+            shutil.rmtree(work)
+            with (workdir / "rounds.jsonl").open("a") as file:
+                line = {"round": number, "kills": log.kills, "half_written": log.half_written,
+                        "notice_seconds": log.notice_seconds, "size": totals.sizes[-1], "wrong": totals.wrong,
+                        "minutes": (time.monotonic() - begun) / 60}  # fmt: skip
+                file.write(json.dumps(line) + "\n")
+            print(f"round {number}: {sum(log.kills.values())} kills, {totals.sizes[-1]}", *totals.wrong, flush=True)
+    finally:
+        life.kill()
+    totals.wrong += totals.growth()
+    return totals
+
+
+def _temporaries() -> int:
+    """Files and folders in the system's folder for temporary ones."""
+    return sum(1 for _ in pathlib.Path(tempfile.gettempdir()).iterdir())
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
+    parser.add_argument("--demo", type=pathlib.Path, default="runs/demo", help="what scripts/demo.sh made")
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs/soak", help="is emptied (default runs/soak)")
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--updates", type=int, default=60, help="of each run (default 60)")
+    parser.add_argument("--inputs", type=int, default=4000, help="damaged files a round (default 4000)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with reported_to_user():
+        totals = soak(args.demo, args.workdir, args.minutes, args.updates, args.inputs, args.seed)
+    print(totals.table(), *totals.wrong, sep="\n")
+    sys.exit(1 if totals.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What tests let worker processes do: at the clip that the environment names, the process dies, as of a codec."""
+
+import os
+from collections.abc import Sequence
+
+from viavsp_jax.prepare import reading
+from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.mouth_clips import ClipMaker, Source
+from viavsp_jax.prepare.reading import Media, Noise
+
+DEADLY = "VIAVSP_TEST_DEADLY_ID"
+
+
+def read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]:
+    """As reading._read_batch."""
+    found = []
+    for clip in clips:
+        if clip.id == os.environ[DEADLY]:
+            os.abort()
+        found += reading._read_batch([clip], added)
+    return found
+
+
+class DeadlyClipMaker(ClipMaker):
+    def __call__(self, source: Source) -> dict:
+        if source.id == os.environ[DEADLY]:
+            os.abort()
+        return super().__call__(source)
