@@ -160,7 +160,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
         while not totals.rounds or time.monotonic() - begun < 60 * minutes:
             number, work = totals.rounds, workdir / f"round{totals.rounds}"
             here.send(number)  # works beside what is killed
-            kills = [rng.choice(KINDS) for _ in range(_KILLS)]
+            kills, before = [rng.choice(KINDS) for _ in range(_KILLS)], len(totals.wrong)
             log = interrupted(command(demo, work, updates), work, kills, _AT_WORK, rng)
             found = outcome(work, command(demo, work, updates))
             totals.wrong += [f"round {number}: {name} is not that of the run without a stop"
@@ -172,10 +172,14 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
             shutil.rmtree(work)
             with (workdir / "rounds.jsonl").open("a") as file:
                 line = {"round": number, "kills": log.kills, "half_written": log.half_written,
-                        "notice_seconds": log.notice_seconds, "size": totals.sizes[-1], "wrong": totals.wrong,
+                        "notice_seconds": log.notice_seconds, "size": totals.sizes[-1], "wrong": totals.wrong[before:],
                         "minutes": (time.monotonic() - begun) / 60}  # fmt: skip
                 file.write(json.dumps(line) + "\n")
-            print(f"round {number}: {sum(log.kills.values())} kills, {totals.sizes[-1]}", *totals.wrong, flush=True)
+            print(
+                f"round {number}: {sum(log.kills.values())} kills, {totals.sizes[-1]}",
+                *totals.wrong[before:],
+                flush=True,
+            )
     finally:
         life.kill()
     totals.wrong += totals.growth()

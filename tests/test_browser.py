@@ -182,6 +182,14 @@ def test_the_last_file_given_counts(server, browser, demo_clips, tmp_path):
     assert not find(browser, "#seen")[0].is_displayed() and not find(browser, ".mouths") and find(browser, ".wave")
 
 
+def test_the_level_of_the_noise_is_asked_for_where_there_is_any(server, browser):
+    browser.get(server[0])
+    wait_for(browser, "#noisy input")
+    assert not find(browser, "#snr")[0].is_displayed()
+    find(browser, "#noisy input")[0].click()
+    WebDriverWait(browser, PATIENCE).until(lambda _: find(browser, "#snr")[0].is_displayed())
+
+
 def test_files_of_the_server_are_not_served(server, demo_export):
     address = server[0]
     for path in ("/etc/hostname", f"{demo_export}/config.json", str(pathlib.Path(__file__))):

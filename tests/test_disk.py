@@ -1,6 +1,8 @@
 """A disk that is full or read-only in the middle of a stage: one sentence, nothing lost, and on it goes with room."""
 
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 from bad_input import refused
 from real_videos import write_video
 from small_corpus import write_corpus
+from small_run import command, small_config
 from small_shards import contents, options
 
+from viavsp_jax import train
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.report.__main__ import main as report_main
@@ -147,3 +152,29 @@ def test_reports(small_disk, tmp_path, capsys):
     for folder in (work, tmp_path / "clean"):
         remake(folder, "")
     assert contents(work) == contents(tmp_path / "clean") != changed
+
+
+def test_checkpoints(small_disk, folders, tmp_path):
+    config = small_config(*folders)
+    train.train(config, tmp_path / "whole")
+    disk = small_disk(4 << 20)
+    workdir = disk.path / "work"
+    config.updates = 2
+    train.train(config, workdir)
+    before = contents(workdir / "checkpoints" / "2")
+    full = (
+        r"could not be written \(No space left on device: it takes 0.\d MB, 0.0 MB are free\), expected .* of update 2"
+    )
+    for trouble, words in ((lambda: disk.fill(leave=8 * PAGE), full), (disk.read_only, LOCKED)):
+        trouble()
+        done = subprocess.run(command(config, workdir, updates=4), capture_output=True, text=True)
+        (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+        assert done.returncode == 2 and "Traceback" not in done.stderr and re.search(words, sentence), done.stderr
+        disk.read_only(False)
+        assert contents(workdir / "checkpoints" / "2") == before
+    disk.free()
+    config.updates = 4
+    train.train(config, workdir)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} <= {"2", "4"}
+    sums = [Checkpoints(folder)._read_json(4, "sums")["trainable"] for folder in (workdir, tmp_path / "whole")]
+    assert sums[0] == sums[1]

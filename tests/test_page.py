@@ -3,16 +3,13 @@
 import html.parser
 import json
 import logging
-import pathlib
 import re
 import socket
 import subprocess
 import sys
-import time
 import wave
 
 import gradio as gr
-import httpx
 import numpy as np
 import pytest
 
@@ -145,24 +142,6 @@ def test_values_out_of_bounds_are_refused(transcriber):
             parts[name].preprocess(value)
 
 
-def test_uploads_are_deleted_in_time(transcriber, tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr(page, "_DELETE_EVERY", 1)
-    monkeypatch.setattr(page, "_DELETE_AFTER", 1)
-    blocks = page.build(transcriber)
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
-    try:
-        sent = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.mp4", b"anything")})
-        [path] = map(pathlib.Path, sent.json())
-        assert path.read_bytes() == b"anything" and path.is_relative_to(tmp_path)
-        end = time.monotonic() + 20
-        while path.exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not path.exists()
-    finally:
-        blocks.close(verbose=False)
-
-
 def test_mouth_is_written_as_the_model_got_it(transcriber, demo_clips, tmp_path):
     transcript = transcriber(demo_clips[0], num_beams=1)
     pictures.write_mouth(transcript, tmp_path / "mouth.mp4")
@@ -233,10 +212,10 @@ def test_command_refuses_what_cannot_be():
     )
 
 
-def test_a_port_in_use_is_one_sentence(transcriber):
+def test_a_port_in_use_is_one_sentence(transcriber, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot be shown at 127.0.0.1:{port} .*expected a free port"):
-            page.serve(page.build(transcriber), "127.0.0.1", port)
+            page.serve(page.build(transcriber), "127.0.0.1", port, tmp_path)

@@ -61,7 +61,7 @@ def test_killed_at_any_moment_it_ends_as_without(config, whole, tmp_path):
     assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), "half a checkpoint is left"
 
 
-def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path):
+def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path, capsys):
     """The other one ends with a sentence. Half as many processes and devices go on with the same clips."""
     workdir = tmp_path / "work"
     with socket.socket() as probe:
@@ -87,8 +87,9 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path)
     assert "Traceback" not in text
     assert re.search("error: process 0 of 2 cannot go on, another one has died .* start all of them again", text), text
     saved = Checkpoints(workdir).latest_step()
-    end = subprocess.run(command(config, workdir, updates=UPDATES), capture_output=True, text=True)
-    assert end.returncode == 0 and f"continuing from update {saved} in" in end.stderr, end.stderr
+    assert saved >= 4
+    train.train(config, workdir)
+    assert f"continuing from update {saved} in" in capsys.readouterr().err
     # On other devices the order of sums differs, and training makes that grow.
     for name in ("train/loss", "train/utterances_per_update"):
         found, expected = (curves(folder)[name] for folder in (workdir, whole))

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -85,7 +88,7 @@ def test_a_recording_longer_than_the_clips_is_cut(by_torch, clips):
     assert transcript.segments[-1].end == len(video) == transcript.num_frames
 
 
-def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_clips, tmp_path):
+def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_export, demo_clips, tmp_path):
     video, silence = np.zeros((30, 96, 96), np.uint8), np.zeros(19_200, np.int16)
     (tmp_path / "text.mp4").write_text("not a video")
     for arguments, options, message in (
@@ -105,6 +108,8 @@ def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_
             by_torch(arguments, **options)
     with pytest.raises(InputError, match="is no model: expected the work folder of a training, or an export"):
         Transcriber.from_pretrained(demo_folder / "corpus")
+    with pytest.raises(InputError, match="its language model cannot be loaded .*no file named model.safetensors"):
+        Transcriber.from_pretrained(demo_export, llm=str(demo_folder / "llm"))  # ours, not transformers'
     with pytest.raises(InputError, match="not the kmeans that the shards"):
         (tmp_path / "k").write_bytes(b"other")
         Transcriber.from_pretrained(demo_folder / "run", kmeans=str(tmp_path / "k"))
@@ -219,3 +224,72 @@ def test_lines_fit_the_picture():
     lines = pictures._lines(text, font, 16, 200, (320, 240))
     assert " ".join(lines) == text and len(lines) > 1
     assert all(cv2.getTextSize((320, 240), line, (0, 0), font, 16, 600)[2] <= 200 for line in lines)
+
+
+def run_command(monkeypatch, capsys, *arguments):
+    """Status and what is written on standard error."""
+    monkeypatch.setattr("sys.argv", ["transcribe", *map(str, arguments)])
+    with pytest.raises(SystemExit) as status:
+        transcribe.main()
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return status.value.code, error
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    for path, what in (
+        (tmp_path / "pipe.mp4", "is no regular file"), ("/dev/zero", "is no regular file"),
+        (tmp_path, "is no regular file"), (tmp_path / "broken.mp4", "no such file"),
+        (tmp_path / "loop.mp4", "no such file"),
+    ):  # fmt: skip
+        status, error = run_command(monkeypatch, capsys, path, "--model", "nowhere")
+        assert (status, error) == (2, f"error: {path}: {what}, expected a video or audio file\n")
+
+
+def test_names_are_never_options_or_addresses(demo_export, demo_clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = demo_clips[0].read_bytes()
+    names = ["-.mp4", "--help.mp4", "pipe:1.mp4", "tcp:127.0.0.1:1.mp4", "%d.mp4", "a\nb.mp4", "x" * 240 + ".mp4"]
+    for name in names:
+        pathlib.Path(name).write_bytes(content)
+    assert run_command(monkeypatch, capsys, "--model", demo_export, "-.mp4")[0] == 2  # an option that is unknown
+    status, error = run_command(monkeypatch, capsys, "--video", "--format", "txt", "--model", demo_export, "--", *names)
+    assert status == 2 and re.search(r"x{240}\.txt: cannot be written \(File name too long\)", error)
+    made = {path.name for path in tmp_path.iterdir()} - set(names)
+    assert made >= {f"{pathlib.Path(name).stem}{end}" for name in names[:-1] for end in (".txt", ".subtitled.mp4")}
+    assert len(made) <= 2 * len(names) and all(pathlib.Path(name).read_bytes() == content for name in names)
+
+
+def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(
+    demo_export, demo_clips, small_disk, monkeypatch, capsys
+):
+    disk = small_disk(2**20)
+    options = ["--model", demo_export, "--output", disk.path]
+    for wanted, ending in (
+        (["--format", "srt"], "srt"), (["--format", "txt", "--video"], "txt"), (["--format", "txt", "--mouths"], "txt"),
+    ):  # fmt: skip
+        disk.fill()
+        status, error = run_command(monkeypatch, capsys, demo_clips[0], *options, *wanted)
+        [said] = [line for line in error.splitlines() if line.startswith("error")]
+        assert status == 2 and f".{ending}: cannot be written (No space left on device)" in said
+        assert [path.name for path in disk.path.iterdir()] == ["ballast"]
+    disk.fill(leave=2**13)  # room for the text, none for the pictures
+    status, error = run_command(monkeypatch, capsys, demo_clips[0], *options, "--format", "txt", "--video")
+    assert status == 2 and "subtitled.mp4: cannot be written (No space left on device)" in error
+    assert sorted(path.name for path in disk.path.iterdir()) == ["ballast", f"{demo_clips[0].stem}.txt"]
+    disk.free()
+    disk.read_only()
+    status, error = run_command(monkeypatch, capsys, demo_clips[0], *options)
+    assert status == 2 and ".srt: cannot be written (Read-only file system)" in error
+
+
+def test_code_in_a_folder_is_not_run(demo_export, demo_clips, tmp_path):
+    folder = shutil.copytree(demo_export, tmp_path / "export")
+    for path in [*folder.glob("*.py"), folder / "sitecustomize.py", folder / "torch.py"]:
+        path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert json.loads((folder / "config.json").read_text())["auto_map"]
+    assert Transcriber.from_pretrained(folder, device="cpu")(demo_clips[0]).text
+    assert not (tmp_path / "ran").exists()

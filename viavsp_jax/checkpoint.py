@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import errno
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,6 +94,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in learnt.items()}
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
         with self._written():
+            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(learnt)))
             self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def latest_step(self) -> int | None:
@@ -191,6 +194,12 @@ class Checkpoints:
             if int(sum_of(item)) != self._read_json(step, "sums").get(name):
                 raise ValueError(f"{name} is not what was saved")
         return item
+
+    def _check_room(self, needed: int) -> None:
+        """Raises OSError when the disk has less than so many bytes: of what Orbax meets its threads print stacks."""
+        if "://" not in os.fspath(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
+            reason = f"it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free"
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {reason}")
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:

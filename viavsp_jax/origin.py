@@ -21,13 +21,14 @@ from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.pipeline import shard_folders
 
 _ROOT = pathlib.Path(viavsp_jax.__file__).parent.parent
+_END = 1 << 16  # bytes
 _NOT_COMPARED = ("saved", "devices")
 # Beside the packages that this project names itself.
 _PARTS_OF_JAX = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
 def origin(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """What a run on these devices is made by, as JSON. Reads the names and sizes of the shards, not their records."""
+    """What a run on these devices is made by, as JSON. Reads no more than the ends of the shards."""
     return {
         "code": {"git": _git("rev-parse", "HEAD"), "changes": _changes(), "sha256": _source_hash()},
         "python": platform.python_version(),
@@ -42,17 +43,22 @@ def origin(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def fingerprint(folder: epath.Path) -> str:
-    """SHA-256 over a shard folder: its metadata, what it was made from, and the names and sizes of its shards.
+def fingerprint(folder: epath.PathLike) -> str:
+    """SHA-256 over a shard folder: metadata, what it was made from, and name, size and both ends of each shard.
 
     The hashes of encoder, centres and manifest are part of what it was made from. "" where there is no such folder.
     """
+    folder = epath.Path(folder)
     if not folder.is_dir():
         return ""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if ".array_record-" in path.name and not path.name.startswith("."):
             total.update(f"{path.name} {path.stat().length}\n".encode())
+            with path.open("rb") as file:
+                total.update(file.read(_END))
+                file.seek(max(0, path.stat().length - _END))
+                total.update(file.read(_END))
         elif path.name in ("dataset_info.json", "features.json", "provenance.json"):
             content = json.loads(path.read_bytes())
             content.pop("paths", None)  # where encoder and centres lay

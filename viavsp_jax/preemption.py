@@ -57,4 +57,5 @@ class Preemption:
 def _programs() -> tuple[NamedSharding, jax.stages.Wrapped]:
     """How a flag for each device lies, and whether there is one."""
     mesh = Mesh(np.array(jax.devices()), ("all",))
-    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.any, out_shardings=whole)

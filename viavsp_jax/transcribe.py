@@ -11,6 +11,7 @@ or, from Python,
 
 import argparse
 import collections
+import contextlib
 import logging
 import os
 import sys
@@ -79,8 +80,9 @@ def outputs(file: Path, args: argparse.Namespace) -> dict[str, Path]:
 def check_files(files: list[Path], args: argparse.Namespace) -> None:
     """Raises InputError before any work if a file is missing, or two files would write the same output."""
     for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: no such file, expected a video or audio file")
+        if not file.is_file():  # nor does a pipe or a device ever end
+            what = "is no regular file" if file.exists() else "no such file"
+            raise InputError(f"{file}: {what}, expected a video or audio file")
     counts = collections.Counter(path for file in files for path in outputs(file, args).values())
     for path, count in counts.items():
         if count > 1:
@@ -110,17 +112,30 @@ def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespa
             languages=(args.source, args.target), progress=show,
         )  # fmt: skip
         for form, path in outputs(file, args).items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             if form == "video":
                 show("writing the video", 0.99)
-                write_video(transcript, path)
-            elif form == "sheet":
-                if transcript.mouth is None:
-                    raise InputError(f"{file}: no mouth was looked for, so there is no picture of it (--mouths)")
-                write_sheet(transcript.mouth.crops, path)
-            else:
-                write_bytes(path, render(transcript, form).encode())
+            with no_room_is_said(path):
+                write_output(transcript, form, path)
     return transcript
+
+
+def write_output(transcript: Transcript, form: str, path: Path) -> None:
+    """Writes one of `outputs`, whole or not at all."""
+    if form == "video":
+        write_video(transcript, path)
+    elif form == "sheet":
+        write_sheet(transcript, path)
+    else:
+        write_bytes(path, render(transcript, form).encode())
+
+
+@contextlib.contextmanager
+def no_room_is_said(path: Path) -> Iterator[None]:
+    """Around the writing of a file: what the disk or the name does not allow is bad input."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}), expected a folder with room for it") from error
 
 
 def lines(transcript: Transcript) -> Iterator[str]:

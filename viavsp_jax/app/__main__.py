@@ -6,6 +6,8 @@ Only this machine can open it unless --host says otherwise.
 """
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 
 from viavsp_jax.app import needs_extra
+from viavsp_jax.app.folder import own_folder
 from viavsp_jax.errors import InputError, reported_to_user
 
 with needs_extra(__name__):
@@ -25,17 +28,20 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--max_minutes is {args.max_minutes:g}, expected more than 0")
     if not 0 < args.port < 65536:
         raise InputError(f"--port is {args.port}, expected 1 to 65535")
+    # Otherwise each of the server's threads keeps memory of its own, which grows for hours (glibc: M_ARENA_MAX).
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(-8, 1)
     # SIGTERM ends as Ctrl-C does: in order, so that nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="viavsp_") as folder:
+    with own_folder() as folder:
         # What visitors send and get lies in this folder, which goes away with the page.
-        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "gradio")
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = str(folder), str(folder / "gradio")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         # Imported here because Gradio reads some of this when it is imported.
         with needs_extra(__name__):
             from viavsp_jax.app import page
 
-        page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port)
+        page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """The web page: a recording in, its transcript, what the model saw and files to download out.
 
-Visitors are strangers. What they send is of limited size and length, and is transcribed one after another; what is
-written for them goes into temporary folders; what they are told names their file, never a path of the server.
+Visitors are strangers. What they may ask for is in viavsp_jax/app/gate.py. What they send is of limited size and
+length, and is transcribed one after another; what is written for them goes into temporary folders; what they are told
+names their file, never a path of the server.
 """
 
 import contextlib
@@ -16,15 +17,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
-from viavsp_jax.app import captions, pictures, views
+from viavsp_jax.app import captions, folder, pictures, views
+from viavsp_jax.app.gate import MAX_FILE_SIZE, Gate
 from viavsp_jax.app.transcriber import Transcriber, Transcript
 from viavsp_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-MAX_FILE_SIZE = "200mb"
 _MAX_WAITING = 20  # visitors
+_MAX_SESSIONS = 100  # whose last results are held in memory
 _MAX_BEAMS = 10
 _DELETE_EVERY, _DELETE_AFTER = 300, 3000  # seconds, so that an upload is gone within an hour
 _FOLDER = pathlib.Path(__file__).parent
@@ -47,7 +51,7 @@ def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
       transcriber: the model.
       max_minutes: longer recordings are refused.
     """
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(_DELETE_EVERY, _DELETE_AFTER)) as blocks:
+    with gr.Blocks(title=_TITLE, analytics_enabled=False) as blocks:
         gr.HTML(
             f"<h1>{_TITLE}</h1><p lang='vi'>Nhận dạng tiếng Việt từ khẩu hình và tiếng nói</p>",
             elem_id="title",
@@ -78,7 +82,7 @@ def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
                             for form in captions.FORMATS
                         ]
         gr.HTML(
-            f"Up to {max_minutes:g} minutes and {MAX_FILE_SIZE[:-2]} MB. What you send is removed within an hour. "
+            f"Up to {max_minutes:g} minutes and {MAX_FILE_SIZE // 10**6} MB. What you send is removed within an hour. "
             "<span class='vi' lang='vi'>Tệp tải lên được xóa trong vòng một giờ.</span>",
             elem_id="foot",
         )
@@ -100,12 +104,24 @@ def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
     return blocks.queue(max_size=_MAX_WAITING, api_open=False)
 
 
-def serve(blocks: gr.Blocks, host: str, port: int) -> None:
-    """Shows the page until the process is interrupted. Raises InputError if it cannot be had at that host and port."""
+def serve(blocks: gr.Blocks, host: str, port: int, own: pathlib.Path) -> None:
+    """Shows the page until the process is interrupted.
+
+    Args:
+      blocks: of `build`.
+      host, port: where to listen.
+      own: folder for temporary files; what visitors send and get lies in it, in the folder that Gradio uses.
+
+    Raises InputError if the page cannot be had at that host and port.
+    """
+    uploads = pathlib.Path(get_upload_folder())
+    events = {number for number, event in blocks.fns.items() if event.fn is not None}
+    gate = Middleware(Gate, folder=own, uploads=uploads, events=events)
     try:
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False,
             max_file_size=MAX_FILE_SIZE, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
+            state_session_capacity=_MAX_SESSIONS, app_kwargs={"middleware": [gate]},
             theme=gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=["monospace"]),
             css_paths=_FOLDER / "page.css",
         )  # fmt: skip
@@ -113,7 +129,8 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
         raise InputError(f"the page cannot be shown at {host}:{port} ({error}), expected a free port") from error
     print(f"The page is at {url}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        while not threading.Event().wait(_DELETE_EVERY):
+            folder.delete_old(uploads, _DELETE_AFTER)
     blocks.close(verbose=False)
 
 
@@ -135,8 +152,8 @@ def _options(num_beams: int) -> list[gr.components.Component]:
     """Modality, whether to add noise and how much, beams."""
     modality = gr.Radio(_MODALITIES, value=_AUTOMATIC, label="What is used · Tín hiệu", elem_id="modality")
     noisy = gr.Checkbox(label="Add babble to the sound · Thêm tiếng ồn", elem_id="noisy")
-    snr = gr.Slider(-10, 20, value=0, step=1, label="Signal-to-noise ratio, dB", visible=False, elem_id="snr")
-    noisy.change(lambda on: gr.update(visible=on), noisy, snr, api_visibility="private", show_progress="hidden")
+    # page.css shows it where it counts: the queue is for transcripts.
+    snr = gr.Slider(-10, 20, value=0, step=1, label="Signal-to-noise ratio, dB", elem_id="snr")
     beams = gr.Slider(
         1, max(_MAX_BEAMS, num_beams), value=num_beams, step=1, label="Beams of the search · Số nhánh tìm kiếm",
         elem_id="beams",

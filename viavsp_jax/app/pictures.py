@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 import av
 import cv2
 import numpy as np
-from etils import epath
 
 from viavsp_jax.app.transcriber import Transcript
+from viavsp_jax.data.atomic import atomic_write, write_bytes
 from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
 
@@ -43,7 +43,12 @@ def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, sam
     """Writes pictures of a PyAV pixel format, of even sides and 25 a second, and int16[n]: H.264 and AAC."""
     pictures = iter(pictures)
     first = next(pictures)
-    with av.open(os.fspath(path), "w", format="mp4") as container:
+    # An open file, because FFmpeg takes names with a colon for addresses.
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "wb") as file,
+        av.open(file, "w", format="mp4") as container,
+    ):
         video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
         video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
         audio = None if samples is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
@@ -81,9 +86,12 @@ def sheet(crops: np.ndarray) -> np.ndarray:
     return framed.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
 
 
-def write_sheet(crops: np.ndarray, path: os.PathLike) -> None:
-    """Writes `sheet` of uint8[T, 96, 96] as PNG."""
-    epath.Path(path).write_bytes(cv2.imencode(".png", sheet(crops))[1].tobytes())
+def write_sheet(transcript: Transcript, path: os.PathLike) -> None:
+    """Writes `sheet` of the mouth as PNG. Raises InputError if no video was used."""
+    if transcript.mouth is None:
+        name = transcript.recording.path if transcript.recording else "the arrays"
+        raise InputError(f"{name}: no mouth was looked for, so there is no picture of it (--mouths)")
+    write_bytes(path, cv2.imencode(".png", sheet(transcript.mouth.crops))[1].tobytes())
 
 
 def _texts(transcript: Transcript) -> dict[int, str]:

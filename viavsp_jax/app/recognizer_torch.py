@@ -24,7 +24,10 @@ class TorchRecognizer:
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         merged = llm is None and (pathlib.Path(folder) / "merged").exists()
-        self._model = load_model(folder, llm, merged, device, None)
+        try:
+            self._model = load_model(folder, llm, merged, device, None)
+        except OSError as error:  # as transformers calls what it misses in a folder
+            raise InputError(f"{folder}: its language model cannot be loaded ({error})") from error
         self.longest, self.num_beams = config.longest_clip, config.decoding["num_beams"]
 
     def __call__(
