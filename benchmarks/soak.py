@@ -4,7 +4,8 @@
     python -m benchmarks.soak --demo runs/demo --workdir runs/soak --minutes 120
 
 First a run of the demo's model without a stop. Then, round after round, the same run in a new folder, killed at random
-moments; its losses, hypotheses and exported weights have to equal those of the first, bit for bit. In the same round a
+moments, and so are its evaluation and its export; losses, hypotheses and exported weights have to equal those of the
+first, bit for bit. In the same round a
 process that lives as long as the soak trains on, evaluates, exports and transcribes; its memory, threads and open files
 must not grow. And some thousands of damaged files are read. Ends with a table; the exit status is 1 when anything was
 not as it has to be. `rounds.jsonl` in the folder holds a line for each round.
@@ -12,6 +13,7 @@ not as it has to be. `rounds.jsonl` in the folder holds a line for each round.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -51,14 +53,19 @@ def command(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str
     return [sys.executable, "-m", "viavsp_jax.main", *arguments(demo, workdir, updates)]
 
 
-def outcome(workdir: pathlib.Path, train: list[str]) -> dict[str, object]:
-    """Evaluates and exports a finished run; its losses by update and the hashes of hypotheses and exported weights."""
+def outcome(workdir: pathlib.Path, train: list[str], rng: random.Random | None = None) -> dict[str, object]:
+    """Evaluates and exports a finished run; its losses by update and the hashes of hypotheses and exported weights.
+
+    With `rng` both commands are killed once before they may come to their end.
+    """
     export = workdir / "export"
-    shutil.rmtree(export, ignore_errors=True)
     for line in (
         [*train, "--mode=eval"],
         [sys.executable, "-m", "convert.to_hf", "--workdir", str(workdir), "--output", str(export)],
     ):
+        if rng is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # on which it is killed
+                subprocess.run(line, capture_output=True, timeout=rng.uniform(2, _AT_WORK + 5))
         finished = subprocess.run(line, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr[-4000:]
     curves = read_curves(workdir / "tensorboard")
@@ -162,7 +169,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
             here.send(number)  # works beside what is killed
             kills, before = [rng.choice(KINDS) for _ in range(_KILLS)], len(totals.wrong)
             log = interrupted(command(demo, work, updates), work, kills, _AT_WORK, rng)
-            found = outcome(work, command(demo, work, updates))
+            found = outcome(work, command(demo, work, updates), rng)
             totals.wrong += [f"round {number}: {name} is not that of the run without a stop"
                              for name in differences(expected, found)]  # fmt: skip
             left = [path.name for path in (work / "checkpoints").iterdir() if not path.name.isdecimal()]
