@@ -25,6 +25,9 @@ VALUES = frozenset(
     | {f"builtins.{name}" for name in "bool bytearray bytes dict float int list long set str tuple".split()}
 )
 
+# The hash of a tuple of tuples of … that share their parts takes time for each mention of them. No honest one is near.
+_MOST_IN_A_TUPLE = 1_000_000
+
 # What a damaged or hostile file makes a zip reader, an unpickler or the views into its arrays raise.
 DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, LookupError, TypeError, ValueError,
@@ -70,6 +73,7 @@ class StandInUnpickler(pickle._Unpickler):
         self._names = frozenset(allowed)
         self._packages = tuple(name for name in allowed if name.endswith("."))
         self._stand_ins: dict[str, type[StandIn]] = {}
+        self._tuples: dict[int, tuple[tuple, int]] = {}  # by id, which the tuple itself keeps from being used again
 
     def find_class(self, module: str, name: str) -> type:
         if self.proto < 3:  # these protocols write Python 2's names
@@ -88,6 +92,18 @@ class StandInUnpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         # PyTorch: ("storage", storage class, entry name, device, number of elements).
         return pid
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError(f"extension code {code}, expected none")
+
+    def _load_tuple(self) -> None:
+        """Any of the opcodes for tuples, with a limit of what is in them, counted by mentions."""
+        TUPLES[self._opcode](self)
+        made = self.stack[-1]
+        size = 1 + sum(self._tuples.get(id(part), (part, 1))[1] for part in made)
+        if size > _MOST_IN_A_TUPLE:
+            raise pickle.UnpicklingError("a tuple of too many parts")
+        self._tuples[id(made)] = made, size
 
     def load_bytearray8(self) -> None:
         # The original makes room for as many bytes as are declared; `read` gives no more than there are.

@@ -98,6 +98,8 @@ def test_describe(config, workdir, capsys, tmp_path):
     assert about["best"] == 2 and [one["update"] for one in about["checkpoints"]] == [2, 4]
     made_by = origin.origin(config, sharding.make_mesh(config))
     assert about["checkpoints"][0]["origin"] == made_by | {"saved": about["checkpoints"][0]["origin"]["saved"]}
+    assert about["checkpoints"][0]["fits"] == experiment.load_experiment(config).fits
+    assert "language model sha256 " + about["checkpoints"][0]["fits"]["language model sha256"] in text
     assert about["checkpoints"][0]["config"] == json.loads(config.to_json())
 
 

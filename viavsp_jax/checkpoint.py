@@ -128,7 +128,7 @@ class Checkpoints:
 
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
         """InputError when anything in `fits` has another value than it had for `save` at `step`."""
-        trained = self._read_json(step, "fits")
+        trained = self.restore_fits(step)
         for name, value in fits.items():
             if trained.get(name) != value:
                 raise InputError(
@@ -178,6 +178,10 @@ class Checkpoints:
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""
         return self._read_json(step, "config")
+
+    def restore_fits(self, step: int) -> dict[str, Any]:
+        """What the learnt weights fit."""
+        return self._read_json(step, "fits")
 
     def restore_origin(self, step: int) -> dict[str, Any]:
         """What a checkpoint was made by; {} if an earlier version wrote it."""

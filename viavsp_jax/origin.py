@@ -133,13 +133,15 @@ def describe(workdir: epath.PathLike, output: epath.PathLike | None = None) -> N
             "update": step,
             "accuracy": checkpoints.accuracy(step),
             "origin": checkpoints.restore_origin(step),
+            "fits": checkpoints.restore_fits(step),
             "config": checkpoints.restore_config(step),
         }
         for step in steps
     ]
     print(_table(found, best))
     newest = found[-1]
-    for name, part in (("made by", newest["origin"]), ("settings", newest["config"])):
+    for name, part in (("made by", "origin"), ("fits", "fits"), ("settings", "config")):
+        part = newest[part]
         print(f"\nupdate {newest['update']}, {name}" if part else f"\nupdate {newest['update']}: {name} not recorded")
         lines = list(_flat(part))
         width = max((len(key) for key, _ in lines), default=0)

@@ -88,7 +88,8 @@ def read_audio(path: str | Path) -> np.ndarray:
     """
     with _open_wav(path) as file:
         expected_samples = file.getnframes()
-        data = file.readframes(expected_samples)
+        # Not more than there can be: room is made for what is asked for.
+        data = file.readframes(min(expected_samples, os.path.getsize(path)))
     if len(data) != 2 * expected_samples:
         raise InputError(
             f"{path}: truncated wav file, {len(data) // 2} samples where its header says {expected_samples}"
@@ -116,7 +117,7 @@ def _open_wav(path: str | Path) -> Iterator[wave.Wave_read]:
             if file.getnframes() == 0:
                 raise InputError(f"{path}: the wav file has no samples")
             yield file
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # the last, without a word: chunks beyond their end
         raise InputError(f"{path}: not a readable PCM wav file ({str(error) or 'unexpected end of file'})") from error
 
 
