@@ -35,7 +35,7 @@ _KILLS = 6  # a round
 _AT_WORK = 5.0  # seconds between kills, at most
 # A process takes some rounds to reach its size: caches of programs, allocators.
 _WARM_UP = 3
-_GROWTH = {"rss_mb": 1.10, "threads": 1.0, "files": 1.0}
+_GROWTH = {"rss_mb": 1.10, "threads": 1.05, "files": 1.0}
 
 
 def arguments(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str]:

@@ -25,7 +25,7 @@ GOLDEN = ROOT / "tests" / "golden"
 # In the order of a reader who does all of it.
 PAGES = (
     *("docs/preparing.md", "docs/tpu.md", "docs/checkpoints.md", "docs/gpu.md", "docs/transcribing.md", "README.md"),
-    *("docs/performance.md", "docs/space.md"),
+    *("docs/performance.md", "docs/space.md", "docs/reliability.md"),
 )
 # Words in code blocks that stand for something of the reader's own.
 PLACEHOLDERS = {"gs://BUCKET": "bucket", "--layer 12": "--layer 2", "--num_clusters 1000": "--num_clusters 8",

@@ -1,7 +1,6 @@
 """A training checkpoint, by JAX: on all devices of this machine, without PyTorch."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +63,7 @@ class JaxRecognizer:
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
         opened.checkpoints.close()
+        self._decoders: dict[int, Decoder] = {}  # by beams
         self._weights = trainable, experiment.load_frozen() | stats
 
     def __call__(
@@ -82,11 +82,13 @@ class JaxRecognizer:
                 found[record["id"]] = Recognition(tuple(hypotheses), record["cluster_counts"])
         return [found[record["id"]] for record in records]
 
-    @functools.cache  # noqa: B019  there is one recognizer in a process
     def _decoder(self, num_beams: int) -> Decoder:
-        config = self._config.copy_and_resolve_references()
-        config.evaluate.decoding.num_beams = num_beams
-        return Decoder(dataclasses.replace(self._experiment, config=config))
+        """The one for so many beams, whose programs are kept."""
+        if num_beams not in self._decoders:
+            config = self._config.copy_and_resolve_references()
+            config.evaluate.decoding.num_beams = num_beams
+            self._decoders[num_beams] = Decoder(dataclasses.replace(self._experiment, config=config))
+        return self._decoders[num_beams]
 
     def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:
         """What the pipeline reads, as shards would hold it: features, or clips where the encoder is trained."""
