@@ -5,10 +5,10 @@
 
 First a run of the demo's model without a stop. Then, round after round, the same run in a new folder, killed at random
 moments, and so are its evaluation and its export; losses, hypotheses and exported weights have to equal those of the
-first, bit for bit. In the same round a
-process that lives as long as the soak trains on, evaluates, exports and transcribes; its memory, threads and open files
-must not grow. And some thousands of damaged files are read. Ends with a table; the exit status is 1 when anything was
-not as it has to be. `rounds.jsonl` in the folder holds a line for each round.
+first, bit for bit. In the same round a process that lives as long as the soak trains on, evaluates, exports and
+transcribes; its memory, threads and open files must not grow, nor what all processes leave in the folder for temporary
+files. And some thousands of damaged files are read. Ends with a table; the exit status is 1 when anything was not as it
+has to be. `rounds.jsonl` in the folder holds a line for each round.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import pathlib
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
 from benchmarks import fuzz, resident
@@ -35,7 +35,7 @@ _KILLS = 6  # a round
 _AT_WORK = 5.0  # seconds between kills, at most
 # A process takes some rounds to reach its size: caches of programs, allocators.
 _WARM_UP = 3
-_GROWTH = {"rss_mb": 1.10, "threads": 1.05, "files": 1.0}
+_GROWTH = {"rss_mb": 1.10, "threads": 1.05, "files": 1.0, "temporary": 1.0}
 
 
 def arguments(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str]:
@@ -115,7 +115,10 @@ class Totals:
         self.sizes.append(size)
 
     def growth(self) -> list[str]:
-        """What grew in the resident process: its largest value in the last third against that in the first rounds."""
+        """What grew of the resident process and of temporary files.
+
+        The largest value of the last third of the rounds is held against that of the first third.
+        """
         steady = self.sizes[_WARM_UP:]
         if len(steady) < 3:
             return []
@@ -123,7 +126,7 @@ class Totals:
         for name, most in _GROWTH.items():
             before, after = (max(size[name] for size in part) for part in (steady[:third], steady[-third:]))
             if after > most * before:
-                grown.append(f"{name} of the resident process grew from {before:g} to {after:g}")
+                grown.append(f"{name} grew from {before:g} to {after:g}")
         return grown
 
     def table(self) -> str:
@@ -151,7 +154,8 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
         raise InputError(f"{demo}: no folder of a finished demo, expected what scripts/demo.sh leaves")
     begun, rng, totals = time.monotonic(), random.Random(seed), Totals()
     shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True)
+    (workdir / "tmp").mkdir(parents=True)
+    os.environ["TMPDIR"] = str((workdir / "tmp").absolute())  # of all processes that are started
     whole = workdir / "whole"
     train = command(demo, whole, updates)
     start = time.monotonic()
@@ -175,7 +179,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
             left = [path.name for path in (work / "checkpoints").iterdir() if not path.name.isdecimal()]
             totals.wrong += [f"round {number}: {name} was left" for name in left]
             results = fuzz.fuzz(inputs, seed + number)
-            totals.add(log, results, here.recv() | {"temporary": _temporaries()})
+            totals.add(log, results, here.recv() | {"temporary": sum(1 for _ in (workdir / "tmp").rglob("*"))})
             shutil.rmtree(work)
             with (workdir / "rounds.jsonl").open("a") as file:
                 line = {"round": number, "kills": log.kills, "half_written": log.half_written,
@@ -191,11 +195,6 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
         life.kill()
     totals.wrong += totals.growth()
     return totals
-
-
-def _temporaries() -> int:
-    """Files and folders in the system's folder for temporary ones."""
-    return sum(1 for _ in pathlib.Path(tempfile.gettempdir()).iterdir())
 
 
 def main() -> None:

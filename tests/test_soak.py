@@ -30,7 +30,7 @@ def test_only_a_validation_may_be_missing():
     ],
 )
 def test_a_process_that_grows_is_found(name, sizes, grows):
-    steady = {"rss_mb": 100, "threads": 10, "files": 10}
+    steady = {"rss_mb": 100, "threads": 10, "files": 10, "temporary": 3}
     totals = soak.Totals(sizes=[steady | {name: size} for size in sizes])
     assert bool(totals.growth()) == grows
 
