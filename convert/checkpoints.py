@@ -35,6 +35,9 @@ NAMESPACE = "argparse.Namespace"
 # Whatever fairseq and omegaconf name is a class of settings or bookkeeping; a stand-in serves for all of them.
 ALLOWED = VALUES | STORAGE_DTYPES.keys() | {REBUILD_TENSOR, NAMESPACE, "typing.Any", "fairseq.", "omegaconf."}
 
+# Far more than any checkpoint has; the reference's hold some ten thousand.
+_MOST_SETTINGS = 500_000
+
 # State that is no parameter: the optimizer does not count it.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -78,6 +81,11 @@ def read_fairseq(path: epath.PathLike) -> FairseqCheckpoint:
     with _opened(path) as (content, archive):
         storages = _Storages(*archive)
         model = {name: storages.tensor(record) for name, record in content["model"].items()}
+        # Few are the same tensor twice. Many names for one large tensor would take hours to look through.
+        if (held := sum(tensor.nbytes for tensor in model.values())) > 2 * (size := epath.Path(path).stat().length):
+            raise InputError(
+                f"{path}: a file of {size} bytes whose tensors have {held}, expected each in its own bytes"
+            )
         for name, tensor in model.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{path}: {name} holds values that are not finite numbers")
@@ -128,9 +136,11 @@ def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archi
     if without := [name for name, state in states.items() if not state]:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
         return f"its optimizer has no state for {', '.join(sorted(without)[:3])}{more}"
-    steps = {state.get("step") for state in states.values()}
-    if len(steps) != 1 or not all(type(step) is int and step >= 0 for step in steps):
-        return f"its optimizer's states are of different updates: {steps}"
+    steps = [state.get("step") for state in states.values()]
+    if not all(type(step) is int and step >= 0 for step in steps):
+        return "its optimizer's states do not say how many updates they are of"
+    if len(set(steps)) != 1:
+        return f"its optimizer's states are of different updates: {min(steps)} to {max(steps)}"
     for kind, tensors in found.items():
         storages = _Storages(*archive)
         for name, state in states.items():
@@ -143,7 +153,7 @@ def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archi
             if not torch.isfinite(tensor).all():
                 return f"its {kind} of {name} holds values that are not finite numbers"
             tensors[name] = tensor.float()
-    return AdamMoments(steps.pop(), **found)
+    return AdamMoments(steps[0], **found)
 
 
 @contextlib.contextmanager
@@ -242,16 +252,20 @@ def _settings(content: dict, path: str) -> dict[str, Any]:
 
 
 class _Plain:
-    """Settings without stand-ins: omegaconf nodes and a Namespace by content, enum members by value."""
+    """Settings without stand-ins: omegaconf nodes and a Namespace by content, enum members by value.
+
+    Raises ValueError for more of them than a checkpoint has: lists of references to lists of references, and so on,
+    are small in the file, and without end to whoever shows or copies them.
+    """
 
     def __init__(self):
-        # What is shared stays shared: nested lists of references would else grow exponentially.
-        self._done: dict[int, Any] = {}
+        self._left = _MOST_SETTINGS
 
     def __call__(self, value: Any) -> Any:
-        if id(value) not in self._done:
-            self._done[id(value)] = self._converted(value)
-        return self._done[id(value)]
+        self._left -= 1 + (len(value) if isinstance(value, str | bytes | bytearray) else 0)
+        if self._left < 0:
+            raise ValueError(f"settings of more than {_MOST_SETTINGS} values and letters")
+        return self._converted(value)
 
     def _converted(self, value: Any) -> Any:
         if isinstance(value, StandIn):

@@ -35,12 +35,15 @@ def read_config(folder: str) -> ViAVSPConfig:
         raise InputError(f"{path} does not exist: expected an export of python -m convert.to_hf")
     try:
         settings = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file ({error})") from None
     if not isinstance(settings, dict) or settings.get("model_type") != ViAVSPConfig.model_type:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf")
-    load_decoding_config(settings["decoding"])
-    return ViAVSPConfig.from_pretrained(folder)
+    try:
+        load_decoding_config(settings["decoding"])
+        return ViAVSPConfig.from_pretrained(folder)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not that of an export of python -m convert.to_hf: {error!r}") from None
 
 
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ViAVSPModel:

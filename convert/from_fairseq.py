@@ -88,7 +88,7 @@ def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig
             raise InputError(f"{source}: {name} is {both[name]!r}, only {value!r} is supported")
     convolutions = [f"{RESNET}trunk.layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)]
     convolutions.insert(0, f"{RESNET}frontend3D.0.weight")
-    absent = [name for name in convolutions if name not in checkpoint.model]
+    absent = [name for name in convolutions if name not in checkpoint.model or not checkpoint.model[name].ndim]
     if absent:
         raise InputError(f"{source}: not a pre-trained AV-HuBERT, missing {', '.join(absent)}")
     frontend_channels, *resnet_channels = (checkpoint.model[name].shape[0] for name in convolutions)

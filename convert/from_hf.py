@@ -49,8 +49,11 @@ def open_files(folder: epath.PathLike) -> dict[str, Any]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            outside = [name for name in names if os.path.basename(name) != name or not name.endswith(".safetensors")]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
+        if outside:
+            raise InputError(f"{index} names {outside[0][:99]!r}, expected names of safetensors files beside it")
     elif (folder / "model.safetensors").exists():
         names = ["model.safetensors"]
     elif any(folder.glob("*.bin")):
@@ -60,7 +63,7 @@ def open_files(folder: epath.PathLike) -> dict[str, Any]:
         )
     else:
         raise InputError(f"{folder} holds no model.safetensors and no model.safetensors.index.json")
-    if missing := [name for name in names if not (folder / name).exists()]:
+    if missing := [name for name in names if not os.path.exists(folder / name)]:
         raise InputError(f"{folder} lacks files that its index names: {', '.join(missing)}")
     where = {}
     for name in names:
@@ -81,6 +84,8 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
     files = open_files(folder)
     if config.tie_word_embeddings:  # the embedding again, under another name
         files.pop("lm_head.weight", None)
+    if config.num_layers > len(files):
+        raise InputError(f"{folder} holds {len(files)} tensors, but its config.json says {config.num_layers} layers")
     # The frozen weights do not depend on the adapter and the encoder.
     wanted = tensors(abstract_model(config, LoRAConfig(), 1, np.float32)[2])
     check_names([tensor.name for tensor in wanted], files, str(folder))

@@ -30,6 +30,9 @@ RANDOM_STATE = {
 }  # fmt: skip
 ALLOWED = VALUES | ESTIMATORS | RANDOM_STATE | {JOBLIB_ARRAY}
 
+# As many as NumPy has.
+_MOST_AXES = 64
+
 # First bytes of what joblib compresses: zlib, gzip, bzip2, lzma, xz, lz4.
 COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\x5d\x00", b"\xfd7zXZ", b"\x04\x22\x4d\x18")
 
@@ -123,16 +126,18 @@ def _array(record: Any) -> np.ndarray:
 
 
 def _length(shape: Any) -> int:
-    if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
-        raise TypeError(f"{shape!r} is no shape of an array")
+    # What it is instead is not shown: lists of references to lists of references, and so on, may be without end.
+    if type(shape) is not tuple or len(shape) > _MOST_AXES or not all(type(x) is int and x >= 0 for x in shape):
+        raise TypeError("the shape of an array is no tuple of lengths")
     return math.prod(shape)
 
 
 def _dtype(record: Any) -> np.dtype:
     """The dtype that a recorded call of numpy.dtype stands for; numbers only."""
-    if getattr(record, "symbol", None) != "numpy.dtype" or not re.fullmatch("[fiub][1248]", str(record.args[0])):
-        raise TypeError(f"an array is of type {getattr(record, 'args', (record,))[0]!r}, expected numbers")
-    return np.dtype(record.args[0]).newbyteorder(record.state[1])
+    name = record.args[0] if getattr(record, "symbol", None) == "numpy.dtype" else None
+    if not isinstance(name, str) or not re.fullmatch("[fiub][1248]", name):
+        raise TypeError(f"an array is of type {name[:9] if isinstance(name, str) else None!r}, expected numbers")
+    return np.dtype(name).newbyteorder(record.state[1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ convert.from_fairseq; its config comes from --avhubert, since `checkpoint_best.p
 """
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -125,12 +126,10 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
     """
     wanted = sorted(tensors(adapters(experiment.trainable)), key=lambda tensor: tensor.reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
-    config = experiment.config
+    config, ranks = experiment.config, [found[name][:1] for name in found if ".lora_A." in name]
     check_sizes(path, {
-        "config.lora.rank": (config.lora.rank, {found[name][0] for name in found if ".lora_A." in name}),
-        "config.data.feature_width": (
-            config.data.feature_width, {found[name][-1] for name in found if name == "avfeat_to_llm.weight"}
-        ),
+        "config.lora.rank": (config.lora.rank, set(itertools.chain(*ranks))),
+        "config.data.feature_width": (config.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
     })  # fmt: skip
     shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
     check_shapes(path, shapes, found, f"the language model in {config.llm.path}")

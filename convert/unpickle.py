@@ -8,7 +8,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, ClassVar
 
 from viavsp_jax.errors import InputError
@@ -25,8 +25,10 @@ VALUES = frozenset(
     | {f"builtins.{name}" for name in "bool bytearray bytes dict float int list long set str tuple".split()}
 )
 
-# The hash of a tuple of tuples of … that share their parts takes time for each mention of them. No honest one is near.
-_MOST_IN_A_TUPLE = 1_000_000
+# A tuple of tuples of … that share their parts is hashed, as a key, once for each mention of them, and so may be
+# compared, as frozensets also are. No honest one is near this.
+_MOST_IN_A_TUPLE = 10_000
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET)
 
 # What a damaged or hostile file makes a zip reader, an unpickler or the views into its arrays raise.
 DAMAGED = (
@@ -52,6 +54,20 @@ class StandIn:
         self.state = state
 
 
+def _counted(load: Callable[["StandInUnpickler"], None]) -> Callable[["StandInUnpickler"], None]:
+    """An opcode that makes a tuple, with a limit of what is mentioned in it."""
+
+    def load_tuple(self: "StandInUnpickler") -> None:
+        load(self)
+        made = self.stack[-1]
+        size = 1 + sum(self.tuples.get(id(part), (part, 1))[1] for part in made)
+        if size > _MOST_IN_A_TUPLE:
+            raise pickle.UnpicklingError(f"a tuple of more than {_MOST_IN_A_TUPLE} parts")
+        self.tuples[id(made)] = made, size
+
+    return load_tuple
+
+
 # The unpickler in Python, as joblib uses it: its memo is a dict, so that a huge index in a few bytes takes no
 # memory, and it can stop between two opcodes, where joblib puts arrays.
 class StandInUnpickler(pickle._Unpickler):
@@ -66,6 +82,8 @@ class StandInUnpickler(pickle._Unpickler):
     """
 
     dispatch = pickle._Unpickler.dispatch.copy()
+    for _opcode in _TUPLES:
+        dispatch[_opcode[0]] = _counted(dispatch[_opcode[0]])
 
     def __init__(self, file: BinaryIO, path: str, allowed: Collection[str]):
         super().__init__(file)
@@ -73,7 +91,8 @@ class StandInUnpickler(pickle._Unpickler):
         self._names = frozenset(allowed)
         self._packages = tuple(name for name in allowed if name.endswith("."))
         self._stand_ins: dict[str, type[StandIn]] = {}
-        self._tuples: dict[int, tuple[tuple, int]] = {}  # by id, which the tuple itself keeps from being used again
+        # Tuples and the number of their parts, by id; who holds an object keeps its id from being used again.
+        self.tuples: dict[int, tuple[tuple | frozenset, int]] = {}
 
     def find_class(self, module: str, name: str) -> type:
         if self.proto < 3:  # these protocols write Python 2's names
@@ -94,16 +113,8 @@ class StandInUnpickler(pickle._Unpickler):
         return pid
 
     def get_extension(self, code: int) -> None:
+        # The original gives, unasked, what another unpickler has imported for this code.
         raise pickle.UnpicklingError(f"extension code {code}, expected none")
-
-    def _load_tuple(self) -> None:
-        """Any of the opcodes for tuples, with a limit of what is in them, counted by mentions."""
-        TUPLES[self._opcode](self)
-        made = self.stack[-1]
-        size = 1 + sum(self._tuples.get(id(part), (part, 1))[1] for part in made)
-        if size > _MOST_IN_A_TUPLE:
-            raise pickle.UnpicklingError("a tuple of too many parts")
-        self._tuples[id(made)] = made, size
 
     def load_bytearray8(self) -> None:
         # The original makes room for as many bytes as are declared; `read` gives no more than there are.
@@ -111,3 +122,8 @@ class StandInUnpickler(pickle._Unpickler):
         self.append(bytearray(self.read(size)))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    def load_long4(self) -> None:
+        raise pickle.UnpicklingError("a number of more than 255 bytes")
+
+    dispatch[pickle.LONG4[0]] = load_long4

@@ -1,7 +1,9 @@
 """Checkpoints made by strangers with bad intent: refused by name, nothing is run, no memory is taken."""
 
 import argparse
+import contextlib
 import copy
+import copyreg
 import io
 import pickle
 import tracemalloc
@@ -46,6 +48,10 @@ def test_any_other_name_is_refused(tmp_path, symbol, place):
         b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__new__\x93.",  # an attribute of an allowed class
         b"(X\x01\0\0\0xios\nsystem\n.",
         b"\x80\x02U\x04evil(cbuiltins\nexec\no.",
+        b"\x80\x04\x8c\x0bcollections\x8c\x20OrderedDict.__init__.__globals__\x93.",
+        b"\x80\x04\x8c\x16numpy.core.multiarray.\x8c\x10scalar.__class__\x93.",
+        b"cnumpy.core.multiarray\n_reconstruct.__globals__\n.",
+        b"\x80\x04cshutil\nrmtree\n)}\x92.",  # NEWOBJ_EX
     ],
 )
 def test_raw_pickles_that_name_something_else_are_refused(tmp_path, data_pkl):
@@ -81,12 +87,46 @@ def test_huge_numbers_in_a_few_bytes_take_no_memory(tmp_path, data_pkl):
         tracemalloc.stop()
 
 
-def test_shared_settings_do_not_grow(tmp_path):
-    """Lists of references to lists of references: 2^60 items if each were copied."""
-    nested = ["x"]
+def doubled(kind):
+    """A list or tuple of references to such of references: 2^60 items to whoever copies, shows or hashes them."""
+    nested = kind(["x"])
     for _ in range(60):
-        nested = [nested, nested]
-    assert read_fairseq(saved(tmp_path, cfg={"model": {"a": nested}})).cfg["model"]["a"][0] is not None
+        nested = kind([nested, nested])
+    return nested
+
+
+@pytest.mark.parametrize("content", [
+    {"cfg": {"model": {"encoder_layers": doubled(list)}}}, {"cfg": {"model": {"activation_fn": doubled(tuple)}}},
+    {"args": argparse.Namespace(a=doubled(list)), "cfg": None},
+])  # fmt: skip
+def test_settings_without_end_are_refused(tmp_path, content):
+    with pytest.raises(InputError, match="settings of more than|a tuple of more than"):
+        read_fairseq(saved(tmp_path, **content))
+
+
+NEST = b"X\x01\0\0\0x\x85" + 60 * b"2\x86"  # the same, by opcodes: Python would have to hash it to pickle it
+
+
+@pytest.mark.parametrize(
+    "data_pkl",
+    [
+        b"\x80\x02}" + NEST + b"Ns.",
+        b"\x80\x04\x8f(" + NEST + b"\x90.",
+        b"\x80\x04(" + NEST + b"\x91.",
+        b"\x80\x02ccollections\nOrderedDict\n(((" + NEST + b"NttR.",
+    ],
+)
+def test_keys_without_end_are_refused(tmp_path, data_pkl):
+    with pytest.raises(InputError, match="a tuple of more than"):
+        read_fairseq(rewritten(tmp_path, data_pkl))
+
+
+def test_many_names_of_one_tensor_are_refused(tmp_path):
+    shared = torch.zeros(100_000)
+    path = saved(tmp_path, model={str(number): shared for number in range(1000)})
+    with pytest.raises(InputError, match=r"hostile.pt: a file of \d+ bytes whose tensors have 400000000"):
+        read_fairseq(path)
+    assert read_fairseq(saved(tmp_path, model={"tied": shared, "to": shared})).model["tied"].numel() == 100_000
 
 
 def test_entries_that_share_their_bytes_are_refused(tmp_path):
@@ -163,3 +203,37 @@ def test_honest_tensor_record_is_read(tmp_path):
 def test_tensor_that_does_not_fit_its_storage_is_refused(tmp_path, changed):
     with pytest.raises(InputError, match="hostile.pt: not a readable fairseq checkpoint"):
         read_fairseq(rewritten(tmp_path, tensor_record(**changed)))
+
+
+@pytest.mark.parametrize("opcode", [b"\x82\x07", b"\x83\x07\0", b"\x84\x07\0\0\0"])
+def test_extension_codes_are_refused(tmp_path, monkeypatch, opcode):
+    """Also one that an unpickler that trusted its file has looked up before."""
+    monkeypatch.setitem(copyreg._extension_cache, 7, OrderedDict)
+    assert pickle.loads(b"\x80\x02" + opcode + b".") is OrderedDict
+    with pytest.raises(InputError, match="extension code 7, expected none"):
+        read_fairseq(rewritten(tmp_path, b"\x80\x02" + opcode + b"."))
+
+
+@pytest.mark.parametrize("data_pkl", [b"Pmodel\n.", b"\x80\x02}q\0Q.", b"\x80\x02]}b.", b"\x80\x02}N)\x81."])
+def test_other_opcodes_that_call_do_nothing(tmp_path, data_pkl):
+    with pytest.raises(InputError, match="hostile.pt: not a (readable )?fairseq checkpoint"):
+        read_fairseq(rewritten(tmp_path, data_pkl))
+
+
+@pytest.mark.parametrize("folder", ["../", "/", "../../outside/", "/etc/", "link/"])
+def test_names_of_entries_lead_nowhere(tmp_path, folder):
+    """Entries are read by name from the archive, never written or followed."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    path = saved(inner, model={"weight": torch.arange(4.0)})
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename.partition("/")[2], archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo(folder.rstrip("/") or "root")
+        link.external_attr = 0o120777 << 16  # a symbolic link
+        archive.writestr(link, "/etc/passwd")
+        for name, content in entries:
+            archive.writestr(folder + name, content)
+    with contextlib.suppress(InputError):
+        assert read_fairseq(path).model["weight"].tolist() == [0, 1, 2, 3]
+    assert sorted(str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*")) == ["a", "a/b", "a/b/hostile.pt"]

@@ -71,6 +71,16 @@ def test_video_files_that_cannot_be_read(tmp_path):
         media.read_video(path)
 
 
+def test_a_video_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "MAX_VIDEO_FRAMES", 6)
+    path = tmp_path / "clip.mp4"
+    write_video(path, (96, 96), num_frames=6)
+    assert media.read_video(path).shape == (6, 96, 96)
+    write_video(path, (96, 96), num_frames=7)
+    with pytest.raises(InputError, match="clip.mp4: video of more than 6 frames, expected a short clip"):
+        media.read_video(path)
+
+
 @pytest.mark.parametrize(
     ("wrong", "found"),
     [
@@ -99,6 +109,13 @@ def test_wav_files_that_cannot_be_read(tmp_path):
     path.write_bytes(whole[:-61])
     with pytest.raises(InputError, match="clip.wav: truncated wav file, 69 samples where its header says 100"):
         media.read_audio(path)
+    for cut in (1, 2, 61, 200):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(InputError, match="clip.wav: truncated wav file, its header says 100 samples"):
+            media.check_audio(path)
+    for more in (b"", b"LIST\4\0\0\0none"):
+        path.write_bytes(whole + more)
+        media.check_audio(path)
     float_format = whole[:20] + b"\x03\0" + whole[22:]
     for content in (b"", b"not a wav", whole[:30], float_format):
         path.write_bytes(content)

@@ -68,6 +68,9 @@ def test_fingerprints_tell_data_apart_and_not_where_they_lie(tmp_path):
     assert origin.fingerprint(first) == origin.fingerprint(same)
     (same / "provenance.json").write_text('{"kmeans": "1", "paths": {"kmeans": "/here"}}')
     assert origin.fingerprint(first) != origin.fingerprint(same)
+    for damaged in ("", "[1]", "[" * 100_000):
+        (same / "provenance.json").write_text(damaged)
+        assert len(origin.fingerprint(same)) == 64
     assert origin.fingerprint(tmp_path / "none") == ""
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_
             by_torch(arguments, **options)
     with pytest.raises(InputError, match="is no model: expected the work folder of a training, or an export"):
         Transcriber.from_pretrained(demo_folder / "corpus")
-    with pytest.raises(InputError, match="its language model cannot be loaded .*no file named model.safetensors"):
+    with pytest.raises(InputError, match="holds no weights as safetensors .*no file named model.safetensors"):
         Transcriber.from_pretrained(demo_export, llm=str(demo_folder / "llm"))  # ours, not transformers'
     with pytest.raises(InputError, match="not the kmeans that the shards"):
         (tmp_path / "k").write_bytes(b"other")

@@ -30,6 +30,7 @@ Tree = dict[str, Any]
 
 # Larger matrices are cut, so that a host that holds a part of one reads little more than that part.
 CHUNK_BYTES = 4 * 2**20
+CODECS = ["bytes", "crc32c"]
 # What weights may be stored as.
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -185,26 +186,48 @@ def _result(future: tensorstore.Future, folder: epath.PathLike, path: str) -> An
         ) from None
 
 
+def _opened(folder: epath.PathLike, path: str) -> tensorstore.TensorStore:
+    """A weight on disk; InputError where its chunks are not as `_create` makes them, but larger or compressed."""
+    array = _result(tensorstore.open(_spec(folder, path)), folder, path)
+    size = math.prod(array.chunk_layout.read_chunk.shape) * array.dtype.numpy_dtype.itemsize
+    codecs = [codec["name"] for codec in array.codec.to_json()["codecs"]]
+    if size > CHUNK_BYTES or codecs != CODECS:
+        raise InputError(
+            f"{folder}: the weight {path} has chunks of {size} bytes by {', '.join(codecs)}, "
+            f"expected at most {CHUNK_BYTES} by {', '.join(CODECS)}"
+        )
+    return array
+
+
+def _read(array: tensorstore.TensorStore, folder: epath.PathLike, path: str) -> np.ndarray:
+    """All of an array, or of a part; InputError where there is not the memory that its shape asks for."""
+    try:
+        np.empty(array.shape, array.dtype.numpy_dtype)  # tensorstore would end the process
+    except (ValueError, MemoryError):
+        raise InputError(f"{folder}: the weight {path} is of shape {array.shape}, which is too large") from None
+    return _result(array.read(), folder, path)
+
+
 def read_layer(folder: epath.PathLike, path: str, index: int | EllipsisType) -> np.ndarray:
     """One layer of a weight, or all of it (`...`), in the stored dtype; InputError when it is missing or damaged."""
-    array = _result(tensorstore.open(_spec(folder, path)), folder, path)
-    return _result(array[index].read(), folder, path)
+    array = _opened(folder, path)
+    return _read(array[index], folder, path)
 
 
 def _load(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
     """One weight as `load_llm` gives it; each part is read once, and is on the host alone."""
-    array = _result(tensorstore.open(_spec(folder, path)), folder, path)
+    array = _opened(folder, path)
     if array.shape != wanted.shape:
         raise InputError(f"{folder}: the weight {path} is {array.shape} and not {wanted.shape}, as config.json says")
     array = array.astype(wanted.dtype)
     if wanted.sharding is None:
-        return _result(array.read(), folder, path)
+        return _read(array, folder, path)
     places = {}
     for device, index in wanted.sharding.addressable_devices_indices_map(wanted.shape).items():
         places.setdefault(str(index), (index, []))[1].append(device)
     parts = []
     for index, devices in places.values():
-        value = _result(array[index].read(), folder, path)
+        value = _read(array[index], folder, path)
         parts += jax.block_until_ready([jax.device_put(value, device) for device in devices])
         del value  # before the next one is read
     return jax.make_array_from_single_device_arrays(wanted.shape, wanted.sharding, parts)

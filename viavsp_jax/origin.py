@@ -60,10 +60,17 @@ def fingerprint(folder: epath.PathLike) -> str:
                 file.seek(max(0, path.stat().length - _END))
                 total.update(file.read(_END))
         elif path.name in ("dataset_info.json", "features.json", "provenance.json"):
-            content = json.loads(path.read_bytes())
-            content.pop("paths", None)  # where encoder and centres lay
-            total.update(f"{path.name} {json.dumps(content, sort_keys=True)}\n".encode())
+            total.update(f"{path.name} {_without_paths(path.read_bytes())}\n".encode())
     return total.hexdigest()
+
+
+def _without_paths(record: bytes) -> str:
+    """JSON without where encoder and centres lay; what is none, as it is: that is for others to refuse."""
+    try:
+        content = json.loads(record)
+        return json.dumps({name: value for name, value in content.items() if name != "paths"}, sort_keys=True)
+    except (ValueError, AttributeError, RecursionError):
+        return repr(record)
 
 
 def _git(*command: str) -> str | None:

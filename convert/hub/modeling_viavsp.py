@@ -90,7 +90,7 @@ class ViAVSPModel(PreTrainedModel):
             raise ExportError(f"{root / 'config.json'} does not exist: expected an export of python -m convert.to_hf")
         config = config or ViAVSPConfig.from_pretrained(root)
         merged = (root / "merged").exists() if merged is None else merged
-        for name in ("projector.safetensors", "merged" if merged else "adapter"):
+        for name in ("projector.safetensors", "merged" if merged else "adapter/adapter_model.safetensors"):
             if not (root / name).exists():
                 raise ExportError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
         dtype = config.dtype if dtype is None or dtype == "auto" else dtype
@@ -108,7 +108,8 @@ class ViAVSPModel(PreTrainedModel):
         weights = load_file(root / "projector.safetensors")
         projector = torch.nn.Linear(config.feature_width, llm.config.hidden_size, dtype=dtype)
         projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
-        model = cls(config, llm, projector.to(llm.device), AutoTokenizer.from_pretrained(root, config=llm.config))
+        tokenizer = AutoTokenizer.from_pretrained(root, config=llm.config, trust_remote_code=False)
+        model = cls(config, llm, projector.to(llm.device), tokenizer)
         if config.encoder:
             model.load_encoders(root, dtype)
         return model
@@ -296,16 +297,24 @@ def trained_against(dtype: torch.dtype) -> BitsAndBytesConfig:
 def load_llm(
     folder: str | pathlib.Path, quantization: BitsAndBytesConfig | None, device_map: str, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """A language model; ExportError if a local folder is none."""
+    """A language model, from safetensors: pickled weights and code of its own are not read.
+
+    Raises ExportError if a local folder is none, or there are no safetensors.
+    """
     if pathlib.Path(folder).is_absolute() and not (pathlib.Path(folder) / "config.json").exists():
         raise ExportError(f"{folder} holds no config.json: give the folder of the base language model")
-    if quantization is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map)
-    # As stored: rounded to another dtype first, the weights would get other codes than in the training.
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", quantization_config=quantization, device_map=device_map
-    )
-    return in_compute_dtype(model)
+    # If quantized, as stored: rounded to another dtype first, weights would get other codes than in the training.
+    how = {"dtype": dtype} if quantization is None else {"dtype": "auto", "quantization_config": quantization}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, device_map=device_map, use_safetensors=True, trust_remote_code=False, **how
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"{folder} holds no weights as safetensors ({reason}): give the folder of the base language model"
+        ) from error
+    return model if quantization is None else in_compute_dtype(model)
 
 
 def in_compute_dtype(model: PreTrainedModel) -> PreTrainedModel:

@@ -34,12 +34,18 @@ from convert.hub.feature_extraction_viavsp import (  # noqa: F401
 from viavsp_jax.errors import InputError
 
 FRAME_RATE = 25
+# 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
+MAX_VIDEO_FRAMES = 5000
+
+# Formats that hold the video themselves. Others name files, by which a stranger's video could have any opened, itself
+# too and without end. OpenCV has no other place for it.
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "format_whitelist;mov,matroska,avi"
 
 
 def read_video(path: str | Path) -> np.ndarray:
     """Decodes a mouth video to grey: uint8 [T, 96, 96].
 
-    Raises InputError if the file is missing or unreadable, has no frame or is not 96x96.
+    Raises InputError if the file is missing or unreadable, has no frame, more than MAX_VIDEO_FRAMES or is not 96x96.
     """
     _require_file(path, "a mouth video")
     return decode_video(Path(path).read_bytes(), str(path))
@@ -48,23 +54,31 @@ def read_video(path: str | Path) -> np.ndarray:
 def decode_video(data: bytes, where: str) -> np.ndarray:
     """Decodes the bytes of a mouth video file to grey: uint8 [T, 96, 96]; `where` is named in errors.
 
-    Raises InputError if they are not a video, or have no frame or one that is not 96x96.
+    Raises InputError if they are not a video, or have no frame, more than MAX_VIDEO_FRAMES or one that is not 96x96.
     """
     frames = []
     with _open_video(data) as capture:
         if not capture.isOpened():
             raise InputError(f"{where}: not a readable video file")
+        declared = [round(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+        if any(declared):  # before the first frame, too: to decode a huge one takes gigabytes
+            _check_size(*declared, where)
         while True:
             decoded, frame = capture.read()
             if not decoded:
                 break
-            if frame.shape[:2] != (FRAME_SIZE, FRAME_SIZE):
-                height, width = frame.shape[:2]
-                raise InputError(f"{where}: video is {width}x{height}, expected a {FRAME_SIZE}x{FRAME_SIZE} mouth crop")
+            _check_size(frame.shape[1], frame.shape[0], where)
+            if len(frames) == MAX_VIDEO_FRAMES:
+                raise InputError(f"{where}: video of more than {MAX_VIDEO_FRAMES} frames, expected a short clip")
             frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
     if not frames:
         raise InputError(f"{where}: no video frame could be decoded")
     return np.stack(frames)
+
+
+def _check_size(width: int, height: int, where: str) -> None:
+    if (width, height) != (FRAME_SIZE, FRAME_SIZE):
+        raise InputError(f"{where}: video is {width}x{height}, expected a {FRAME_SIZE}x{FRAME_SIZE} mouth crop")
 
 
 @contextlib.contextmanager
@@ -98,9 +112,12 @@ def read_audio(path: str | Path) -> np.ndarray:
 
 
 def check_audio(path: str | Path) -> None:
-    """Raises InputError if the header of a wav file says what `read_audio` would refuse."""
-    with _open_wav(path):
-        pass
+    """Raises InputError if `read_audio` would refuse a wav file; of its samples only the last is read."""
+    with _open_wav(path) as file:
+        expected_samples = file.getnframes()
+        file.setpos(expected_samples - 1)
+        if len(file.readframes(1)) != 2:
+            raise InputError(f"{path}: truncated wav file, its header says {expected_samples} samples")
 
 
 @contextlib.contextmanager

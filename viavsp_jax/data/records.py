@@ -10,10 +10,11 @@ import bisect
 import contextlib
 import errno
 import itertools
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -32,7 +33,10 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 _SHARD_NAME = re.compile(r"(?P<name>\w+)-(?P<split>\w+)\.array_record-\d{5}-of-(?P<num>\d{5})")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 # What ArrayRecord, protobuf and TFDS raise on damaged bytes.
-_BROKEN = (ValueError, LookupError, AttributeError, TypeError, RuntimeError, OSError, DecodeError, ParseError)
+_BROKEN = (
+    ValueError, LookupError, AttributeError, TypeError, RuntimeError, OSError, ImportError, DecodeError, ParseError,
+)  # fmt: skip
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
 
 
 def validate(example: Example, path: epath.PathLike, index: int, kind: Kind = FEATURES) -> None:
@@ -213,6 +217,9 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():
         raise InputError(f"{folder}: no dataset_info.json or features.json, expected a dataset of the shards stage.")
     try:
+        named = set(_class_names(json.loads((folder / "features.json").read_text())))
+        if foreign := sorted(name for name in named if not name.startswith(_TFDS_FEATURES)):
+            raise InputError(f"{folder}: features.json names {foreign[0]!r}, expected classes of TFDS only.")
         info = tfds.builder_from_directory(folder).info
     except _BROKEN as error:
         raise InputError(f"{folder}: its dataset metadata cannot be read ({_first_line(error)}).") from error
@@ -220,12 +227,24 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     if split not in info.splits:
         raise InputError(f"{folder}: no split {split!r}, expected one of {sorted(info.splits)}.")
     lengths = info.splits[split].shard_lengths
-    for index in range(len(lengths)):
+    for index, length in enumerate(lengths):
         if not (path := shard_path(folder, split, index, len(lengths), kind)).exists():
             raise InputError(f"{path}: shard named by dataset_info.json is missing.")
+        if length < 0:
+            raise InputError(f"{path}: has {length} records, as dataset_info.json says, expected a number of them.")
     if not sum(lengths):
         raise InputError(f"{folder}: split {split!r} has no records.")
     return SplitSource(folder, split, width, lengths, kind)
+
+
+def _class_names(features: Any) -> Iterator[str]:
+    """All classes that a features.json names; TFDS imports their modules, whatever these are."""
+    if isinstance(features, dict):
+        for name in ("pythonClassName", "python_class_name", "type"):
+            if name in features:
+                yield str(features[name])
+    for part in features.values() if isinstance(features, dict) else features if isinstance(features, list) else ():
+        yield from _class_names(part)
 
 
 def _checked_width(folder: epath.Path, info: tfds.core.DatasetInfo, kind: Kind) -> int | None:

@@ -13,6 +13,8 @@ MODALITY_FUSIONS = ("concat", "add")
 BatchNormStatistics = Literal["running", "batch"]
 # Grey level statistics (of values scaled to 0..1) that AV-HuBERT was trained with.
 VIDEO_MEAN, VIDEO_STD = 0.421, 0.165
+# No encoder is near them; a config file with larger numbers would take hours to follow.
+_MOST_LAYERS, _LARGEST = 256, 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,11 @@ class AVHubertConfig:
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.type is int}
         sizes |= {f"resnet_channels[{i}]": size for i, size in enumerate(self.resnet_channels)}
         for name, size in sizes.items():
+            most = _MOST_LAYERS if name == "num_layers" else _LARGEST
             if type(size) is not int or size < 1:
                 raise InputError(f"AV-HuBERT config: {name} must be a positive integer, not {size!r}")
+            if size > most:
+                raise InputError(f"AV-HuBERT config: {name} must be at most {most}, not {size}")
         if len(self.resnet_channels) != 4:
             raise InputError(f"AV-HuBERT config: resnet_channels must give 4 stages, not {list(self.resnet_channels)}")
         if type(self.layer_norm_first) is not bool:
@@ -74,7 +79,7 @@ class AVHubertConfig:
             raise InputError(f"{path}: no such file, expected the config of an AV-HuBERT encoder")
         try:
             values = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a JSON file ({error})") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected a JSON object with the fields of an AV-HuBERT config")

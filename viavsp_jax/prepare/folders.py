@@ -116,7 +116,7 @@ class Folder:
 def _read_notes(path: epath.Path) -> list[dict]:
     try:
         return [json.loads(line) for line in read_lines(path)]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: the notes of a shard are damaged ({error}), expected to write it again: delete both."
         ) from error

@@ -19,6 +19,8 @@ import numbers
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow
@@ -109,9 +111,7 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file, expected the table of clips of a corpus in the VASR layout.")
     try:
         with path.open("rb") as file:
-            parquet = pyarrow.parquet.ParquetFile(file)
-            table = parquet.read([name for name in _COLUMNS if name in parquet.schema_arrow.names])
-        table.validate(full=True)  # that texts are UTF-8
+            table = read_parquet(file, _COLUMNS)
         metadata = table.to_pandas().astype(object)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: not a parquet file ({' '.join(str(error).split())}).") from error
@@ -123,6 +123,17 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
         metadata[name] = [str(x) if isinstance(x, (str, numbers.Integral)) else "" for x in metadata[name]]
     _check_ids(metadata, path)
     return metadata
+
+
+def read_parquet(file: BinaryIO, columns: Iterable[str]) -> pyarrow.Table:
+    """Those of these columns that a parquet file has.
+
+    Raises ValueError, OSError or pyarrow.ArrowException for what is no parquet file, or a damaged one.
+    """
+    parquet = pyarrow.parquet.ParquetFile(file)
+    table = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
+    table.validate(full=True)  # that texts are UTF-8
+    return table.replace_schema_metadata()  # what pandas notes there for itself may be damaged, too
 
 
 def _check_ids(metadata: pd.DataFrame, path: epath.Path) -> None:
@@ -149,7 +160,7 @@ def sample(clips: pd.DataFrame, frac: float, seed: int, data: epath.Path) -> pd.
         return clips.sample(frac=frac, random_state=seed).sort_index()
     try:
         mapping = pd.DataFrame(json.loads(path.read_bytes()))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON table ({error}).") from error
     if not {"id", "channel"} <= set(mapping.columns):
         raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")
@@ -202,8 +213,8 @@ def is_file_name(text: str) -> bool:
 
 def clean(transcript: str) -> str:
     """In Unicode NFC, with single spaces, without control and format characters, which nobody sees or says."""
-    text = " ".join(unicodedata.normalize("NFC", transcript).split())
-    return " ".join("".join(x for x in text if unicodedata.category(x) not in ("Cc", "Cf")).split())
+    text = "".join(x for x in " ".join(transcript.split()) if unicodedata.category(x) not in ("Cc", "Cf"))
+    return " ".join(unicodedata.normalize("NFC", text).split())  # last: what stood apart may now be one letter
 
 
 def lengths_differ(num_frames: int, num_samples: int) -> bool:

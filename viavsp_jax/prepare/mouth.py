@@ -14,6 +14,7 @@ pictures.
 """
 
 import dataclasses
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -55,8 +56,9 @@ def load_mean_face(path: epath.PathLike) -> np.ndarray:
     """
     try:
         with epath.Path(path).open("rb") as file:
-            points = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+            points = np.lib.format.read_array(file, allow_pickle=False)
+    # The last three by what its header says.
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, tokenize.TokenError) as error:
         raise InputError(f"{path}: not a readable .npy file ({error}), expected the points of a mean face.") from error
     if points.shape != (68, 2) or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
         raise InputError(f"{path}: holds {points.dtype}{list(points.shape)}, expected 68 points, floating [68, 2].")

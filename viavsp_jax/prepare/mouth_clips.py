@@ -97,7 +97,7 @@ def _read_note(path: epath.Path) -> dict:
     """Nothing where there is none, or a damaged one: then the clip is made again."""
     try:
         note = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import cluster, faces
-from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
+from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name, read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
@@ -41,6 +41,7 @@ SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".w
 _NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
 _METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
+_TRANSCRIPT_COLUMNS = ["id", "transcript", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -192,14 +193,16 @@ def _read_transcripts(path: str) -> pd.DataFrame:
     try:
         with epath.Path(path).open("rb") as file:
             # "nan" and "null" may be said.
-            csv = path.endswith(".csv")
-            table = pd.read_csv(file, dtype=str, keep_default_na=False) if csv else pd.read_parquet(file)
+            if path.endswith(".csv"):
+                table = pd.read_csv(file, dtype=str, keep_default_na=False)
+            else:
+                table = read_parquet(file, _TRANSCRIPT_COLUMNS).to_pandas()
     except (ValueError, OSError, pyarrow.ArrowException) as error:  # those of pandas are kinds of the first
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable .parquet or .csv file ({reason}).") from error
-    if missing := [name for name in ("id", "transcript", "split") if name not in table]:
-        raise InputError(f"{path}: columns {missing} are missing, expected id, transcript and split.")
-    table = table[["id", "transcript", "split"]].astype({"id": str, "split": str})
+    if wrong := [name for name in _TRANSCRIPT_COLUMNS if list(table.columns).count(name) != 1]:
+        raise InputError(f"{path}: columns {wrong} are missing or there twice, expected id, transcript and split.")
+    table = table[_TRANSCRIPT_COLUMNS].astype({"id": str, "split": str})
     # What is no text is left to the manifest stage, which lists it.
     table["transcript"] = [text if isinstance(text, str) else None for text in table["transcript"]]
     if (repeated := table["id"].duplicated()).any():

@@ -27,12 +27,14 @@ _CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gxf,matroska,mov,mp3,mpeg,mpegts,mxf,nut,ogg,rm,tta,"
     "w64,wav,wv"
 )
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 # A track whose timestamps differ by less from the sum of its samples goes on without a break; containers round them.
 _TOLERANCE = fractions.Fraction(1, 10)
-_LONGEST_GAP = 3600  # seconds without a picture or a sound; timestamps that leap further are wrong
+_LONGEST_GAP = 3600  # seconds without a picture or, all in all, a sound; timestamps that leap further are wrong
 _MOST_OBLONG = 4  # width of a pixel by its height, or the other way round; more than that is a mistake
 _MOST_PIXELS = 8192 * 8192
+# Of decoders. A picture of one colour is a thousand times smaller as a file than in memory.
+_LIMITS = {"max_pixels": str(_MOST_PIXELS)}
+_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none", **_LIMITS}
 _THREADS = 2  # they decode faster than faces are found; more only hold more pictures in memory
 _HALF = fractions.Fraction(1, 2)
 
@@ -137,7 +139,10 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
             starts.append(audio_start)
     recording._start = min(starts)
     if has_audio and samples:
-        ahead = np.zeros(round((audio_start - recording._start) * SAMPLE_RATE), np.int16)
+        late = audio_start - recording._start
+        if late > _LONGEST_GAP:
+            raise InputError(f"{path}: its sound begins {float(late):.0f} s after its pictures.")
+        ahead = np.zeros(round(late * SAMPLE_RATE), np.int16)
         samples = np.frombuffer(samples, "<i2").astype(np.int16, copy=False)
         recording.samples = np.concatenate([ahead, samples]) if ahead.size else samples
     return recording
@@ -188,7 +193,7 @@ def _read_first_picture(recording: Recording) -> fractions.Fraction:
 def _read_samples(recording: Recording) -> tuple[fractions.Fraction | None, bytearray]:
     """When the sound begins, in the file's own time, and its samples as bytes, gaps filled with silence."""
     start, samples = None, bytearray()
-    resampler, setup, run_start, run_length = None, None, None, 0
+    resampler, setup, run_start, run_length, silence = None, None, None, 0, 0
     with _opened(recording.path) as container:
         stream = container.streams.best("audio")
         for frame, time in _timed(container, stream, recording._report):
@@ -197,8 +202,9 @@ def _read_samples(recording: Recording) -> tuple[fractions.Fraction | None, byte
             if setup != before or abs(time - run_start - run_length) > _TOLERANCE:
                 samples += _resampled(recording.path, resampler, None)
                 gap = round((time - start) * SAMPLE_RATE) - len(samples) // 2
-                if gap > _LONGEST_GAP * SAMPLE_RATE:
-                    raise InputError(f"{recording.path}: its sound leaps by {gap / SAMPLE_RATE:.0f} s.")
+                silence += max(0, gap)
+                if silence > _LONGEST_GAP * SAMPLE_RATE:
+                    raise InputError(f"{recording.path}: its sound leaps by {silence / SAMPLE_RATE:.0f} s.")
                 recording._check_length(len(samples) / 2 / SAMPLE_RATE + gap / SAMPLE_RATE)
                 samples += bytes(2 * max(0, gap))
                 resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
@@ -223,6 +229,7 @@ def _timed(container, stream, report) -> Iterator[tuple[av.VideoFrame | av.Audio
     """Each decoded frame and its time in seconds. What cannot be decoded is reported and left out."""
     if stream.type == "video":
         stream.thread_type, stream.codec_context.thread_count = "AUTO", _THREADS
+        stream.codec_context.options = _LIMITS
     packets, expected = container.demux(stream), fractions.Fraction(0)
     while True:
         try:

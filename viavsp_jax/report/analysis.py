@@ -43,11 +43,12 @@ def read_channels(path: epath.PathLike) -> dict[str, str]:
         raise InputError(f"{path}: no such file, expected the mapping.json of a corpus, with id and channel.")
     try:
         mapping = pd.DataFrame(json.loads(path.read_bytes()))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON table ({error}).") from error
     if not {"id", "channel"} <= set(mapping.columns):
         raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")
-    return dict(zip(mapping["id"].astype(str), mapping["channel"].astype(str), strict=True))
+    named = mapping.dropna(subset=["id", "channel"]).astype(str)
+    return dict(zip(named["id"], named["channel"], strict=True))
 
 
 def condition(name: str) -> dict[str, str | float | None]:
