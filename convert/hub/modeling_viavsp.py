@@ -100,11 +100,13 @@ class ViAVSPModel(PreTrainedModel):
             llm = load_llm(root / "merged", quantization_config, place, dtype)
         else:
             nf4 = config.quantization == "nf4" and quantization_config is None
-            base = (
-                base_model or json.loads((root / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
-            )
+            adapter = root / "adapter"
+            base = base_model or _of_json(adapter / "adapter_config.json", "base_model_name_or_path")
             llm = load_llm(base, trained_against(dtype) if nf4 else quantization_config, place, dtype)
-            llm = PeftModel.from_pretrained(llm, root / "adapter").base_model.model
+            try:
+                llm = PeftModel.from_pretrained(llm, adapter).base_model.model
+            except (KeyError, TypeError, ValueError) as error:
+                raise ExportError(f"{adapter} is not an adapter of python -m convert.to_hf: {error!r}") from error
         weights = load_file(root / "projector.safetensors")
         projector = torch.nn.Linear(config.feature_width, llm.config.hidden_size, dtype=dtype)
         projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
@@ -294,6 +296,14 @@ def trained_against(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def _of_json(path: pathlib.Path, key: str) -> Any:
+    """An entry of a JSON file; ExportError where there is none."""
+    try:
+        return json.loads(path.read_text())[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"{path}: expected a JSON file with {key}, as an export has it ({error!r})") from None
+
+
 def load_llm(
     folder: str | pathlib.Path, quantization: BitsAndBytesConfig | None, device_map: str, dtype: torch.dtype
 ) -> PreTrainedModel:
@@ -303,14 +313,21 @@ def load_llm(
     """
     if pathlib.Path(folder).is_absolute() and not (pathlib.Path(folder) / "config.json").exists():
         raise ExportError(f"{folder} holds no config.json: give the folder of the base language model")
+    index = pathlib.Path(folder) / "model.safetensors.index.json"
+    if index.exists():  # transformers would read what it names: pickles, too, and from anywhere
+        weight_map = _of_json(index, "weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+        for name in names:
+            if not isinstance(name, str) or pathlib.Path(name).name != name or not name.endswith(".safetensors"):
+                raise ExportError(f"{index} names {str(name)[:99]!r}, expected names of safetensors files beside it")
     # If quantized, as stored: rounded to another dtype first, weights would get other codes than in the training.
     how = {"dtype": dtype} if quantization is None else {"dtype": "auto", "quantization_config": quantization}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, device_map=device_map, use_safetensors=True, trust_remote_code=False, **how
         )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, KeyError) as error:  # the latter for an index that lacks an entry
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise ExportError(
             f"{folder} holds no weights as safetensors ({reason}): give the folder of the base language model"
         ) from error

@@ -130,7 +130,11 @@ def read_parquet(file: BinaryIO, columns: Iterable[str]) -> pyarrow.Table:
 
     Raises ValueError, OSError or pyarrow.ArrowException for what is no parquet file, or a damaged one.
     """
+    size = file.seek(0, os.SEEK_END)
     parquet = pyarrow.parquet.ParquetFile(file)
+    # Columns of one value, repeated, take next to no bytes; ids are not such.
+    if (rows := parquet.metadata.num_rows) > size:
+        raise ValueError(f"{rows} rows in {size} bytes")
     table = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
     table.validate(full=True)  # that texts are UTF-8
     return table.replace_schema_metadata()  # what pandas notes there for itself may be damaged, too
