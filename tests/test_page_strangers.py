@@ -284,7 +284,7 @@ def test_room_for_uploads_is_limited_together(page, client, uploads):
         assert visitors.send(client, "a.mp4", b"small").status_code == 200
         answer = client.post("/gradio_api/upload", content=iter([b"x"]))
         assert answer.status_code == 503 and answer.text.startswith("There is no room for more files at the moment")
-    before = files(uploads) - {path for path in files(uploads) if not path.suffix}
+    before = {path for path in files(uploads) if path.suffix}
     wait_until(lambda: files(uploads) == before)  # what is broken off is removed
     large = uploads / "large"
     with large.open("wb") as file:

@@ -26,6 +26,8 @@ def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **se
         "JAX_LOG_COMPILES": "true",
     }
     environment = os.environ | (kept if cache else {})
+    if cache:
+        del environment["JAX_COMPILATION_CACHE_DIR"]  # that all tests share
     return subprocess.Popen([*command(config, workdir, **settings), *flags], env=environment, stderr=stderr, text=True)
 
 
