@@ -90,11 +90,11 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path,
     assert saved >= 4
     train.train(config, workdir)
     assert f"continuing from update {saved} in" in capsys.readouterr().err
-    # On other devices the order of sums differs, and training makes that grow.
+    # On other devices the order of sums differs: 6e-7 was seen.
     for name in ("train/loss", "train/utterances_per_update"):
         found, expected = (curves(folder)[name] for folder in (workdir, whole))
         assert found.keys() == expected.keys()
-        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-3)
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
 def test_a_damaged_checkpoint_is_refused(config, whole):

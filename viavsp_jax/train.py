@@ -270,7 +270,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
     On SIGTERM the update under way is finished and saved; then it returns, as when all is done.
 
-    Raises InputError for bad input, and when another process of the run has died.
+    Raises InputError for bad input. When another process of the run has died, this one ends: distributed.others_alive.
     """
     with contextlib.closing(Pace()) as pace, Preemption() as preemption:
         with distributed.others_alive(), pace.phase("start-up"):
