@@ -72,6 +72,16 @@ def test_saving_goes_on_in_the_background_whatever_becomes_of_the_state(config, 
     np.testing.assert_array_equal(restored["w"], weights)
 
 
+def test_metrics_that_are_cut_off(config, tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros(3)}, ())
+    checkpoints.save(state, None, config.to_json(), {}, {}, {"accuracy": 0.5})
+    checkpoints.close()
+    (checkpoints.folder / "1" / "metrics" / "metrics").write_text('{"accu')
+    with pytest.raises(InputError, match=r"the metrics of a checkpoint in it cannot be read .*, expected whole files"):
+        checkpoint.Checkpoints(tmp_path).best_step()
+
+
 def test_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint: train first"):
         checkpoint.Checkpoints(tmp_path).best_step()
