@@ -65,8 +65,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except ValueError as error:  # JSON that is none
             raise InputError(
-                f"{self.folder}: the metrics of a checkpoint in it cannot be read ({_first_line(error)}), expected whole "
-                "files: move the damaged checkpoint away"
+                f"{self.folder}: the metrics of a checkpoint in it cannot be read ({_first_line(error)}), "
+                "expected whole files: move the damaged checkpoint away"
             ) from error
 
     def save(
