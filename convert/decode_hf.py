@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from convert.hub.configuration_viavsp import ViAVSPConfig
-from convert.hub.modeling_viavsp import ExportError, ViAVSPModel
+from convert.hub.language_model_viavsp import ExportError
+from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.records import Example, SplitSource, complete_splits, open_split

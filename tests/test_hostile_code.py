@@ -18,7 +18,7 @@ from hostile_pickles import HARMFUL
 from hostile_reading import refused
 from safetensors.numpy import save_file
 
-from benchmarks.fuzz_targets import (
+from benchmarks.fuzz_files import (
     DEMO_LLAMA,
     write_corpus,
     write_export,
@@ -26,7 +26,8 @@ from benchmarks.fuzz_targets import (
     write_tokenizer,
 )
 from convert import from_hf
-from convert.hub.modeling_viavsp import ExportError, ViAVSPModel, load_llm
+from convert.hub.language_model_viavsp import ExportError, load_llm
+from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError

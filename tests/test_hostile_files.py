@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 from etils import epath
 from hostile_pickles import Call
-from hostile_reading import refused
+from hostile_reading import limited, refused
 from sklearn.cluster import KMeans
 
-from benchmarks.fuzz_targets import (
+from benchmarks.fuzz_files import (
     write_centers,
     write_corpus,
     write_encoder,
@@ -142,6 +142,20 @@ def test_a_table_of_endless_rows(tmp_path):
         epath.Path(tmp_path),
         megabytes=8,
     )
+
+
+def test_one_long_text_in_every_row_is_kept_once(tmp_path):
+    rows = 200_000
+    zeros, some = np.zeros(rows, np.int32), pyarrow.array(range(rows)).cast("string")
+    once = [pyarrow.DictionaryArray.from_arrays(zeros, [text]) for text in ("0", "25", "16000", "câu " * 5000, "train")]
+    columns = dict(zip(("shard", "fps", "sampling_rate", "transcript", "split"), once, strict=True))
+    columns |= dict.fromkeys(("id", "video_num_frames", "audio_num_frames"), some)
+    path = tmp_path / "metadata.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")  # texts of 5 GB
+    assert path.stat().st_size < 4 * 2**20
+    with limited(200):
+        metadata = manifest.read_metadata(epath.Path(tmp_path))
+    assert metadata["transcript"].tolist() == ["câu " * 5000] * rows and metadata["id"].is_unique
 
 
 @pytest.mark.parametrize("kind", ["dtype", "shape"])

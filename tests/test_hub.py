@@ -13,7 +13,8 @@ from python_speech_features import logfbank
 
 from convert import hub, to_hf
 from convert.hub import feature_extraction_viavsp as features
-from convert.hub.modeling_viavsp import ExportError, ViAVSPModel
+from convert.hub.language_model_viavsp import ExportError
+from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
 from viavsp_jax.models import avhubert_config

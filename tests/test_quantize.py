@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from small_run import DEMO_LLAMA, small_config
 
 from convert import from_hf
-from convert.hub.modeling_viavsp import in_compute_dtype
+from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline

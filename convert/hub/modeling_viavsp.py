@@ -7,7 +7,6 @@ Letters: B clips, T frames (25 a second), n samples (16,000 a second), U runs of
 S positions, K clusters.
 """
 
-import json
 import pathlib
 import types
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -28,17 +26,13 @@ from transformers import (
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
 )
-from transformers.utils import is_bitsandbytes_available
 
 from .configuration_viavsp import ViAVSPConfig
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
+from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against
 from .modeling_avhubert import AVHubert
 
 Clips = Sequence[np.ndarray | None]
-
-
-class ExportError(ValueError):
-    """An export, or what is asked of it, is not usable. The message is one sentence that says what was expected."""
 
 
 class ViAVSPModel(PreTrainedModel):
@@ -101,7 +95,7 @@ class ViAVSPModel(PreTrainedModel):
         else:
             nf4 = config.quantization == "nf4" and quantization_config is None
             adapter = root / "adapter"
-            base = base_model or _of_json(adapter / "adapter_config.json", "base_model_name_or_path")
+            base = base_model or entry_of_json(adapter / "adapter_config.json", "base_model_name_or_path")
             llm = load_llm(base, trained_against(dtype) if nf4 else quantization_config, place, dtype)
             try:
                 llm = PeftModel.from_pretrained(llm, adapter).base_model.model
@@ -285,61 +279,3 @@ def nearest(features: Tensor, centers: Tensor) -> Tensor:
 def run_lengths(labels: Tensor) -> Tensor:
     """The lengths of the runs of equal neighbours: int64[T] → int64[U], which sum to T."""
     return torch.unique_consecutive(labels, return_counts=True)[1]
-
-
-def trained_against(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The 4-bit weights that adapters of a training with quantization nf4 were trained against."""
-    if not is_bitsandbytes_available():
-        raise ExportError("the adapter was trained on nf4 weights: pip install bitsandbytes, or export with --merge")
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-def _of_json(path: pathlib.Path, key: str) -> Any:
-    """An entry of a JSON file; ExportError where there is none."""
-    try:
-        return json.loads(path.read_text())[key]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ExportError(f"{path}: expected a JSON file with {key}, as an export has it ({error!r})") from None
-
-
-def load_llm(
-    folder: str | pathlib.Path, quantization: BitsAndBytesConfig | None, device_map: str, dtype: torch.dtype
-) -> PreTrainedModel:
-    """A language model, from safetensors: pickled weights and code of its own are not read.
-
-    Raises ExportError if a local folder is none, or there are no safetensors.
-    """
-    if pathlib.Path(folder).is_absolute() and not (pathlib.Path(folder) / "config.json").exists():
-        raise ExportError(f"{folder} holds no config.json: give the folder of the base language model")
-    index = pathlib.Path(folder) / "model.safetensors.index.json"
-    if index.exists():  # transformers would read what it names: pickles, too, and from anywhere
-        weight_map = _of_json(index, "weight_map")
-        names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
-        for name in names:
-            if not isinstance(name, str) or pathlib.Path(name).name != name or not name.endswith(".safetensors"):
-                raise ExportError(f"{index} names {str(name)[:99]!r}, expected names of safetensors files beside it")
-    # If quantized, as stored: rounded to another dtype first, weights would get other codes than in the training.
-    how = {"dtype": dtype} if quantization is None else {"dtype": "auto", "quantization_config": quantization}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, device_map=device_map, use_safetensors=True, trust_remote_code=False, **how
-        )
-    except (OSError, KeyError) as error:  # the latter for an index that lacks an entry
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise ExportError(
-            f"{folder} holds no weights as safetensors ({reason}): give the folder of the base language model"
-        ) from error
-    return model if quantization is None else in_compute_dtype(model)
-
-
-def in_compute_dtype(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, whose 4-bit layers then multiply in the dtype that they were given.
-
-    On CPUs with instructions for it, bitsandbytes else takes bfloat16, whatever it was told.
-    """
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-    return model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from convert.decode_hf import load_model, read_config
-from convert.hub.modeling_viavsp import ExportError
+from convert.hub.language_model_viavsp import ExportError
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
 from viavsp_jax.errors import InputError
 

@@ -19,17 +19,15 @@ import numbers
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
-from typing import BinaryIO
 
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
 from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.lines import read_lines, write_lines
+from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
 
@@ -111,33 +109,17 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file, expected the table of clips of a corpus in the VASR layout.")
     try:
         with path.open("rb") as file:
-            table = read_parquet(file, _COLUMNS)
-        metadata = table.to_pandas().astype(object)
+            metadata = read_parquet(file, _COLUMNS)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: not a parquet file ({' '.join(str(error).split())}).") from error
-    if wrong := [name for name in _COLUMNS if table.column_names.count(name) != 1]:
+    if wrong := [name for name in _COLUMNS if list(metadata.columns).count(name) != 1]:
         raise InputError(f"{path}: columns {wrong} are missing or there twice, expected {list(_COLUMNS)}.")
-    if not len(table):
+    if not len(metadata):
         raise InputError(f"{path}: has no rows, expected one for each clip.")
     for name in ("id", "shard"):
         metadata[name] = [str(x) if isinstance(x, (str, numbers.Integral)) else "" for x in metadata[name]]
     _check_ids(metadata, path)
     return metadata
-
-
-def read_parquet(file: BinaryIO, columns: Iterable[str]) -> pyarrow.Table:
-    """Those of these columns that a parquet file has.
-
-    Raises ValueError, OSError or pyarrow.ArrowException for what is no parquet file, or a damaged one.
-    """
-    size = file.seek(0, os.SEEK_END)
-    parquet = pyarrow.parquet.ParquetFile(file)
-    # Columns of one value, repeated, take next to no bytes; ids are not such.
-    if (rows := parquet.metadata.num_rows) > size:
-        raise ValueError(f"{rows} rows in {size} bytes")
-    table = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
-    table.validate(full=True)  # that texts are UTF-8
-    return table.replace_schema_metadata()  # what pandas notes there for itself may be damaged, too
 
 
 def _check_ids(metadata: pd.DataFrame, path: epath.Path) -> None:

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import cluster, faces
-from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name, read_parquet
+from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
+from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
@@ -196,7 +197,7 @@ def _read_transcripts(path: str) -> pd.DataFrame:
             if path.endswith(".csv"):
                 table = pd.read_csv(file, dtype=str, keep_default_na=False)
             else:
-                table = read_parquet(file, _TRANSCRIPT_COLUMNS).to_pandas()
+                table = read_parquet(file, _TRANSCRIPT_COLUMNS)
     except (ValueError, OSError, pyarrow.ArrowException) as error:  # those of pandas are kinds of the first
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable .parquet or .csv file ({reason}).") from error
