@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, what comes back, and what is said when something is wrong."""
 
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +73,24 @@ def test_saving_goes_on_in_the_background_whatever_becomes_of_the_state(config, 
     np.testing.assert_array_equal(restored["w"], weights)
 
 
-def test_metrics_that_are_cut_off(config, tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
-    state = TrainState(jnp.int32(1), {"w": jnp.zeros(3)}, ())
-    checkpoints.save(state, None, config.to_json(), {}, {}, {"accuracy": 0.5})
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_text(file.read_text()[:6]), "the metrics of a checkpoint in it cannot be read"),
+        (lambda file: file.write_text(file.read_text().replace("5", "7")), "metrics is not what was saved"),
+        (lambda file: shutil.rmtree(file.parent), "its metrics are missing"),
+    ],
+)
+def test_damaged_metrics_choose_no_checkpoint(config, tmp_path, damage, message):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    for step, accuracy in ((1, 0.5), (2, 0.25)):
+        state = TrainState(jnp.int32(step), {"w": jnp.zeros(3)}, ())
+        checkpoints.save(state, None, config.to_json(), {}, {}, {"accuracy": accuracy})
+    assert checkpoints.best_step() == 1 and checkpoints.accuracy(2) == 0.25
     checkpoints.close()
-    (checkpoints.folder / "1" / "metrics" / "metrics").write_text('{"accu')
-    with pytest.raises(InputError, match=r"the metrics of a checkpoint in it cannot be read .*, expected whole files"):
-        checkpoint.Checkpoints(tmp_path).best_step()
+    damage(checkpoints.folder / "1" / "metrics" / "metrics")
+    with pytest.raises(InputError, match=message):
+        checkpoint.Checkpoints(tmp_path).choose("best")
 
 
 def test_no_checkpoint(tmp_path):

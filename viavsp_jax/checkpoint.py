@@ -95,7 +95,7 @@ class Checkpoints:
         if data is not None:
             texts["data"] = data.places()
         texts["sums"] = {name: int(checksum(tree)) for name, tree in learnt.items()} | {
-            name: _text_sum(text) for name, text in texts.items()
+            name: _text_sum(text) for name, text in (texts | {"metrics": metrics}).items()
         }
         items = {name: ocp.args.StandardSave(tree) for name, tree in learnt.items()}
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
@@ -108,7 +108,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int:
-        """The step of the checkpoint with the best validation accuracy; InputError when there is none."""
+        """The step of the checkpoint with the best validation accuracy; InputError when there is none.
+
+        Or when a checkpoint's accuracy is damaged: it might be the best.
+        """
+        for step in self.steps():
+            self.accuracy(step)
         best = self._manager.best_step()
         if best is None:
             raise InputError(f"{self.folder} holds no checkpoint: train first, or give another --workdir")
@@ -125,8 +130,11 @@ class Checkpoints:
         return step
 
     def accuracy(self, step: int) -> float:
-        """The validation accuracy that was saved at `step`."""
-        return self._manager.metrics(step)["accuracy"]
+        """The validation accuracy that was saved at `step`; InputError when it is damaged."""
+        with self._read(step):
+            if (metrics := self._manager.metrics(step)) is None:
+                raise ValueError("its metrics are missing")
+            return self._as_saved(step, "metrics", metrics, _text_sum)["accuracy"]
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints there are."""
@@ -199,9 +207,10 @@ class Checkpoints:
             return text if name == "sums" else self._as_saved(step, name, text, _text_sum)
 
     def _as_saved(self, step: int, name: str, item: Any, sum_of: Callable[[Any], int | jax.Array]) -> Any:
-        """The item, which is to have the sum it had; ValueError otherwise. Earlier versions wrote no sums."""
+        """The item, which is to have the sum it had; ValueError otherwise. Earlier versions wrote none, or fewer."""
         if (self.folder / str(step) / "sums").exists():
-            if int(sum_of(item)) != self._read_json(step, "sums").get(name):
+            sums = self._read_json(step, "sums")
+            if name in sums and int(sum_of(item)) != sums[name]:
                 raise ValueError(f"{name} is not what was saved")
         return item
 
