@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import av
 import cv2
+import jax.numpy as jnp
 import joblib
 import numpy as np
 import pandas as pd
@@ -21,13 +22,14 @@ from tensorboardX import SummaryWriter
 import viavsp_jax
 from convert import from_fairseq, from_hf, names
 from viavsp_jax import llm_folder
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.prepare import kmeans, manifest
 from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
-from viavsp_jax.state import abstract_model
+from viavsp_jax.state import TrainState, abstract_model
 
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
 
@@ -225,6 +227,18 @@ def write_curves(folder: pathlib.Path) -> None:
         for step in range(5):
             writer.add_scalar("loss", 1 / (step + 1), step, walltime=step)
     next(folder.glob("events.*")).rename(folder / "events.out")
+
+
+def small_state() -> TrainState:
+    """What a training saves, in miniature."""
+    return TrainState(jnp.int32(3), {"weight": jnp.arange(40.0).reshape(5, 8)}, (jnp.ones(3, jnp.bfloat16),))
+
+
+def write_checkpoint(folder: pathlib.Path) -> None:
+    """A checkpoint of `small_state`."""
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(small_state(), None, '{"data": {"rows": 4}}', {"rank": 16}, {"commit": "a"}, {"accuracy": 0.5})
+    checkpoints.close()
 
 
 def write_export(folder: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import fuzz_files as files
@@ -18,6 +19,7 @@ from convert import avhubert, from_fairseq, from_hf, from_km
 from convert.checkpoints import read_fairseq, read_moments
 from convert.decode_hf import read_config
 from viavsp_jax import llm_folder
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.prompt import load_prompt
@@ -115,6 +117,17 @@ def read_report(path: pathlib.Path) -> None:
         (folder / "report.json").write_bytes(before)
 
 
+def read_checkpoint(path: pathlib.Path) -> None:
+    """All of the best checkpoint, which is what was saved if it can be read."""
+    checkpoints = Checkpoints(next(folder.parent for folder in path.parents if folder.name == "checkpoints"))
+    step = checkpoints.choose("best")
+    for read in (checkpoints.restore_config, checkpoints.restore_fits, checkpoints.restore_origin):
+        read(step)
+    saved = files.small_state()
+    state = checkpoints.restore(step, saved, None)
+    assert all(map(np.array_equal, jax.tree.leaves(state), jax.tree.leaves(saved))), "something else was read"
+
+
 def of_folder(read: Callable[..., object], *more: object) -> Callable[[pathlib.Path], object]:
     """A reader of the folder that the damaged file is in."""
     return functools.partial(_read_folder, read, *more)
@@ -144,5 +157,6 @@ TARGETS = (
     Target("records", files.write_shards, read_shards, 3, 128),
     Target("report", files.write_report, read_report, 0.3, 128),
     Target("curves", files.write_curves, of_folder(read_curves), 1),
+    Target("checkpoint", files.write_checkpoint, read_checkpoint, 0.5, 128),
     Target("export", files.write_export, of_folder(read_config), 1),
 )

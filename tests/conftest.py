@@ -22,6 +22,7 @@ import hypothesis
 import jax
 import torch
 from demo_run import demo_clips, demo_export, demo_folder  # noqa: F401  fixtures
+from page_requests import client, event, page, uploads, words  # noqa: F401  fixtures
 from small_disk import small_disk  # noqa: F401  fixture
 from small_media import media_folders  # noqa: F401  fixture
 from small_run import folders  # noqa: F401  fixture
