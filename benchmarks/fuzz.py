@@ -38,6 +38,7 @@ from benchmarks.fuzz_worker import (
 )  # fmt: skip
 
 SECONDS = 5.0
+_START = 120.0  # before the first input
 # How often a process is looked at; what it takes in between comes on top of the limits.
 _WATCH = 0.02
 _FOLDER = "/dev/shm"  # in memory
@@ -124,7 +125,8 @@ def _watched(
     progress: Callable[[int], Any],
 ) -> str | None:
     """Waits for a process and collects failures; why it ended, or had to be ended, in the middle of an input."""
-    done, reason = int(shared[CASE]), None
+    first, start = int(shared[CASE]) + 1, time.monotonic()
+    done, reason = first - 1, None
     while process.is_alive():
         try:
             while results.poll(_WATCH):
@@ -134,6 +136,8 @@ def _watched(
         case, began = int(shared[CASE]), shared[BEGAN]
         progress(case - done)
         done = case
+        if not began and case < first and time.monotonic() - start > _START:
+            process.kill()  # run_target says so
         if not began or shared[CASE] != case:
             continue
         grown = memory("VmRSS", process.pid) - shared[BEFORE]
