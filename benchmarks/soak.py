@@ -8,7 +8,7 @@ moments, and so are its evaluation and its export; losses, hypotheses and export
 first, bit for bit. In the same round a process that lives as long as the soak trains on, evaluates, exports and
 transcribes; its memory, threads and open files must not grow, nor what all processes leave in the folder for temporary
 files. And some thousands of damaged files are read. Ends with a table; the exit status is 1 when anything was not as it
-has to be. `rounds.jsonl` in the folder holds a line for each round.
+has to be. `rounds.jsonl` in the folder holds a line for each round, soak.svg shows them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import fuzz, resident
+from benchmarks import fuzz, resident, soak_figure
 from benchmarks.interruptions import KINDS, interrupted
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.report.events import read_curves
@@ -209,6 +209,7 @@ def main() -> None:
     args = parser.parse_args()
     with reported_to_user():
         totals = soak(args.demo, args.workdir, args.minutes, args.updates, args.inputs, args.seed)
+    soak_figure.draw(args.workdir / "rounds.jsonl", args.workdir / "soak.svg")
     print(totals.table(), *totals.wrong, sep="\n")
     sys.exit(1 if totals.wrong else 0)
 

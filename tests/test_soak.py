@@ -1,8 +1,11 @@
 """What benchmarks/soak.py calls wrong: anything that is not equal, and a process that grows."""
 
+import json
+
+import matplotlib
 import pytest
 
-from benchmarks import resident, soak
+from benchmarks import resident, soak, soak_figure
 
 RUN = {"train/loss": {1: 2.0, 2: 1.5}, "valid/loss": {2: 1.6, 4: 1.4}, "av_clean.tsv": "a", "adapter.safetensors": "b"}
 
@@ -42,3 +45,13 @@ def test_a_process_knows_its_size(tmp_path):
         ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
         now = resident.size()
     assert now["files"] == before["files"] + 1 and 60 <= now["rss_mb"] - before["rss_mb"] <= 70
+
+
+def test_the_figure_shows_memory_and_kills(tmp_path):
+    lines = [{"minutes": n, "kills": {"start": n, "notice": 1}, "size": {"rss_mb": 1000 + n}} for n in range(1, 5)]
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        soak_figure.draw(tmp_path / "rounds.jsonl", tmp_path / "soak.svg")
+    text = (tmp_path / "soak.svg").read_text()
+    for words in ("memory of the process", "at the start: 10", "at work: 0", "in a save: 0", "SIGTERM: 4"):
+        assert words in text

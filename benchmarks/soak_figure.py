@@ -1,0 +1,36 @@
+"""Draws what a soak saw, from its rounds.jsonl: python -m benchmarks.soak_figure runs/soak/rounds.jsonl soak.svg"""
+
+import json
+import pathlib
+import sys
+from itertools import accumulate
+
+from matplotlib.figure import Figure
+
+from benchmarks.interruptions import KINDS
+
+_NAMES = {"start": "at the start", "work": "at work", "save": "in a save", "notice": "SIGTERM"}
+
+
+def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
+    """Memory of the process that lives through the soak, and kills so far, over time."""
+    lines = [json.loads(line) for line in rounds.read_text().splitlines()]
+    minutes = [line["minutes"] for line in lines]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    memory, kills = figure.subplots(1, 2)
+    memory.plot(minutes, [line["size"]["rss_mb"] for line in lines], ".-", color="tab:blue")
+    memory.margins(y=0.2)
+    memory.set(title="memory of the process that stays (MB)", ylim=(0, None))
+    counts = [list(accumulate(line["kills"].get(kind, 0) for line in lines)) for kind in KINDS]
+    labels = [f"{_NAMES[kind]}: {each[-1]}" for kind, each in zip(KINDS, counts, strict=True)]
+    kills.stackplot(minutes, counts, labels=labels)
+    kills.set(title="kills of other processes so far")
+    kills.legend(loc="upper left", reverse=True, frameon=False)
+    for axes in (memory, kills):
+        axes.set(xlabel="minutes", xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(output)
+
+
+if __name__ == "__main__":
+    draw(*map(pathlib.Path, sys.argv[1:]))
