@@ -1,6 +1,7 @@
-"""What tests let worker processes do: at the clip that the environment names, the process dies, as of a codec."""
+"""What tests let worker processes do: at the clip that the environment names, they die, as of a codec, or hang."""
 
 import os
+import time
 from collections.abc import Sequence
 
 from viavsp_jax.prepare import reading
@@ -25,4 +26,11 @@ class DeadlyClipMaker(ClipMaker):
     def __call__(self, source: Source) -> dict:
         if source.id == os.environ[DEADLY]:
             os.abort()
+        return super().__call__(source)
+
+
+class StuckClipMaker(ClipMaker):
+    def __call__(self, source: Source) -> dict:
+        if source.id == os.environ[DEADLY]:
+            time.sleep(600)
         return super().__call__(source)

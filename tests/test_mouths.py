@@ -1,5 +1,6 @@
 """The mouths stage on a folder with a good recording, one without a face and a broken one, and what comes after it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from real_videos import CARTOON, PHONE, SPEECH, first, write_video, write_wav
 from test_shards_ray import surroundings  # noqa: F401  fixture
 
 from viavsp_jax.data import media
-from viavsp_jax.prepare import mouth_clips
+from viavsp_jax.prepare import mouth_clips, mouths
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.mouth import STABLE_POINTS, _stable_face, mouth_crops
@@ -183,22 +184,40 @@ def test_sound_alone_can_be_kept(videos, tmp_path, caplog):
     np.testing.assert_array_equal(media.read_audio(output / "audio" / clips["shard"]["song"] / "song.wav"), NOISE)
 
 
-def test_a_recording_of_which_workers_die_is_skipped(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("maker", "death"), [(deadly_work.DeadlyClipMaker, "Aborted"), (deadly_work.StuckClipMaker, "more than 6 s")]
+)
+def test_a_recording_of_which_workers_die_is_skipped(tmp_path, monkeypatch, maker, death):
     (tmp_path / "videos").mkdir()
     crops = np.random.default_rng(1).integers(0, 255, (3, 9, 96, 96)).astype(np.uint8)
     for number in range(3):
         write_video(tmp_path / "videos" / f"{number}.mkv", crops[number][..., None].repeat(3, -1), samples=NOISE)
     main(options(tmp_path / "videos", tmp_path / "clean"))
-    monkeypatch.setattr(mouth_clips, "ClipMaker", deadly_work.DeadlyClipMaker)
+    monkeypatch.setattr(mouth_clips, "ClipMaker", maker)
+    monkeypatch.setattr(mouths, "_PATIENCE", 6)  # a process that starts takes some of it
     monkeypatch.setenv(deadly_work.DEADLY, "1")
     main([*options(tmp_path / "videos", tmp_path / "corpus"), "--workers", "2"])
     (line,) = read_skipped(tmp_path / "corpus")
-    assert line["id"] == "1" and "1.mkv: the process that read this recording died twice (Aborted)" in line["reason"]
+    assert line["id"] == "1" and f"1.mkv: the process that read this recording died twice ({death})" in line["reason"]
     assert pd.read_parquet(tmp_path / "corpus" / "mouths.parquet")["id"].tolist() == ["0", "2"]
     kept = [path for path in files(tmp_path / "clean") if not path.split("/")[-1].startswith("1.")]
     assert len(kept) == 6 and sorted(kept) == sorted(files(tmp_path / "corpus"))
     for path in kept:
         assert (tmp_path / "corpus" / path).read_bytes() == (tmp_path / "clean" / path).read_bytes()
+
+
+def test_every_second_of_a_recording_is_a_sign_of_life(tmp_path, monkeypatch):
+    signs = []
+    monkeypatch.setattr(mouth_clips, "sign_of_life", lambda: signs.append("of life"))
+    (tmp_path / "videos").mkdir()
+    crops = np.random.default_rng(1).integers(0, 255, (100, 96, 96, 1)).astype(np.uint8).repeat(3, -1)
+    write_video(tmp_path / "videos" / "a.mkv", crops, samples=NOISE)
+    main(options(tmp_path / "videos", tmp_path / "corpus"))
+    assert len(signs) == 4 + 1
+    without_length = dataclasses.replace(read_recording(tmp_path / "videos" / "a.mkv"), seconds=None)
+    signs.clear()
+    mouth_crops(without_length, progress=signs.append)
+    assert signs == [0.0] * 4 + [1.0]
 
 
 def test_on_a_ray_cluster(surroundings, videos, tmp_path):  # noqa: F811

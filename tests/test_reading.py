@@ -15,7 +15,7 @@ import pytest
 from viavsp_jax.prepare import reading
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
-from viavsp_jax.prepare.workers import WorkerDied, Workers
+from viavsp_jax.prepare.workers import WorkerDied, Workers, sign_of_life
 
 
 @pytest.fixture
@@ -88,6 +88,22 @@ def test_what_takes_too_long_is_ended():
             workers.do(int, "one")
         assert workers.do(int, "1") == 1
     assert not alive(workers._all[0]._process.pid)
+
+
+def test_what_takes_long_but_gets_on_is_not_ended():
+    work = """
+import time
+from viavsp_jax.prepare.workers import sign_of_life
+for _ in range(5):
+    time.sleep(0.5)
+    sign_of_life()
+"""
+    with Workers(1, seconds=2) as workers:
+        assert workers.do(exec, work) is None
+        assert workers.do(int, "1") == 1
+        with pytest.raises(WorkerDied, match="more than 2 s"):
+            workers.do(exec, work + "time.sleep(60)")
+    sign_of_life()  # elsewhere it does nothing
 
 
 def alive(process: int) -> bool:

@@ -76,7 +76,7 @@ def mouth_crops(
 
     Args:
       mean_face: floating [68, 2], as `load_mean_face` gives it (default: our own).
-      progress: called with the share of the work that is done, now and then.
+      progress: called for each second of pictures with the share of the work that is done.
 
     Raises InputError if there are no pictures, no face in most of them, or dlib is not installed.
     """
@@ -117,11 +117,11 @@ def _find_speaker(recording: Recording, progress: Callable[[float], None] | None
 def _watched(
     recording: Recording, progress: Callable[[float], None] | None, start: float, end: float
 ) -> Iterator[np.ndarray]:
-    """The pictures of a recording; meanwhile the progress goes from `start` to `end`."""
-    expected = max(1, round((recording.seconds or 0) * FRAME_RATE))
+    """The pictures of a recording; meanwhile the progress goes from `start`, each second of it, to `end`."""
+    expected = max(1, recording.seconds * FRAME_RATE) if recording.seconds else float("inf")
     for number, frame in enumerate(recording.frames()):
         yield frame
-        if progress and recording.seconds and number % FRAME_RATE == 0:
+        if progress and number % FRAME_RATE == 0:
             progress(start + (end - start) * min(1.0, number / expected))
     if progress:
         progress(end)

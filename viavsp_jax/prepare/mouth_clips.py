@@ -17,6 +17,7 @@ from viavsp_jax.prepare.faces import require_packages
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.mouth import mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
+from viavsp_jax.prepare.workers import sign_of_life
 
 # 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
 _QUALITY = {"crf": "10", "x264-params": "mbtree=0"}
@@ -84,7 +85,7 @@ class ClipMaker:
 
     def _mouth(self, recording: Recording) -> tuple[np.ndarray, float]:
         try:
-            track = mouth_crops(recording, self.mean_face)
+            track = mouth_crops(recording, self.mean_face, lambda _: sign_of_life())
             return track.crops, float(track.found.mean())
         except InputError:
             if not self.audio_only_without_face:

@@ -41,6 +41,8 @@ VIDEOS = (
 SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
 _NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
+# Seconds for a second of a recording, all of its sound, or for writing a clip; what takes longer will not end.
+_PATIENCE = 1800
 _METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _TRANSCRIPT_COLUMNS = ["id", "transcript", "split"]
 
@@ -183,7 +185,7 @@ def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[
             "decoded in the memory there is."
         )
 
-    with Workers(count or os.cpu_count() or 1) as workers:
+    with Workers(count or os.cpu_count() or 1, _PATIENCE) as workers:
         tasks = {workers.submit(done, source): source for source in sources}
         for task in as_completed(tasks):
             yield tasks[task], task.result()

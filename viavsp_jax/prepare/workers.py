@@ -15,16 +15,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
+_ALIVE = None  # in place of an answer
+_to_starter: Connection | None = None  # in a process of Workers, to the one that started it
+
 
 class WorkerDied(Exception):
     """A process ended, or was ended because it took too long, before it had done what it was asked. Tells of what."""
+
+
+def sign_of_life() -> None:
+    """Long work calls this as it gets on, so that it is not taken to be stuck. Elsewhere it does nothing."""
+    if _to_starter is not None:
+        _to_starter.send(_ALIVE)
 
 
 class Workers:
     """A number of processes, as a context. `submit` work that calls `do`, which one of them carries out."""
 
     def __init__(self, count: int, seconds: float | None = None):
-        """Given `seconds`, a process that takes longer for one item is killed."""
+        """Given `seconds`, a process that takes longer for one item, or for a part of it, is killed.
+
+        Parts are what lies between signs of life.
+        """
         self._count, self._seconds, self._closed = count, seconds, False
         self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count)
@@ -78,15 +90,20 @@ class _Process:
     def do(self, work: Callable, args: tuple, seconds: float | None) -> Any:
         try:
             self._pipe.send((work, args))
-            if not self._pipe.poll(seconds):
-                raise WorkerDied(f"more than {seconds:g} s")
-            result, error = self._pipe.recv()
+            while (answer := self._received(seconds)) is _ALIVE:
+                pass
         except (EOFError, OSError) as broken:
             self._process.join()
             raise WorkerDied(_ending(self._process.exitcode)) from broken
+        result, error = answer
         if error is not None:
             raise error
         return result
+
+    def _received(self, seconds: float | None) -> tuple | None:
+        if not self._pipe.poll(seconds):
+            raise WorkerDied(f"more than {seconds:g} s")
+        return self._pipe.recv()
 
     def end(self) -> None:
         self._process.kill()
@@ -99,6 +116,8 @@ def _ending(code: int) -> str:
 
 def _serve(pipe: Connection) -> None:
     """Does what it is asked, until the process that started it is gone. Leaves Ctrl-C to that one."""
+    global _to_starter
+    _to_starter = pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # It may be killed while this process is at work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
