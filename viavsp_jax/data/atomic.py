@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, so that a process may be killed at any moment."""
+"""Files that appear whole or not at all, so that a process may be killed, or its machine lose power, at any moment."""
 
 import contextlib
 import os
@@ -26,6 +26,8 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else the name could be on the disk before the content
         os.replace(temporary, path)
     except BaseException:
         epath.Path(temporary).unlink(missing_ok=True)
