@@ -1,0 +1,57 @@
+"""scripts/demo.py: its commands are commands of this project, and a stopped demo continues. In full it runs by hand."""
+
+import functools
+import importlib
+import sys
+
+import pytest
+
+from configs.demo import get_config
+from scripts import demo
+
+
+def config_of(name):
+    """The setting of this name; an error if there is none."""
+    return functools.reduce(getattr, name.split("."), get_config())
+
+
+def test_every_command_is_understood(tmp_path, monkeypatch, capsys):
+    commands = [command for _, stage in demo.stages(tmp_path) for command in stage]
+    assert len(commands) == 14 and all(command[0] == "-m" for command in commands)
+    for _, module, *arguments in commands:
+        if module == "viavsp_jax.main":  # its parser is absl's, which is one for the process
+            for flag in arguments:
+                if flag.startswith("--config."):
+                    config_of(flag.removeprefix("--config.").partition("=")[0])
+            continue
+        name = f"{module}.__main__" if module == "viavsp_jax.prepare" else module
+        # All but this one is understood: it is only complained of when nothing else is wrong.
+        given = [*arguments, "--nonsense"]
+        monkeypatch.setattr(sys, "argv", [module, *given])
+        main = importlib.import_module(name).main
+        with pytest.raises(SystemExit):
+            main(given) if module == "viavsp_jax.prepare" else main()
+        assert "unrecognized arguments: --nonsense" in capsys.readouterr().err, arguments
+
+
+def test_a_stage_that_finished_is_not_run_again(tmp_path, capfd):
+    done, count = tmp_path / "stages" / "one", tmp_path / "count"
+    append = ["-c", f"open({str(count)!r}, 'a').write('x')"]
+    fail = ["-c", "raise SystemExit(3)"]
+    with pytest.raises(SystemExit, match=r"the stage one failed \(exit status 3\); call the demo again to continue"):
+        demo.run_stage("one", [append, fail, append], done)
+    assert count.read_text() == "x" and not done.exists()
+    seconds = demo.run_stage("one", [append, append], done)
+    assert count.read_text() == "xxx" and done.exists()
+    assert demo.run_stage("one", [fail], done) == seconds == demo.recorded(done, 99.0)
+    assert "== one: python -c" in capfd.readouterr().out
+
+
+def test_agreement_is_the_share_of_equal_texts(tmp_path):
+    head = "id\treference\thypothesis\tseconds\n"
+    for name in demo.NAMES:
+        for folder, texts in ((tmp_path, ("a", "", "c", "null")), (tmp_path / "huggingface", ("a", "", "b", "null"))):
+            (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
+            rows = "".join(f"{number}\tr\t{text}\t1.0\n" for number, text in enumerate(texts))
+            (folder / "hypotheses" / f"{name}.tsv").write_text(head + rows)
+    assert demo.agreement(tmp_path) == 0.75
