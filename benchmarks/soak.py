@@ -13,7 +13,6 @@ has to be. `rounds.jsonl` in the folder holds a line for each round, soak.svg sh
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -53,28 +52,30 @@ def command(demo: pathlib.Path, workdir: pathlib.Path, updates: int) -> list[str
     return [sys.executable, "-m", "viavsp_jax.main", *arguments(demo, workdir, updates)]
 
 
-def outcome(workdir: pathlib.Path, train: list[str], rng: random.Random | None = None) -> dict[str, object]:
+def outcome(
+    workdir: pathlib.Path, train: list[str], rng: random.Random | None = None
+) -> tuple[dict[str, object], collections.Counter]:
     """Evaluates and exports a finished run; its losses by update and the hashes of hypotheses and exported weights.
 
-    With `rng` both commands are killed once before they may come to their end.
+    With `rng` both commands are killed once before they may come to their end; the second result counts that.
     """
-    export = workdir / "export"
-    for line in (
-        [*train, "--mode=eval"],
-        [sys.executable, "-m", "convert.to_hf", "--workdir", str(workdir), "--output", str(export)],
+    export, killed = workdir / "export", collections.Counter()
+    for name, line in (
+        ("evaluation", [*train, "--mode=eval"]),
+        ("export", [sys.executable, "-m", "convert.to_hf", "--workdir", str(workdir), "--output", str(export)]),
     ):
         if rng is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # on which it is killed
+            try:
                 subprocess.run(line, capture_output=True, timeout=rng.uniform(2, _AT_WORK + 5))
+            except subprocess.TimeoutExpired:  # on which it is killed
+                killed[name] += 1
         finished = subprocess.run(line, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr[-4000:]
     curves = read_curves(workdir / "tensorboard")
     names = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
     files = [workdir / "hypotheses" / "av_clean.tsv", *sorted(export.glob("*.safetensors"))]
-    return {
-        **{name: curves[name] for name in names},
-        **{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-    }
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {name: curves[name] for name in names} | hashes, killed
 
 
 def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
@@ -131,7 +132,7 @@ class Totals:
 
     def table(self) -> str:
         """The result for the eye."""
-        kills = ", ".join(f"{self.kills[kind]} {kind}" for kind in KINDS)
+        kills = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
         first, last = self.sizes[min(_WARM_UP, len(self.sizes) - 1)], self.sizes[-1]
         lines = {
             "rounds": self.rounds,
@@ -161,7 +162,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
     start = time.monotonic()
     subprocess.run(train, check=True, capture_output=True)
     seconds = time.monotonic() - start
-    expected = outcome(whole, train)
+    expected, _ = outcome(whole, train)
     print(f"a run without a stop took {seconds:.0f} s", flush=True)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -173,7 +174,8 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
             here.send(number)  # works beside what is killed
             kills, before = [rng.choice(KINDS) for _ in range(_KILLS)], len(totals.wrong)
             log = interrupted(command(demo, work, updates), work, kills, _AT_WORK, rng)
-            found = outcome(work, command(demo, work, updates), rng)
+            found, killed = outcome(work, command(demo, work, updates), rng)
+            log.kills += killed
             totals.wrong += [f"round {number}: {name} is not that of the run without a stop"
                              for name in differences(expected, found)]  # fmt: skip
             left = [path.name for path in (work / "checkpoints").iterdir() if not path.name.isdecimal()]

@@ -7,9 +7,8 @@ from itertools import accumulate
 
 from matplotlib.figure import Figure
 
-from benchmarks.interruptions import KINDS
-
-_NAMES = {"start": "at the start", "work": "at work", "save": "in a save", "notice": "SIGTERM"}
+_KILLS = {"start": "at the start", "work": "at work", "save": "in a save", "notice": "SIGTERM",
+          "evaluation": "in an evaluation", "export": "in an export"}  # fmt: skip
 
 
 def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
@@ -21,8 +20,8 @@ def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
     memory.plot(minutes, [line["size"]["rss_mb"] for line in lines], ".-", color="tab:blue")
     memory.margins(y=0.2)
     memory.set(title="memory of the process that stays (MB)", ylim=(0, None))
-    counts = [list(accumulate(line["kills"].get(kind, 0) for line in lines)) for kind in KINDS]
-    labels = [f"{_NAMES[kind]}: {each[-1]}" for kind, each in zip(KINDS, counts, strict=True)]
+    counts = [list(accumulate(line["kills"].get(kind, 0) for line in lines)) for kind in _KILLS]
+    labels = [f"{name}: {each[-1]}" for name, each in zip(_KILLS.values(), counts, strict=True)]
     kills.stackplot(minutes, counts, labels=labels)
     kills.set(title="kills of other processes so far")
     kills.legend(loc="upper left", reverse=True, frameon=False)
