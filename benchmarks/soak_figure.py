@@ -20,9 +20,9 @@ def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
     memory.plot(minutes, [line["size"]["rss_mb"] for line in lines], ".-", color="tab:blue")
     memory.margins(y=0.2)
     memory.set(title="memory of the process that stays (MB)", ylim=(0, None))
-    counts = [list(accumulate(line["kills"].get(kind, 0) for line in lines)) for kind in _KILLS]
-    labels = [f"{name}: {each[-1]}" for name, each in zip(_KILLS.values(), counts, strict=True)]
-    kills.stackplot(minutes, counts, labels=labels)
+    counts = {name: list(accumulate(line["kills"].get(kind, 0) for line in lines)) for kind, name in _KILLS.items()}
+    counts = {f"{name}: {each[-1]}": each for name, each in counts.items() if each[-1]}
+    kills.stackplot(minutes, counts.values(), labels=counts)
     kills.set(title="kills of other processes so far")
     kills.legend(loc="upper left", reverse=True, frameon=False)
     for axes in (memory, kills):
