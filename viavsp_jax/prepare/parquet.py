@@ -1,14 +1,14 @@
 """Reads parquet files that come from elsewhere."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import BinaryIO
 
 import pandas as pd
 import pyarrow.parquet
 
 
-def read_parquet(file: BinaryIO, columns: Iterable[str]) -> pd.DataFrame:
+def read_parquet(file: BinaryIO, columns: Collection[str]) -> pd.DataFrame:
     """Those of these columns that a parquet file has, values as they are there.
 
     Raises ValueError, OSError or pyarrow.ArrowException for what is no parquet file, or a damaged one.
