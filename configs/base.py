@@ -9,6 +9,7 @@ accumulates 8 clips for an update.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -90,7 +91,8 @@ def get_config() -> ml_collections.ConfigDict:
             "decoding": {
                 "max_new_tokens": 300,
                 "num_beams": 20,
-                "early_stopping": False,
+                # False, True or "never"; without a fixed type, since "never" is text.
+                "early_stopping": config_dict.FieldReference(False, field_type=object),
                 "min_new_tokens": 0,
                 "length_penalty": 1.0,
                 "repetition_penalty": 1.0,

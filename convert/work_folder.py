@@ -12,8 +12,9 @@ from flax import traverse_util
 
 from convert.names import Tree, flatten
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.errors import InputError
-from viavsp_jax.experiment import encoder_fits
+from viavsp_jax.experiment import encoder_fits, prompt_fits
 from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
@@ -80,7 +81,9 @@ def open_work_folder(
                 f"{encoder_path} holds no {CONFIG_FILE}: give the folder that the encoder grew from with --encoder"
             )
         sizes = AVHubertConfig.from_json(epath.Path(encoder_path) / CONFIG_FILE)
-    checkpoints.check_fits(chosen, {"language model sha256": conversion["sha256"], **encoder_fits(sizes)})
+    prompt = load_prompt(llm, config.llm.end_token)
+    fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
+    checkpoints.check_fits(chosen, fits | prompt_fits(prompt, config.llm.end_token))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
     lora = LoRAConfig(**config.lora)
     _, trainable, frozen = abstract_model(llama_config(llm), lora, config.data.feature_width, dtype, encoder=sizes)

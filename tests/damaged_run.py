@@ -50,7 +50,7 @@ def main() -> None:
                 batches, checkpoints = pipeline.training_batches(config, exp.prompt), Checkpoints(folder)
                 try:
                     checkpoints.check_fits(int(step), exp.fits)
-                    checkpoints.check_data(int(step), config.data.rows)
+                    checkpoints.check_data(int(step), config)
                     leaves = jax.tree.leaves(checkpoints.restore(int(step), state, batches))
                     same = all(map(np.array_equal, leaves, expected))
                     found[f"{item} {damage.__name__}"] = "as it was" if same else "something else"

@@ -13,7 +13,7 @@ from flax import nnx
 from small_run import small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import experiment, sharding, state, train
+from viavsp_jax import evaluate, experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
@@ -163,6 +163,55 @@ def test_pace_and_wall_time_are_written(whole):
     assert curves["wall_time/compile"][2] > 0 and curves["wall_time/validation"][4] > 0
 
 
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"seed": 5}, "was saved with config.seed 0, not 5: continue with the same"),
+    ({"data.train": ("audio_clean", "av_clean")}, "was saved with config.data.train .*'av_clean'.*, not .*'audio"),
+    ({"data.rows": 4}, "was saved with config.data.rows 2, not 4"),
+    ({"data.row.positions": 300, "data.row.labels": 90}, "config.data.row.labels 40, not 90, .*positions 128, not 300"),
+    ({"llm.end_token": "<s>"}, "was trained with config.llm.end_token </s>, not <s>"),
+    ({"lora.alpha": 8.0}, "was trained with config.lora.alpha 32.0, not 8.0"),
+])  # fmt: skip
+def test_what_a_run_must_be_continued_with(whole, tmp_path, changed, message):
+    config = whole[0].copy_and_resolve_references()
+    shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(config.data.path, tmp_path / "shards")
+    shutil.copytree(tmp_path / "shards" / "av_clean", tmp_path / "shards" / "audio_clean")
+    config.data.path, config.updates, config.profile_steps = str(tmp_path / "shards"), 6, ()
+    config.update_from_flattened_dict(changed)
+    with pytest.raises(InputError, match=message):
+        train.train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() == 4
+    if "trained with" in message:  # and evaluated
+        with pytest.raises(InputError, match=message):
+            evaluate.evaluate(config, tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(whole, tmp_path):
+    config = whole[0].copy_and_resolve_references()
+    shutil.copytree(config.llm.path, tmp_path / "llm")
+    config.llm.path = str(tmp_path / "llm")
+    checkpoints, fits = Checkpoints(whole[1]), experiment.load_experiment(config).fits
+    checkpoints.check_fits(4, fits)
+    tokenizer = json.loads((tmp_path / "llm" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    *_, one, other = vocabulary
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (tmp_path / "llm" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="was trained with tokenizer and instruction sha256"):
+        checkpoints.check_fits(4, experiment.load_experiment(config).fits)
+
+
+def test_other_changes_are_shown(whole, tmp_path, capsys):
+    config = whole[0].copy_and_resolve_references()
+    shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
+    config.updates, config.profile_steps, config.label_smoothing = 5, (), 0.1
+    train.train(config, tmp_path)
+    shown = capsys.readouterr().err
+    for change in ("updates was 4, is 5", "label_smoothing was 0.0, is 0.1", "profile_steps was [2, 3], is []"):
+        assert f"since update 4: config.{change}" in shown
+    assert shown.count("since update 4: ") == 3 and Checkpoints(tmp_path).latest_step() == 5
+
+
 def test_the_updates_asked_for_are_traced(whole):
     (path,) = (whole[1] / "profile").glob("plugins/profile/*/*.trace.json.gz")
     assert path.with_name(path.name.replace(".trace.json.gz", ".xplane.pb")).stat().st_size
@@ -173,7 +222,9 @@ def test_the_updates_asked_for_are_traced(whole):
 @pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 2), (3, 5), ("2:3",), (1, 2, 3)])
 def test_updates_that_cannot_be_traced(config, tmp_path, steps):
     config.profile_steps = steps
-    with pytest.raises(InputError, match="config.profile_steps is .*between 1 and config.updates=4"):
+    with pytest.raises(
+        InputError, match="config.profile_steps (is .*the first and the last update|ends at 5, beyond config.updates=4)"
+    ):
         train.train(config, tmp_path)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.errors import InputError, disk_trouble
+from viavsp_jax.settings import ORDER_OF_DATA, changes, flat
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
@@ -142,20 +143,24 @@ class Checkpoints:
 
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
         """InputError when anything in `fits` has another value than it had for `save` at `step`."""
-        trained = self.restore_fits(step)
+        # Earlier versions recorded less there; all settings are in the config.
+        settings = {f"config.{name}": value for name, value in flat(self.restore_config(step)).items()}
+        trained = settings | self.restore_fits(step)
         for name, value in fits.items():
-            if trained.get(name) != value:
+            if name in trained and trained[name] != value:
                 raise InputError(
-                    f"checkpoint {step} in {self.folder} was trained with {name} {trained.get(name)}, not {value}"
+                    f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
                 )
 
-    def check_data(self, step: int, rows: int) -> None:
-        """InputError when batches of `rows` rows cannot go on where those of `step` were."""
-        trained = self.restore_config(step)["data"]["rows"]
-        if (self.folder / str(step) / "data").exists() and trained != rows:
+    def check_data(self, step: int, config: Mapping[str, Any]) -> None:
+        """InputError when the batches of `config` cannot go on where those of `step` were."""
+        if not (self.folder / str(step) / "data").exists():
+            return
+        if differing := changes(self.restore_config(step), config, ORDER_OF_DATA):
+            words = ", ".join(f"config.{name} {before}, not {now}" for name, before, now in differing)
             raise InputError(
-                f"checkpoint {step} in {self.folder} was saved with config.data.rows {trained}, not {rows}: continue "
-                "with as many, or the clips that are read next would not be those that were not read yet"
+                f"checkpoint {step} in {self.folder} was saved with {words}: continue with the same, or the clips "
+                "that are read next would not be those that were not read yet"
             )
 
     def restore(self, step: int, state: TrainState, data: TrainingBatches | None) -> TrainState:

@@ -16,7 +16,7 @@ import ml_collections
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax import collectives, llm_folder, sharding, workload
+from viavsp_jax import collectives, llm_folder, settings, sharding, workload
 from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.experiment import abstract_experiment, load_encoder_config
 from viavsp_jax.models.avhubert_config import AVHubertConfig
@@ -38,6 +38,7 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
 
     Returns whether both fit into the memory of its chips. Raises InputError for a wrong topology or config.
     """
+    settings.check(config)
     topology = load_topology(topology_name)
     llama = llm_folder.llama_config(config.llm.path) if config.llm.path else VINALLAMA
     mesh = sharding.make_mesh(config, topology.devices)

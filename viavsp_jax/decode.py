@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.settings import check_decoding
 
 # (tokens int32[B, M], parents int32[B, M], cache) → (logits float32[B, M, V] after them, cache): beam m of row b
 # continues what beam parents[b, m] of that row was, with one more token.
@@ -46,25 +46,9 @@ class DecodingConfig:
 
 
 def load_decoding_config(settings: Mapping[str, Any]) -> DecodingConfig:
-    """Checks a user's settings; InputError names the one that is wrong."""
-    known = {field.name for field in dataclasses.fields(DecodingConfig)}
-    if unknown := sorted(set(settings) - known):
-        raise InputError(f"decoding has no setting {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
-    if "max_new_tokens" not in settings:
-        raise InputError("decoding.max_new_tokens is missing")
-    config = DecodingConfig(**settings)
-    for name, right, expected in (
-        ("max_new_tokens", config.max_new_tokens >= 1, "at least 1"),
-        ("num_beams", config.num_beams >= 1, "at least 1"),
-        ("early_stopping", config.early_stopping in (False, True, "never"), "False, True or 'never'"),
-        ("min_new_tokens", 0 <= config.min_new_tokens <= config.max_new_tokens, "from 0 to max_new_tokens"),
-        ("repetition_penalty", config.repetition_penalty > 0, "above 0"),
-        ("top_k", config.top_k >= 0, "at least 0"),
-        ("top_p", 0 <= config.top_p <= 1, "from 0 to 1"),
-    ):
-        if not right:
-            raise InputError(f"decoding.{name} is {getattr(config, name)!r}: expected {expected}")
-    return config
+    """Checks a user's settings; InputError names those that are wrong."""
+    check_decoding(settings)
+    return DecodingConfig(**settings)
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import decode, distributed, scoring, sharding
+from viavsp_jax import decode, distributed, scoring, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.data.atomic import write_bytes
@@ -44,12 +44,12 @@ class Decoder:
 
     def __init__(self, experiment: Experiment):
         """Raises InputError for wrong settings in `config.evaluate`."""
-        settings = experiment.config.evaluate
-        self.config = decode.load_decoding_config(settings.decoding)
+        config = experiment.config.evaluate
+        self.config = decode.load_decoding_config(config.decoding)
         self.mesh, self.structure = experiment.mesh, experiment.structure
         by_rows = functools.partial(sharding.by_rows, self.mesh)
         self.rules = decode.Search(self.config, experiment.prompt.end_id, by_rows)
-        sharding.check_rows(self.mesh, settings.rows, "config.evaluate.rows")
+        sharding.check_rows(self.mesh, config.rows, "config.evaluate.rows")
         # Every token but the last one is run through the model.
         self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
         self.prefill = jax.jit(self._prefill)
@@ -174,6 +174,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
 
     Returns the scores by name, the same to every process.
     """
+    settings.check(config)
     channels = read_channels(config.evaluate.mapping)
     experiment = load_experiment(config)
     decoder = Decoder(experiment)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from viavsp_jax.data.typical_clips import TypicalPrompt
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.avhubert_config import AVHubertConfig, EncoderTraining
-from viavsp_jax.models.llama import LlamaConfig, Remat
+from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
+from viavsp_jax.models.quantize import BLOCK, quantize_stack
 from viavsp_jax.models.viavsp import ViAVSP
 
 Tree = dict[str, Any]
@@ -97,12 +97,9 @@ def stacks_to_quantize(
 ) -> Stacks:
     """The kernels that `config.llm.quantization` is about, in the shape and dtype that they are stored in.
 
-    Raises InputError for an unknown quantisation and for a kernel that does not fit its blocks.
+    Raises InputError for a kernel that does not fit its blocks.
     """
-    quantization = config.llm.quantization
-    if quantization not in get_args(Quantization):
-        raise InputError(f"config.llm.quantization is {quantization!r}, expected {' or '.join(get_args(Quantization))}")
-    if quantization == "none":
+    if config.llm.quantization == "none":
         return {}
     # The frozen weights do not depend on the adapter and the encoder.
     _, _, frozen = state.abstract_model(llama, LoRAConfig(), 1, stored_dtype)
@@ -137,14 +134,8 @@ def abstract_experiment(
 ) -> Experiment:
     """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file.
 
-    `encoder` is the one that is trained, if there is one.
-
-    Raises InputError for wrong settings.
+    `encoder` is the one that is trained, if there is one. Raises InputError for sizes that do not go together.
     """
-    if config.remat not in get_args(Remat):
-        raise InputError(f"config.remat is {config.remat!r}, expected {' or '.join(get_args(Remat))}")
-    if config.data.row.window < 1:
-        raise InputError(f"config.data.row.window is {config.data.row.window}, expected at least 1 position")
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
     to_quantize = stacks_to_quantize(config, llama, mesh, stored_dtype)
     sizes = {
@@ -194,6 +185,11 @@ def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
     return {f"the encoder's {name}": list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
 
 
+def prompt_fits(prompt: Prompt, end_token: str) -> dict[str, Any]:
+    """What text the learnt weights were trained on, by names for `Checkpoints.check_fits`."""
+    return {"config.llm.end_token": end_token, "tokenizer and instruction sha256": prompt.sha256()}
+
+
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Reads all that is small and checks it; InputError before anything large is touched."""
     if not config.llm.path:
@@ -212,5 +208,6 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.data.feature_width": config.data.feature_width,
         "language model sha256": conversion["sha256"],
         "config.llm.quantization": config.llm.quantization,
+        **prompt_fits(prompt, config.llm.end_token),
     }
     return dataclasses.replace(experiment, fits=fits)

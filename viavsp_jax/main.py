@@ -3,11 +3,11 @@
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from viavsp_jax import config_file
 from viavsp_jax.errors import InputError, reported_to_user
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings, e.g. configs/final.py.")
+_CONFIG = config_file.define("config", "File with the settings, e.g. configs/final.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorBoard files and reports (gs:// works).")
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -34,9 +34,9 @@ _NEEDED = {
 
 def main(argv: list[str]) -> None:
     """Runs the mode asked for; wrong input ends with one sentence instead of a traceback."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]}: settings are given as --config.name=value")
     with reported_to_user():
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]}: settings are given as --config.name=value")
         for flag in _NEEDED[_MODE.value]:
             if not flag.value:
                 raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
@@ -62,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_file.parse_flags)

@@ -4,24 +4,17 @@ import jax
 import ml_collections
 from etils import epath
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.pace import Pace
 
 
 class Profiler:
     """Traces the updates of `config.profile_steps`, (first, last), into the folder `profile` of the work folder.
 
-    Updates that were made before a restart are not traced. Raises InputError when the two are no such pair.
+    Updates that were made before a restart are not traced.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike):
         steps = config.profile_steps
-        pair = len(steps) == 2 and all(isinstance(step, int) for step in steps)
-        if steps and not (pair and 1 <= steps[0] <= steps[1] <= config.updates):
-            raise InputError(
-                f"config.profile_steps is {steps}, expected the first and the last update to trace, as in 10,20, "
-                f"between 1 and config.updates={config.updates}"
-            )
         self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
         self._folder = epath.Path(workdir) / "profile"
         self._running = False

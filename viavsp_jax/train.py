@@ -1,6 +1,7 @@
 """Training: the update, the validation pass and the loop around them."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import distributed, sharding
+from viavsp_jax import distributed, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
@@ -144,11 +145,16 @@ class Trainer:
         if step is not None:
             say(f"continuing from update {step} in {workdir}")
             self.checkpoints.check_fits(step, self.experiment.fits)
-            self.checkpoints.check_data(step, config.data.rows)
+            self.checkpoints.check_data(step, config)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
         self.origin = origin(config, self.experiment.mesh)
         if step is not None:
-            for change in differences(self.checkpoints.restore_origin(step), self.origin):
+            before, now = self.checkpoints.restore_origin(step), self.origin
+            before, now = (
+                before | {"config": self.checkpoints.restore_config(step)},
+                now | {"config": json.loads(config.to_json())},
+            )
+            for change in differences(before, now):
                 say(f"since update {step}: {change}")
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
@@ -272,6 +278,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
     Raises InputError for bad input. When another process of the run has died, this one ends: distributed.others_alive.
     """
+    settings.check(config)
     with contextlib.closing(Pace()) as pace, Preemption() as preemption:
         with distributed.others_alive(), pace.phase("start-up"):
             trainer = Trainer(config, workdir, pace)

@@ -1,5 +1,7 @@
 """The instruction before the speech and the label after it, as token ids."""
 
+import hashlib
+import json
 import os
 import tempfile
 
@@ -55,6 +57,12 @@ class Prompt:
                 f"the tokenizer in {self.tokenizer.name_or_path} has token ids up to {largest}, expected less than "
                 f"{vocab_size}, the vocab_size in config.json"
             )
+
+    def sha256(self) -> str:
+        """Another one whenever a token has another id, or any language another instruction."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+        instructions = [self.instruction(source, target) for source in LANGUAGES for target in LANGUAGES]
+        return hashlib.sha256(json.dumps([vocabulary, instructions]).encode()).hexdigest()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,108 @@
+"""The settings as the command line gives them: --config=FILE and --config.NAME=VALUE, each mistake in one sentence."""
+
+import difflib
+import importlib.machinery
+import importlib.util
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from viavsp_jax.errors import InputError, reported_to_user
+
+_ROOT = pathlib.Path(__file__).parent.parent  # holds configs/, where the project is a checkout
+
+
+def define(name: str, help_text: str) -> flags.FlagHolder:
+    """Defines the flag. Its value is the ConfigDict of the file, with what the command line changes."""
+    holder = config_flags.DEFINE_config_file(name, None, help_text)
+    flags.FLAGS[name].parser = _ConfigFile()
+    return holder
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """For `absl.app.run`: parses all flags; a mistake in one of them ends the command with a sentence and status 2."""
+    with reported_to_user():
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            if not any(re.match("--?config(=|$)", argument) for argument in argv) and "--config." in " ".join(argv):
+                raise InputError("--config is not set, expected a file whose settings --config.NAME changes") from error
+            raise InputError(" ".join(str(error).split())) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # As ml_collections answers a setting that does not exist.
+            raise InputError(_unknown_setting(argv) or " ".join(str(error).split())) from error
+
+
+def _unknown_setting(argv: Sequence[str]) -> str | None:
+    """What is wrong with the first setting among the arguments that does not exist; None if all do."""
+    from viavsp_jax.settings import TABLE  # imports the models, which a right command does later
+
+    sections = {name.rsplit(".", depth)[0] for name in TABLE for depth in range(1, name.count(".") + 1)}
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in TABLE.keys() | sections:
+            return no_setting(f"config.{match[1]}", [f"config.{name}" for name in TABLE])
+    return None
+
+
+def no_setting(name: str, known: Sequence[str]) -> str:
+    """The sentence for a setting that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name} is no setting, {f'did you mean {near[0]}?' if near else 'configs/base.py lists all there are'}"
+
+
+class _ConfigFile(flags.ArgumentParser):
+    """Runs a file and calls its get_config, with what stands behind a colon as its argument."""
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        file, _, variant = (path, "", "") if pathlib.Path(path).is_file() else path.partition(":")
+        if not pathlib.Path(file).is_file():
+            raise InputError(f"--config is {path}: no such file, {_nearest(file)}")
+        # What it imports: its neighbours, if its folder is a package, and the project's own configs.
+        sys.path[:0] = [str(_top(pathlib.Path(file).resolve().parent))]
+        sys.path.append(str(_ROOT))
+        try:
+            loader = importlib.machinery.SourceFileLoader("config_file", file)
+            module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+            loader.exec_module(module)
+            config = module.get_config(*[variant] * bool(variant))
+        except (Exception, SystemExit) as error:  # of somebody's own Python
+            lines = [
+                f"line {frame.lineno}: "
+                for frame in traceback.extract_tb(error.__traceback__)
+                if frame.filename == file
+            ]
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{path}: {lines[-1] if lines else ''}{what}") from error
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise InputError(
+                f"{path}: get_config() returns {type(config).__name__}, expected an ml_collections.ConfigDict"
+            )
+        return config.lock()
+
+    def flag_type(self) -> str:
+        return "file of settings"
+
+
+def _top(folder: pathlib.Path) -> pathlib.Path:
+    """The folder that the outermost package around a folder lies in; the folder itself if it is no package."""
+    while (folder / "__init__.py").exists():
+        folder = folder.parent
+    return folder
+
+
+def _nearest(file: str) -> str:
+    """What may have been meant by the name of a file that is not there."""
+    folder = pathlib.Path(file).parent
+    known = [str(path) for path in sorted(folder.glob("*.py"))] + [
+        f"configs/{x.name}" for x in (_ROOT / "configs").glob("*.py")
+    ]
+    known = [name for name in known if not name.endswith("__init__.py")]
+    near = difflib.get_close_matches(file, known, n=1)
+    return f"did you mean {near[0]}?" if near else "expected a file with get_config(), as configs/final.py"

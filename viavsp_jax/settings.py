@@ -1,0 +1,222 @@
+"""What every setting may be: one table, by which a config is checked before anything else is done.
+
+configs/base.py lists the same settings with their defaults and says what they mean.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import ml_collections
+
+from viavsp_jax.config_file import no_setting
+from viavsp_jax.errors import InputError
+from viavsp_jax.models.avhubert_config import BatchNormStatistics
+from viavsp_jax.models.llama import Remat
+from viavsp_jax.models.quantize import Quantization
+
+MOST_SEED = 2**32 - 1  # of Grain's shuffle
+MOST_COUNT = 2**31 - 1  # counts are int32 on the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value has to be, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int = MOST_COUNT) -> Rule:
+    """A whole number; True and False are none."""
+    bounds = f"of at least {least}" if most == MOST_COUNT else f"from {least} to {most}"
+    return Rule(f"a whole number {bounds}", lambda x: type(x) is int and least <= x <= most)
+
+
+def number(expected: str, holds: Callable[[float], bool]) -> Rule:
+    """A finite number."""
+    return Rule(f"a number {expected}", lambda x: type(x) in (int, float) and math.isfinite(x) and holds(x))
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of a few values; 1 is not taken for True."""
+    words = [str(choice) for choice in choices]
+    return Rule(
+        f"{', '.join(words[:-1])} or {words[-1]}", lambda x: any(type(x) is type(y) and x == y for y in choices)
+    )
+
+
+def each(rule: Rule, least: int = 1) -> Rule:
+    """A tuple of so many values at least."""
+    some = f"a tuple of at least {least}, each " if least else "a tuple, each "
+    return Rule(
+        some + rule.expected, lambda x: type(x) in (tuple, list) and len(x) >= least and all(map(rule.holds, x))
+    )
+
+
+FLAG = one_of(True, False)
+TEXT = Rule("text", lambda x: type(x) is str)
+NAME = Rule("the name of a folder", lambda x: type(x) is str and bool(re.fullmatch(r"[^/\s]+", x)))
+WORD = Rule("text that is not empty", lambda x: type(x) is str and x.strip() != "")
+ABOVE_0 = number("above 0", lambda x: x > 0)
+ANY_NUMBER = number("that is finite", lambda x: True)
+SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_1 = number("from 0 to less than 1", lambda x: 0 <= x < 1)
+COUNT, FROM_0 = whole(1), whole(0)
+AXIS = Rule("a whole number of at least 1, or -1 for what the others leave", lambda x: x == -1 or COUNT.holds(x))
+STEPS = Rule(
+    "nothing, or the first and the last update to trace, as in 10,20",
+    lambda x: type(x) in (tuple, list) and (not x or (len(x) == 2 and all(map(COUNT.holds, x)) and x[0] <= x[1])),
+)
+
+DECODING = {
+    "max_new_tokens": COUNT,
+    # Prompts are held once a row; tokens and scores are held for each beam.
+    "num_beams": whole(1, 1_000),
+    "early_stopping": one_of(False, True, "never"),
+    "min_new_tokens": FROM_0,
+    "length_penalty": ANY_NUMBER,
+    "repetition_penalty": ABOVE_0,
+    "do_sample": FLAG,
+    "top_k": FROM_0,
+    "top_p": SHARE,
+    "seed": whole(0, MOST_SEED),
+}
+TABLE = {
+    "seed": whole(0, MOST_SEED),
+    "dtype": one_of("float32", "bfloat16"),
+    "updates": COUNT,
+    "log_every": COUNT,
+    "profile_steps": STEPS,
+    "label_smoothing": BELOW_1,
+    "remat": one_of(*get_args(Remat)),
+    "llm.path": TEXT,
+    "llm.end_token": WORD,
+    "llm.quantization": one_of(*get_args(Quantization)),
+    "lora.rank": COUNT,
+    "lora.alpha": ABOVE_0,
+    "lora.dropout": BELOW_1,
+    "encoder.train": FLAG,
+    "encoder.path": TEXT,
+    "encoder.freeze_updates": FROM_0,
+    "encoder.batch_norm": one_of(*get_args(BatchNormStatistics)),
+    "encoder.layer_drop": BELOW_1,
+    "encoder.activation_dropout": BELOW_1,
+    "data.path": TEXT,
+    "data.train": each(NAME),
+    "data.augment.noise.probability": SHARE,
+    "data.augment.noise.kinds": each(WORD, least=0),
+    "data.augment.noise.snr_db": each(ANY_NUMBER, least=0),
+    "data.augment.drop_audio": SHARE,
+    "data.augment.drop_video": SHARE,
+    "data.feature_width": COUNT,
+    "data.rows": COUNT,
+    "data.row.positions": COUNT,
+    "data.row.frames": COUNT,
+    "data.row.labels": COUNT,
+    "data.row.clips": COUNT,
+    "data.row.window": COUNT,
+    "optimizer.peak_lr": ABOVE_0,
+    "optimizer.warmup_updates": FROM_0,
+    "optimizer.hold_updates": FROM_0,
+    "optimizer.decay_updates": FROM_0,
+    "optimizer.b1": BELOW_1,
+    "optimizer.b2": BELOW_1,
+    "optimizer.eps": ABOVE_0,
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
+    "mesh.tensor": AXIS,
+    "checkpoint.every": COUNT,
+    "checkpoint.keep": COUNT,
+    "evaluate.names": each(NAME),
+    "evaluate.split": WORD,
+    "evaluate.mapping": TEXT,
+    "evaluate.rows": COUNT,
+    "evaluate.bucket": COUNT,
+    **{f"evaluate.decoding.{name}": rule for name, rule in DECODING.items()},
+}
+
+# Which clips a batch holds follows from these: a run goes on with the same, or clips would be read twice, or never.
+ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.rows", "data.row")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError that lists every setting with a wrong value, too many or missing; reads no file."""
+    values = flat(config)
+    optional = {f"evaluate.decoding.{name}" for name in DECODING.keys() - {"max_new_tokens"}}
+    problems = _wrong(
+        values, {name: rule for name, rule in TABLE.items() if name not in optional - values.keys()}, "config."
+    )
+    if not problems:
+        problems = _inconsistent(config)
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def check_decoding(settings: Mapping[str, Any]) -> None:
+    """The same for the settings of a search alone, some of which may be missing."""
+    rules = {name: rule for name, rule in DECODING.items() if name in settings or name == "max_new_tokens"}
+    if problems := _wrong(dict(settings), rules, "decoding."):
+        raise InputError("; ".join(problems))
+    least, most = settings.get("min_new_tokens", 0), settings["max_new_tokens"]
+    if least > most:
+        raise InputError(f"decoding.min_new_tokens is {least}, expected at most max_new_tokens, which is {most}")
+
+
+def _wrong(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str) -> list[str]:
+    problems = []
+    for name in sorted(values.keys() - rules.keys()):
+        problems.append(no_setting(prefix + name, [prefix + known for known in rules]))
+    for name, rule in rules.items():
+        if name not in values:
+            problems.append(f"{prefix}{name} is missing, expected {rule.expected}")
+        elif not rule.holds(values[name]):
+            problems.append(f"{prefix}{name} is {values[name]!r}, expected {rule.expected}")
+    return problems
+
+
+def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
+    """Settings that are right alone, and do not go together."""
+    problems, augment, decoding = [], config.data.augment, config.evaluate.decoding
+    if config.profile_steps and config.profile_steps[1] > config.updates:
+        problems.append(
+            f"config.profile_steps ends at {config.profile_steps[1]}, beyond config.updates={config.updates}"
+        )
+    if augment.noise.probability and not (augment.noise.kinds and augment.noise.snr_db):
+        problems.append("config.data.augment.noise: kinds and snr_db are empty, expected at least one of each")
+    if augment.drop_audio + augment.drop_video > 1:
+        problems.append("config.data.augment: drop_audio and drop_video sum to more than 1")
+    if list(config.mesh.values()).count(-1) > 1:
+        problems.append("config.mesh: more than one axis is -1, expected one that takes what the others leave")
+    if decoding.get("min_new_tokens", 0) > decoding.max_new_tokens:
+        problems.append("config.evaluate.decoding: min_new_tokens is above max_new_tokens")
+    if config.encoder.train and config.data.row.frames < config.data.row.clips:
+        problems.append("config.data.row: frames is below clips, expected a frame for each clip of a row at least")
+    return problems
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name, as JSON has them but for tuples: sections are taken apart, whatever class they are."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """(name, value before, value now) of the settings that differ, of those in `names` and their sections.
+
+    Settings that one side does not have, as of earlier versions, are passed over.
+    """
+    before, now = (json.loads(json.dumps(flat(config))) for config in (before, now))  # tuples and lists alike
+    return [
+        (name, before[name], value)
+        for name, value in now.items()
+        if name in before and before[name] != value and any(name == one or name.startswith(f"{one}.") for one in names)
+    ]
