@@ -28,13 +28,13 @@ import torch
 from absl import flags
 from etils import epath
 from flax import traverse_util
-from ml_collections import config_flags
 
 from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors
 from convert.work_folder import adapters, encoder_weights
+from viavsp_jax import config_file, settings
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.experiment import Experiment, load_experiment
@@ -55,6 +55,7 @@ def convert(
     Raises InputError if the checkpoint does not fit the config or its language model, or the work folder holds a
     checkpoint already.
     """
+    settings.check(config)
     experiment = load_experiment(config)
     state = read_state(path, experiment, restart)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -231,16 +232,11 @@ def convert_encoder(path: epath.PathLike, avhubert: epath.PathLike, output: epat
 def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     """`--config=FILE` and any `--config.name=value`, read as viavsp_jax.main does; InputError for anything else."""
     values, argv = flags.FlagValues(), ["", *arguments]
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest, settings = values(argv)[1:], config.value
-        if settings is not None:
-            settings.lock()  # what could not be loaded says so only when it is used
-    except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from None
-    if rest or settings is None:
+    config = config_file.define("File with the settings.", values, argv)
+    rest = config_file.parse(argv, values)[1:]
+    if rest or config.value is None:
         raise InputError(f"unexpected argument {rest[0]}" if rest else "--config is missing, expected a configs/*.py")
-    return settings
+    return config.value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ def parsed(monkeypatch):
         flags.FLAGS.unparse_flags()
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # changes of the run before, each defined as a flag of its own
-        config_file.parse_flags(command)
+        config_file.parse_or_exit(command)
         return main._CONFIG.value
 
     return parse

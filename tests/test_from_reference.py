@@ -115,7 +115,12 @@ def test_training_and_evaluation_take_it_up(config, workdir, tmp_path, capsys):
     start = int(restored(config, workdir).step)
     config.data.path = str(make_shards(tmp_path / "shards" / "av_clean", width=config.data.feature_width).parent)
     config.data.row = {"positions": 384, "frames": 128, "labels": 192, "clips": 2, "window": 384}
-    config.updates, config.evaluate.rows, config.evaluate.max_new_tokens, config.remat = start + 2, 8, 5, "none"
+    config.updates, config.evaluate.rows, config.evaluate.decoding.max_new_tokens, config.remat = (
+        start + 2,
+        8,
+        5,
+        "none",
+    )
     before = evaluate.evaluate(config, workdir)["av_clean"]
     assert before["clips"] == 5 and f"checkpoint of update {start}" in capsys.readouterr().out
     train.train(config, workdir)

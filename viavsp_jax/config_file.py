@@ -18,25 +18,35 @@ from viavsp_jax.errors import InputError, reported_to_user
 _ROOT = pathlib.Path(__file__).parent.parent  # holds configs/, where the project is a checkout
 
 
-def define(name: str, help_text: str) -> flags.FlagHolder:
-    """Defines the flag. Its value is the ConfigDict of the file, with what the command line changes."""
-    holder = config_flags.DEFINE_config_file(name, None, help_text)
-    flags.FLAGS[name].parser = _ConfigFile()
+def define(
+    help_text: str, values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder[ml_collections.ConfigDict]:
+    """Defines --config among the flags `values`: the ConfigDict of a file, with what `argv` changes of it.
+
+    Without `argv` the arguments of this process are looked at.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=argv)
+    values["config"].parser = _ConfigFile()
     return holder
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """For `absl.app.run`: parses all flags; a mistake in one of them ends the command with a sentence and status 2."""
+def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses the flags; returns the other arguments. Raises InputError for a mistake in one of them."""
+    try:
+        return values(argv)
+    except flags.Error as error:
+        if not any(re.match("--?config(=|$)", argument) for argument in argv) and "--config." in " ".join(argv):
+            raise InputError("--config is not set, expected a file whose settings --config.NAME changes") from error
+        raise InputError(" ".join(str(error).split())) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # As ml_collections answers a setting that does not exist.
+        raise InputError(_unknown_setting(argv) or " ".join(str(error).split())) from error
+
+
+def parse_or_exit(argv: Sequence[str]) -> list[str]:
+    """`parse` for `absl.app.run`: a mistake ends the command with a sentence and status 2."""
     with reported_to_user():
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            if not any(re.match("--?config(=|$)", argument) for argument in argv) and "--config." in " ".join(argv):
-                raise InputError("--config is not set, expected a file whose settings --config.NAME changes") from error
-            raise InputError(" ".join(str(error).split())) from error
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # As ml_collections answers a setting that does not exist.
-            raise InputError(_unknown_setting(argv) or " ".join(str(error).split())) from error
+        return parse(argv)
 
 
 def _unknown_setting(argv: Sequence[str]) -> str | None:

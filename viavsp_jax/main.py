@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from viavsp_jax import config_file
 from viavsp_jax.errors import InputError, reported_to_user
 
-_CONFIG = config_file.define("config", "File with the settings, e.g. configs/final.py.")
+_CONFIG = config_file.define("File with the settings, e.g. configs/final.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorBoard files and reports (gs:// works).")
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -62,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_file.parse_flags)
+    app.run(main, flags_parser=config_file.parse_or_exit)
