@@ -70,6 +70,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[
+        "configs",  # what settings of one's own build on
         "convert",
         "convert.hub",
         "viavsp_jax",

@@ -15,8 +15,6 @@ from ml_collections import config_flags
 
 from viavsp_jax.errors import InputError, reported_to_user
 
-_ROOT = pathlib.Path(__file__).parent.parent  # holds configs/, where the project is a checkout
-
 
 def define(
     help_text: str, values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
@@ -74,9 +72,8 @@ class _ConfigFile(flags.ArgumentParser):
         file, _, variant = (path, "", "") if pathlib.Path(path).is_file() else path.partition(":")
         if not pathlib.Path(file).is_file():
             raise InputError(f"--config is {path}: no such file, {_nearest(file)}")
-        # What it imports: its neighbours, if its folder is a package, and the project's own configs.
+        # For what it imports.
         sys.path[:0] = [str(_top(pathlib.Path(file).resolve().parent))]
-        sys.path.append(str(_ROOT))
         try:
             loader = importlib.machinery.SourceFileLoader("config_file", file)
             module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
@@ -109,10 +106,6 @@ def _top(folder: pathlib.Path) -> pathlib.Path:
 
 def _nearest(file: str) -> str:
     """What may have been meant by the name of a file that is not there."""
-    folder = pathlib.Path(file).parent
-    known = [str(path) for path in sorted(folder.glob("*.py"))] + [
-        f"configs/{x.name}" for x in (_ROOT / "configs").glob("*.py")
-    ]
-    known = [name for name in known if not name.endswith("__init__.py")]
-    near = difflib.get_close_matches(file, known, n=1)
+    neighbours = sorted(pathlib.Path(file).parent.glob("[!_]*.py")) if file else []
+    near = difflib.get_close_matches(file, map(str, neighbours), n=1)
     return f"did you mean {near[0]}?" if near else "expected a file with get_config(), as configs/final.py"
