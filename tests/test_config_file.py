@@ -44,6 +44,8 @@ def parsed(monkeypatch):
     ([DEMO, "--config.data=5"], "flag --config.data=5: Failed to parse '5' as a ConfigDict"),
     ([DEMO, "--mode=trian"], "flag --mode=trian: value should be one of <train|eval|compile|describe>"),
     ([DEMO, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    ([DEMO, "--config.evaluate.names=('av_clean',)", "--config.evaluate.names=()"],
+     "--config.evaluate.names is given as ('av_clean',) and as (), expected one tuple"),
     (["--config.updates=1", "--mode=train"], "--config is not set, expected a file whose settings --config.NAME"),
 ])  # fmt: skip
 def test_a_mistake_ends_with_a_sentence(parsed, capsys, arguments, message):
@@ -82,6 +84,13 @@ def test_a_mistake_in_a_file_of_ones_own(parsed, capsys, tmp_path, text, message
         parsed(f"--config={tmp_path / 'own.py'}")
     shown = capsys.readouterr().err
     assert caught.value.code == 2 and shown.startswith("error: ") and shown.count("\n") == 1 and message in shown
+
+
+def test_values_of_a_tuple_one_by_one(parsed):
+    found = parsed(
+        DEMO, "--config.data.train=a_clean", "--config.data.train=b_clean", "--config.seed=1", "--config.seed=2"
+    )
+    assert found.data.train == ("a_clean", "b_clean") and found.seed == 2
 
 
 @pytest.mark.parametrize("value", ["never", "True", "false"])

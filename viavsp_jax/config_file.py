@@ -1,5 +1,6 @@
 """The settings as the command line gives them: --config=FILE and --config.NAME=VALUE, each mistake in one sentence."""
 
+import collections
 import difflib
 import importlib.machinery
 import importlib.util
@@ -31,7 +32,7 @@ def define(
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the flags; returns the other arguments. Raises InputError for a mistake in one of them."""
     try:
-        return values(argv)
+        rest = values(argv)
     except flags.Error as error:
         if not any(re.match("--?config(=|$)", argument) for argument in argv) and "--config." in " ".join(argv):
             raise InputError("--config is not set, expected a file whose settings --config.NAME changes") from error
@@ -39,6 +40,20 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         # As ml_collections answers a setting that does not exist.
         raise InputError(_unknown_setting(argv) or " ".join(str(error).split())) from error
+    _check_repeated(argv, values)
+    return rest
+
+
+def _check_repeated(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """ml_collections joins tuples that are given several times; who gives another means it in place of the first."""
+    given = collections.defaultdict(list)
+    for argument in argv:
+        if match := re.match(r"--?(config\.[^=]+)=(.*)", argument, re.DOTALL):
+            given[match[1]].append(match[2])
+    for name, texts in given.items():
+        whole = any(text[:1] in ("(", "[") or "," in text for text in texts)
+        if len(texts) > 1 and whole and isinstance(values[name], flags.MultiFlag):
+            raise InputError(f"--{name} is given as {' and as '.join(texts)}, expected one tuple")
 
 
 def parse_or_exit(argv: Sequence[str]) -> list[str]:
