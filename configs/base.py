@@ -66,6 +66,9 @@ def get_config() -> ml_collections.ConfigDict:
             # be longer than `window`, since attention looks no further back. With encoder.train every clip gets an
             # equal share of the row's frames.
             "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8, "window": 192},
+            # Records that do not fit a row, which are looked for before the first update and listed in too_long.jsonl
+            # of the work folder. error: there are to be none. skip: they are left out, of validation too.
+            "too_long": "error",
         },
         "optimizer": {
             "peak_lr": 5e-4,

@@ -31,11 +31,17 @@ def disk_trouble(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def reported_to_user() -> Iterator[None]:
-    """Wraps a command: bad input or a disk without room ends it with one sentence and status 2, not a traceback."""
+    """Wraps a command: bad input or a disk without room ends it with one sentence and status 2, not a traceback.
+
+    Ctrl-C likewise, with status 130.
+    """
     try:
         yield
     except InputError as error:
         _end(str(error))
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C: what was finished before is kept", file=sys.stderr)
+        sys.exit(130)  # 128 and the number of the signal
     except Exception as error:
         if trouble := disk_trouble(error):
             _end(

@@ -1,6 +1,7 @@
-"""The notice (SIGTERM) that this machine is about to be taken away, as spot TPUs are."""
+"""Signals that ask a training to end: SIGTERM, as spot TPUs are told, SIGHUP of a closed terminal, SIGINT of Ctrl-C."""
 
 import functools
+import os
 import signal
 import sys
 from types import FrameType
@@ -10,28 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+# What the process ends with. After Ctrl-C a script is not to go on with its next command.
+_STATUS = {signal.SIGTERM: 0, signal.SIGHUP: 0, signal.SIGINT: 128 + signal.SIGINT}
+
 
 class Preemption:
-    """While it is entered, SIGTERM ends the process with status 0: at once, or after `hold` when it asks and saves.
+    """While it is entered, these signals end the process: at once, or after `hold` when it asks and saves.
 
-    With several processes, all hear of it.
+    With several processes, all hear of it. Ctrl-C ends a process that is about to end at once. SIGHUP and SIGINT that
+    the process was started to ignore, as by nohup, are ignored.
     """
 
     def __enter__(self) -> "Preemption":
-        self._held = self._received = self._stop = False
-        self._heard: jax.Array | None = None  # of any process, when `noticed` was asked the last time
+        self._held, self._received, self._stop = False, 0, 0  # numbers of signals
+        self._heard: jax.Array | None = None  # by any process, when `noticed` was asked the last time
         # JAX has a way of its own, which counts by the update; Orbax asks it, too, and no other count goes beside that.
-        self._before = signal.signal(signal.SIGTERM, self._receive)
+        ours = [x for x in _STATUS if x == signal.SIGTERM or signal.getsignal(x) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in ours}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # None is a handler that is not Python's
+        for number, before in self._before.items():
+            signal.signal(number, before or signal.SIG_DFL)  # None is a handler that is not Python's
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if not self._held:
-            print("stopped by SIGTERM before the first update: there is nothing to save", file=sys.stderr, flush=True)
-            sys.exit(0)
-        self._received = True
+            _say(f"stopped by {name} before the first update: there is nothing to save")
+            sys.exit(_STATUS[number])
+        if self._received and number == signal.SIGINT:
+            _say("ended at once by Ctrl-C: the same command continues from the last checkpoint")
+            os._exit(_STATUS[number])  # a checkpoint that is half written does not count
+        self._received = self._received or number
+        _say(f"{name}: ends after this update and saves it; Ctrl-C ends at once")
 
     def hold(self) -> None:
         """From now on there is something to save."""
@@ -44,18 +56,39 @@ class Preemption:
         other while they work on, and nobody waits for it.
         """
         if jax.process_count() == 1:
-            return self._received
+            self._stop = self._received
+            return bool(self._stop)
         if self._heard is not None:
-            self._stop = self._stop or bool(np.asarray(self._heard))
-        flags, exists = _programs()
-        own = np.full(jax.local_device_count(), self._received)
-        self._heard = exists(jax.make_array_from_process_local_data(flags, own))
-        return self._stop
+            self._stop = self._stop or int(np.asarray(self._heard))
+        flags, largest = _programs()
+        own = np.full(jax.local_device_count(), self._received, np.int32)
+        self._heard = largest(jax.make_array_from_process_local_data(flags, own))
+        return bool(self._stop)
+
+    @property
+    def cause(self) -> signal.Signals:
+        """The signal that was `noticed`, by whichever process."""
+        return signal.Signals(self._stop)
+
+    @property
+    def status(self) -> int:
+        """What the process is to end with after the signal that was `noticed`."""
+        return _STATUS[self.cause]
+
+
+def _say(text: str) -> None:
+    """One line for the user, whatever else is being written."""
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError:  # the terminal is gone, and what is said from now on would end the run
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 @functools.cache
 def _programs() -> tuple[NamedSharding, jax.stages.Wrapped]:
-    """How a flag for each device lies, and whether there is one."""
+    """How a number for each device lies, and the largest of them."""
     mesh = Mesh(np.array(jax.devices()), ("all",))
     whole = NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.any, out_shardings=whole)
+    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=whole)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from viavsp_jax import distributed, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.metrics import Metrics, Writer, label_loss
@@ -137,7 +137,10 @@ class Trainer:
         self.profiler = Profiler(config, workdir)
         sharding.check_rows(self.experiment.mesh, config.data.rows, "config.data.rows")
         self.rows = distributed.local_rows(self.experiment.mesh, config.data.rows)
-        self.batches = pipeline.training_batches(config, self.experiment.prompt, self.rows)
+        self.left_out = lengths.check(config, self.experiment.prompt, workdir)
+        if count := sum(map(len, self.left_out.values())):
+            say(f"{count} records do not fit a row and are left out, see {epath.Path(workdir) / lengths.FILE}")
+        self.batches = pipeline.training_batches(config, self.experiment.prompt, self.rows, self.left_out)
         self.optimizer, self.schedule = make_optimizer(config)
         self.state = init_state(self.experiment, self.optimizer)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -175,7 +178,7 @@ class Trainer:
     def validate(self, step: int, preemption: Preemption) -> dict[str, float] | None:
         """Scores the validation split and writes the scores; None when it was told to stop on the way."""
         metrics = []
-        for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows):
+        for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows, self.left_out):
             batch = sharding.put_batch(self.experiment.mesh, batch)
             metrics.append(self.validation_step(self.state, self.frozen, batch))
             jax.block_until_ready(metrics[-2:-1])  # one ahead, as in training
@@ -235,8 +238,8 @@ class Trainer:
             self.state, metrics = self.pace.update(self.train_step, self.state, self.frozen, batch)
         return metrics
 
-    def run(self, preemption: Preemption) -> None:
-        """Trains to `config.updates`, from wherever the newest checkpoint stands, or until it is told to stop."""
+    def run(self, preemption: Preemption) -> bool:
+        """Trains to `config.updates`, from wherever the newest checkpoint stands; True when it was told to stop."""
         config, start, last, stop = self.config, int(self.state.step), self.config.updates, False
         interval = 0.5 if sys.stderr.isatty() else 20
         silent = jax.process_index() > 0
@@ -262,7 +265,9 @@ class Trainer:
             self.checkpoints.wait()
         say(self.pace.report())
         if stop:
-            say(f"stopped by SIGTERM after update {step}, which is saved: the same command continues from there")
+            name = preemption.cause.name
+            say(f"stopped by {name} after update {step}, which is saved: the same command continues from there")
+        return stop
 
     def close(self) -> None:
         """Waits for saves under way and closes the files."""
@@ -274,7 +279,8 @@ class Trainer:
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Trains `config` in `workdir`; called again after a stop, it continues.
 
-    On SIGTERM the update under way is finished and saved; then it returns, as when all is done.
+    On SIGTERM or SIGHUP the update under way is finished and saved; then it returns, as when all is done. Likewise on
+    Ctrl-C, but that it ends the process with status 130 then.
 
     Raises InputError for bad input. When another process of the run has died, this one ends: distributed.others_alive.
     """
@@ -284,4 +290,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             trainer = Trainer(config, workdir, pace)
         with contextlib.closing(trainer), distributed.others_alive():
             preemption.hold()
-            trainer.run(preemption)
+            stopped = trainer.run(preemption)
+    if stopped and preemption.status:
+        sys.exit(preemption.status)

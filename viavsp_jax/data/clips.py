@@ -1,7 +1,7 @@
 """Clips of media shards: decoded, augmented and in the form that the encoder takes.
 
-A name in the config, MODALITY_CONDITION, is a way to take the clips of the shard folder `media_CONDITION`: with audio
-and video (av), or one of them alone (audio, video). The cluster counts are those of the shards for that modality.
+A name in the config, MODALITY_CONDITION, is a way to take the clips of a shard folder (see viavsp_jax/data/sources.py):
+with audio and video (av), or one of them alone (audio, video). The cluster counts are those for that modality.
 
 What is drawn for a clip follows from its id, the epoch and the seed alone: a rerun sees and hears the same, whatever
 the number of rows, processes and threads.
@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data import media, noise, records
-from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.sources import LeftOut, modality_of, open_sources, records_of
 from viavsp_jax.errors import InputError
 
 Arrays = dict[str, Any]
@@ -77,20 +77,12 @@ def open_noise(folder: epath.PathLike, split: str) -> noise.Recordings | Wavefor
 class ClipLoader:
     """The clips of one split, by the names in the config, one after the other."""
 
-    def __init__(self, config: ml_collections.ConfigDict, names: Sequence[str], split: str):
+    def __init__(
+        self, config: ml_collections.ConfigDict, names: Sequence[str], split: str, left_out: LeftOut | None = None
+    ):
         """Raises InputError for a name, folder or setting that is not usable."""
-        if not config.data.path:
-            raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
-        self.modalities, self.sources = [], []
-        for name in names:
-            modality, _, condition = name.partition("_")
-            if modality not in MODALITIES or not condition:
-                raise InputError(
-                    f"{name!r} in the config names no clips, expected one of {MODALITIES}, _ and a condition"
-                )
-            folder = epath.Path(config.data.path) / f"media_{condition}"
-            self.modalities.append(modality)
-            self.sources.append(records.open_split(folder, split, records.MEDIA))
+        self.names, self.left_out = names, left_out
+        self.modalities, self.sources = list(map(modality_of, names)), open_sources(config, names, split)
         self.seed, self.augmentation = config.seed, Augmentation.of_config(config)
         self.recordings = {}  # of noise, where clips are augmented
         if split == "train" and self.augmentation.noise_probability:
@@ -111,8 +103,8 @@ class ClipLoader:
     def _records(self) -> grain.MapDataset:
         """(number of the source, record)"""
         return grain.MapDataset.concatenate([
-            grain.MapDataset.source(source).map(lambda record, number=number: (number, record))
-            for number, source in enumerate(self.sources)
+            records_of(source, name, self.left_out).map(lambda record, number=number: (number, record))
+            for number, (source, name) in enumerate(zip(self.sources, self.names, strict=True))
         ])  # fmt: skip
 
     def load(self, numbered: tuple[int, Arrays], epoch: int | None = None) -> Arrays:

@@ -41,6 +41,21 @@ CLIPS = ("video", "audio", "heard", "seen", "frame_slot")
 
 
 @dataclasses.dataclass(frozen=True)
+class Size:
+    """Something of which a record needs more than a row holds."""
+
+    what: str
+    needed: int
+    held: int  # by a row or, for frames of clips, each clip of one
+    option: str  # of config.data.row, too small
+    of_row: int  # what it has to be at least
+    holder: str = "a row"
+
+    def __str__(self) -> str:
+        return f"needs {self.needed} {self.what}, {self.holder} holds {self.held}"
+
+
+@dataclasses.dataclass(frozen=True)
 class RowShape:
     """Capacity of a row: positions S, frames T, label tokens L, the most utterances and the longest it may hold."""
 
@@ -54,6 +69,17 @@ class RowShape:
     def clip_frames(self) -> int:
         """U, what a clip in a row of clips has room for."""
         return self.frames // self.clips
+
+    def too_small(self, frames: int, positions: int, labels: int, of_clips: bool) -> list[Size]:
+        """All that a record of these sizes needs more of than a row, of clips or of encoder frames, holds."""
+        sizes = [Size("label tokens", labels, self.labels, "labels", labels)]
+        if of_clips:
+            of_row = frames * self.clips
+            sizes.append(Size("frames", frames, self.clip_frames, "frames", of_row, "each clip of a row"))
+        else:
+            sizes.append(Size("frames", frames, self.frames, "frames", frames))
+        sizes += [Size("positions", positions, getattr(self, x), x, positions) for x in ("positions", "window")]
+        return [size for size in sizes if size.needed > size.held]
 
 
 def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
@@ -132,19 +158,9 @@ class ToUtterance(grain.transforms.Map):
         }
 
     def _check(self, record: Arrays, positions: int, labels: int, frames: int) -> None:
-        of_clips = self.of_clips
-        for what, size, limit, option in (
-            ("label tokens", labels, self.shape.labels, "labels"),
-            ("frames", frames, self.shape.clip_frames if of_clips else self.shape.frames, "frames"),
-            ("positions", positions, self.shape.positions, "positions"),
-            ("positions", positions, self.shape.window, "window"),
-        ):
-            if size > limit:
-                holder = "each clip of a row" if of_clips and what == "frames" else "a row"
-                raise InputError(
-                    f"record {record['id']} needs {size} {what}, {holder} holds {limit}: raise "
-                    f"config.data.row.{option} or drop the record"
-                )
+        """Raises InputError if the record does not fit; `lengths.check` finds that earlier, and for all records."""
+        for size in self.shape.too_small(frames, positions, labels, self.of_clips):
+            raise InputError(f"record {record['id']} {size}: raise config.data.row.{size.option} or drop the record")
 
 
 def to_row(packed: Arrays, shape: RowShape) -> Arrays:

@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from viavsp_jax.data import records
 from viavsp_jax.data.clips import ClipLoader
 from viavsp_jax.data.packing import (
     Arrays,
@@ -25,7 +24,7 @@ from viavsp_jax.data.packing import (
     to_row,
 )
 from viavsp_jax.data.prompt import Prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.sources import LeftOut, folder_of, open_sources, records_of
 
 # Rows that one stream fills at the same time. 32 would fill VASR rows 0.25 % better than 4 and hold 8 times the memory:
 # each open row of 2,048 frames takes 4 MB.
@@ -69,7 +68,7 @@ def packed_batches(
     to iterate, and at the same places of the program.
     """
     own = range(rows) if own is None else own
-    width = None if to_utterance.of_clips else dataset[0]["features"].shape[1]
+    width = None if to_utterance.of_clips else _width(dataset)
     empty = empty_row(to_utterance.shape, width, to_utterance.dtype)
     streams = [iter(stream) for stream in row_streams(dataset, to_utterance, rows, own)]
     while True:
@@ -80,39 +79,32 @@ def packed_batches(
         yield stack_rows([row or empty for row in found])
 
 
+def _width(dataset: grain.MapDataset) -> int:
+    """Of the features, by the first record that is not left out."""
+    records = (dataset[index] for index in range(len(dataset)))
+    return next(record["features"].shape[1] for record in records if record is not None)
+
+
 def shard_folders(config: ml_collections.ConfigDict) -> list[epath.Path]:
-    """The folders that training reads, each once."""
-    names = config.data.train
-    if config.encoder.train:  # audio, video or both of the same clips
-        names = [f"media_{name.partition('_')[2]}" for name in names]
-    return [epath.Path(config.data.path) / name for name in dict.fromkeys(names)]
+    """The folders that training reads, each once: several names may be of the same clips."""
+    return list(dict.fromkeys(folder_of(config, name) for name in config.data.train))
 
 
-def _sources(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> list[records.SplitSource]:
-    if not config.data.path:
-        raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
-    sources = [records.open_split(epath.Path(config.data.path) / name, split) for name in names]
-    for source in sources:
-        if source.width != config.data.feature_width:
-            raise InputError(
-                f"{source.folder} holds features of width {source.width}, but config.data.feature_width is "
-                f"{config.data.feature_width}"
-            )
-    return sources
-
-
-def _dataset(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> grain.MapDataset:
+def _dataset(
+    config: ml_collections.ConfigDict, names: Sequence[str], split: str, left_out: LeftOut | None = None
+) -> grain.MapDataset:
     """The records of these shard folders, one after the other, without augmentation."""
     if config.encoder.train:
-        return ClipLoader(config, names, split).clips()
-    return grain.MapDataset.concatenate([grain.MapDataset.source(one) for one in _sources(config, names, split)])
+        return ClipLoader(config, names, split, left_out).clips()
+    sources = zip(open_sources(config, names, split), names, strict=True)
+    return grain.MapDataset.concatenate([records_of(source, name, left_out) for source, name in sources])
 
 
-def _endless(config: ml_collections.ConfigDict) -> grain.MapDataset:
+def _endless(config: ml_collections.ConfigDict, left_out: LeftOut | None) -> grain.MapDataset:
     """The training records, shuffled anew in every epoch; clips are augmented."""
     if config.encoder.train:
-        return ClipLoader(config, config.data.train, "train").augmented()
-    return _dataset(config, config.data.train, "train").seed(config.seed).shuffle().repeat()
+        return ClipLoader(config, config.data.train, "train", left_out).augmented()
+    return _dataset(config, config.data.train, "train", left_out).seed(config.seed).shuffle().repeat()
 
 
 def _to_utterance(config: ml_collections.ConfigDict, prompt: Prompt) -> ToUtterance:
@@ -159,15 +151,19 @@ def _from_all(text: str) -> list[str]:
 
 
 def training_batches(
-    config: ml_collections.ConfigDict, prompt: Prompt, own: Sequence[int] | None = None
+    config: ml_collections.ConfigDict,
+    prompt: Prompt,
+    own: Sequence[int] | None = None,
+    left_out: LeftOut | None = None,
 ) -> TrainingBatches:
     """Endless shuffled batches of `config.data.rows` rows, from which a restart can go on.
 
-    `own` are the rows of this process (see `distributed.local_rows`), all of them by default.
+    `own` are the rows of this process (see `distributed.local_rows`), all of them by default; `left_out` is what
+    `lengths.check` gives.
     """
     rows = config.data.rows
     own = range(rows) if own is None else own
-    streams = row_streams(_endless(config), _to_utterance(config, prompt), rows, own)
+    streams = row_streams(_endless(config, left_out), _to_utterance(config, prompt), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
     # The streams come to the end of their open rows together: what they pack then has to last until the next time.
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS)
@@ -175,10 +171,13 @@ def training_batches(
 
 
 def validation_batches(
-    config: ml_collections.ConfigDict, prompt: Prompt, own: Sequence[int] | None = None
+    config: ml_collections.ConfigDict,
+    prompt: Prompt,
+    own: Sequence[int] | None = None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Arrays]:
     """One pass over the validation split, packed like training (see `packed_batches`)."""
-    dataset = _dataset(config, config.data.train, "valid")
+    dataset = _dataset(config, config.data.train, "valid", left_out)
     return packed_batches(dataset, _to_utterance(config, prompt), config.data.rows, own)
 
 

@@ -78,6 +78,10 @@ class Prompt:
         """Begin token, text, end token: what the model learns to write after the speech."""
         return [self.begin_id, *self._ids(text), self.end_id]
 
+    def label_lengths(self, texts: list[str]) -> list[int]:
+        """The lengths of the labels of many texts, faster than one by one."""
+        return [len(ids) + 2 for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
     def text(self, ids: list[int]) -> str:
         """Text of generated ids, up to the end token."""
         ids = list(ids)

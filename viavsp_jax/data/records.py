@@ -167,9 +167,9 @@ class SplitSource(Sequence):
         self.folder, self.split, self.width, self.kind = os.fspath(folder), split, width, kind
         self._ends = list(itertools.accumulate(shard_lengths))
         num_shards = len(shard_lengths)
-        self._shards = [os.fspath(shard_path(folder, split, index, num_shards, kind)) for index in range(num_shards)]
+        self.shards = [os.fspath(shard_path(folder, split, index, num_shards, kind)) for index in range(num_shards)]
         # Given the ranges, the reader does not have to open every file first.
-        ranges = [f"{path}[0:{num}]" for path, num in zip(self._shards, shard_lengths, strict=True)]
+        ranges = [f"{path}[0:{num}]" for path, num in zip(self.shards, shard_lengths, strict=True)]
         self._records = ArrayRecordDataSource(ranges)
         self._schema = kind.schema(width)
 
@@ -183,7 +183,7 @@ class SplitSource(Sequence):
             raise IndexError(f"{index} is out of range for {len(self)} records")
         index %= len(self)
         shard = bisect.bisect_right(self._ends, index)
-        path, position = self._shards[shard], index - (self._ends[shard - 1] if shard else 0)
+        path, position = self.shards[shard], index - (self._ends[shard - 1] if shard else 0)
         try:
             example = self._schema.deserialize_example_np(self._records[index])
             example |= {name: example[name].decode() for name in TEXT_FIELDS}
