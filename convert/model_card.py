@@ -1,12 +1,15 @@
 """The README.md of an export: what the model is, how to load it, what it was trained on and how well it did."""
 
-import json
 import pathlib
+import sys
 
 from etils import epath
 
 from convert.work_folder import WorkFolder
 from viavsp_jax import __version__
+from viavsp_jax.errors import InputError
+from viavsp_jax.report.page import search_of
+from viavsp_jax.report.results import name_of, read_report
 
 _LOAD = """\
 ```python
@@ -64,7 +67,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
         + _LOAD.format(name=name, base=base)
         + (_MEDIA.format(name=name) if media else _FEATURES.format(width=opened.config.data.feature_width)),
         _training(opened),
-        _scores(workdir, opened.step),
+        _scores(opened, workdir),
         "## Limits and licences\n\n"
         "It has learnt from short clips and writes lower-case text without punctuation. Lip reading guesses where "
         "sounds look alike: do not take its text for what somebody said without checking. Do not use it to transcribe "
@@ -104,15 +107,26 @@ def _training(opened: WorkFolder) -> str:
     return f"## Training\n\n| | |\n|---|---|\n{table}\n\n`config.json` holds every setting under `training`.\n"
 
 
-def _scores(workdir: epath.Path, step: int) -> str:
-    path = workdir / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {}
-    if report.get("checkpoint") != step:
+def _scores(opened: WorkFolder, workdir: epath.Path) -> str:
+    """Of the results in report.json those of the checkpoint that is exported."""
+    try:
+        report = read_report(workdir)
+    except InputError as error:
+        print(f"note: the card of the export will not say how well it did, {error}", file=sys.stderr)
+        report = None
+    step, sums = opened.step, opened.checkpoints.weights_sum(opened.step)
+    made_with = {
+        key: about
+        for key, about in (report["evaluations"] if report else {}).items()
+        # Earlier versions did not tell the weights of two trainings apart.
+        if about["checkpoint"] == step and about.get("weights", sums) == sums and "wer" in report[key]
+    }
+    if not made_with:
         return "## Scores\n\nThis checkpoint was not evaluated before it was exported.\n"
     rows = [
-        f"| {name} | {row['clips']} | {100 * row['wer']:.2f} | {100 * row['cer']:.2f} |"
-        for name, row in report.items()
-        if isinstance(row, dict) and {"wer", "cer", "clips"} <= row.keys()
+        f"| {name_of(key, about)} | {report[key]['clips']} | {100 * report[key]['wer']:.2f} "
+        f"| {100 * report[key]['cer']:.2f} | {about['split']} | {search_of(about)} |"
+        for key, about in made_with.items()
     ]
-    table = "\n".join(["| data | clips | WER % | CER % |", "|---|---|---|---|", *rows])
-    return f"## Scores\n\nOn the {report['split']} split, corpus rates:\n\n{table}\n"
+    table = "\n".join(["| data | clips | WER % | CER % | split | search |", "|---|---|---|---|---|---|", *rows])
+    return f"## Scores\n\nCorpus rates:\n\n{table}\n"

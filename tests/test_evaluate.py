@@ -1,21 +1,28 @@
 """A trained run decoded by JAX and, after export, by transformers: the same words, and a report that adds up."""
 
 import csv
+import dataclasses
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from small_run import make_llm, make_shards, small_config
 
 from convert import decode_hf, to_hf
+from convert.model_card import _scores
+from convert.work_folder import open_work_folder
 from viavsp_jax import evaluate, scoring, train
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.records import open_split
 from viavsp_jax.errors import InputError
-from viavsp_jax.experiment import load_experiment
+from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.report.__main__ import remake
 
 
 def read_table(path):
@@ -73,6 +80,139 @@ def test_report_adds_up(run, capsys):
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert f"{100 * expected['wer']:.2f}" in page and "Learning rate" in page
     assert f"{100 * expected['wer']:.2f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def evaluated(run, tmp_path):
+    """(work folder, config) of the run with its checkpoint, and a second shard folder."""
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "work" / "checkpoints")
+    shutil.copytree(f"{run[1].data.path}/av_clean", tmp_path / "shards" / "av_clean")
+    make_shards(tmp_path / "shards" / "audio_clean", seed=3)
+    config = run[1].copy_and_resolve_references()
+    config.data.path = str(tmp_path / "shards")
+    return tmp_path / "work", config
+
+
+def results_of(workdir):
+    return json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+
+
+def test_results_of_other_folders_and_splits_stay(evaluated, capsys):
+    workdir, config = evaluated
+    found = {}
+    for name, split in (("av_clean", "test"), ("audio_clean", "test"), ("av_clean", "valid")):
+        config.evaluate.names, config.evaluate.split = (name,), split
+        found[name if split == "test" else f"{name}.{split}"] = evaluate.evaluate(config, workdir)[name]
+    report = results_of(workdir)
+    assert list(report["analysis"]) == list(report["evaluations"]) == list(found)
+    assert all(report[key] == scores for key, scores in found.items())
+    for key, prefix in (("av_clean", "test0"), ("audio_clean", "test3"), ("av_clean.valid", "valid0")):
+        rows = read_table(workdir / "hypotheses" / f"{key}.tsv")
+        assert {row["id"] for row in rows} == {f"{prefix}_{i}" for i in range(5)}
+    splits = {key: about["split"] for key, about in report["evaluations"].items()}
+    assert splits == {"av_clean": "test", "audio_clean": "test", "av_clean.valid": "valid"}
+    assert report["analysis"]["av_clean.valid"]["condition"] == report["analysis"]["av_clean"]["condition"]
+    # Of the whole report, the command makes the same again.
+    before = [(workdir / name).read_bytes() for name in ("report.json", "report.html")]
+    remake(workdir, "")
+    assert [(workdir / name).read_bytes() for name in ("report.json", "report.html")] == before
+
+
+def test_results_of_another_search_or_training_are_marked(evaluated):
+    workdir, config = evaluated
+    config.evaluate.names = ("av_clean", "audio_clean")
+    evaluate.evaluate(config, workdir)
+    assert "<th>update</th>" not in (workdir / "report.html").read_text(encoding="utf-8")
+    first = results_of(workdir)
+    config.evaluate.names, config.evaluate.decoding.num_beams = ("av_clean",), 2
+    evaluate.evaluate(config, workdir)
+    report, page = results_of(workdir), (workdir / "report.html").read_text(encoding="utf-8")
+    assert report["audio_clean"] == first["audio_clean"] and report["decoding"]["num_beams"] == 2
+    beams = {key: about["decoding"]["num_beams"] for key, about in report["evaluations"].items()}
+    assert beams == {"av_clean": 2, "audio_clean": first["decoding"]["num_beams"]} and beams["audio_clean"] != 2
+    assert "<th>update</th>" in page and "num_beams 2, float32" in page
+    assert "WER % by modality and noise" not in page, "rates of two searches are not compared"
+    # Another training whose checkpoint is of the same update.
+    opened = open_work_folder(workdir)
+    state, fits = opened.read_state(), opened.checkpoints.restore_fits(20)
+    state = dataclasses.replace(state, trainable=jax.tree.map(lambda x: x * 1.01, state.trainable))
+    shutil.rmtree(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir, 1)
+    checkpoints.save(state, None, config.to_json(), fits, {}, {"accuracy": 0.5})
+    checkpoints.close()
+    evaluate.evaluate(config, workdir)
+    report = results_of(workdir)
+    assert report["evaluations"]["audio_clean"] == first["evaluations"]["audio_clean"]
+    assert report["weights"] != first["weights"] and report["checkpoint"] == first["checkpoint"]
+    assert "20 of another training" in (workdir / "report.html").read_text(encoding="utf-8")
+    opened = open_work_folder(workdir)
+    card = _scores(opened, workdir)
+    assert f"| av_clean | 5 | {100 * report['av_clean']['wer']:.2f}" in card and "audio_clean" not in card
+
+
+def test_an_earlier_version_called_tables_by_the_folder_alone(evaluated):
+    workdir, config = evaluated
+    config.evaluate.split = "valid"
+    evaluate.evaluate(config, workdir)
+    report, table = results_of(workdir), (workdir / "hypotheses" / "av_clean.valid.tsv").read_bytes()
+    old = {"checkpoint": 20, "split": "valid", "av_clean": report["av_clean.valid"]}
+    old["analysis"] = {"av_clean": report["analysis"]["av_clean.valid"]}
+    for again in (lambda: remake(workdir, ""), lambda: evaluate.evaluate(config, workdir)):
+        config.evaluate.split = "test"
+        (workdir / "hypotheses" / "av_clean.valid.tsv").rename(workdir / "hypotheses" / "av_clean.tsv")
+        (workdir / "report.json").write_text(json.dumps(old))
+        assert f"| av_clean | 5 | {100 * report['av_clean.valid']['wer']:.2f}" in _scores(
+            open_work_folder(workdir), workdir
+        )
+        again()
+        assert (workdir / "hypotheses" / "av_clean.valid.tsv").read_bytes() == table
+        now = results_of(workdir)
+        assert now["av_clean.valid"] == report["av_clean.valid"]
+        assert now["evaluations"]["av_clean.valid"] == {"checkpoint": 20, "split": "valid"}
+    assert now["split"] == "test" and now["av_clean"] != now["av_clean.valid"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"checkpoint": 3, "split": "test", "analysis": {"av_clean": {}}}'])
+def test_a_damaged_report_is_found_before_decoding(evaluated, content):
+    workdir, config = evaluated
+    (workdir / "report.json").write_text(content)
+    config.llm.path = "nowhere"
+    with pytest.raises(InputError, match="report.json: not a report .* move it away"):
+        evaluate.evaluate(config, workdir)
+    assert (workdir / "report.json").read_text() == content
+    assert "was not evaluated" in _scores(open_work_folder(workdir), workdir)
+
+
+def test_all_that_is_asked_for_is_looked_for_before_decoding(evaluated, monkeypatch):
+    workdir, config = evaluated
+    monkeypatch.delattr(Experiment, "load_frozen")
+    for names, split, words in (
+        (("av_clean", "video_clean"), "test", "video_clean: no such folder"),
+        (("av_clean", "audio_clean"), "dev", r"av_clean: no split 'dev', expected one of \['test', 'train', 'valid'\]"),
+        ((), "test", r"config.evaluate.names is \(\), expected names of shard folders"),
+        (("analysis",), "test", "config.evaluate.names is"),
+    ):
+        config.evaluate.names, config.evaluate.split = names, split
+        with pytest.raises(InputError, match=words):
+            evaluate.evaluate(config, workdir)
+    assert not (workdir / "hypotheses").exists()
+
+
+def test_what_was_decoded_before_a_stop_is_kept(evaluated, monkeypatch):
+    workdir, config = evaluated
+    config.evaluate.names = ("av_clean", "audio_clean")
+    decode_folder = evaluate.decode_folder
+
+    def stopped(experiment, decode_batch, name):
+        if name == "audio_clean":
+            raise KeyboardInterrupt
+        return decode_folder(experiment, decode_batch, name)
+
+    monkeypatch.setattr(evaluate, "decode_folder", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(config, workdir)
+    assert list(results_of(workdir)["evaluations"]) == ["av_clean"]
+    assert [path.name for path in (workdir / "hypotheses").iterdir()] == ["av_clean.tsv"]
 
 
 def test_a_mapping_is_looked_for_before_decoding(run):

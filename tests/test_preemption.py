@@ -1,4 +1,4 @@
-"""SIGTERM and a restart, with the real command in processes of its own; and the programs kept between them."""
+"""Signals and a restart, with the real command in processes of its own; and the programs kept between them."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 from small_run import command, small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import compilation_cache, experiment, train
+from viavsp_jax import compilation_cache, experiment, preemption, train
 from viavsp_jax.checkpoint import Checkpoints
 
 
@@ -73,6 +73,97 @@ def test_sigterm_saves_and_the_same_command_continues(folders, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *ends)
     losses = [scalars(tmp_path / name / "tensorboard")["valid/loss"][saved + 1] for name in ("work", "whole")]
     assert losses[0] == losses[1]
+
+
+def stopped(config, workdir, monkeypatch, *numbers: int) -> int | None:
+    """Trains here; the signals come in update 3. Returns the status that the process would have ended with."""
+    update = train.Trainer.update
+
+    def interrupted(trainer, step, first):
+        if step == 3:
+            for number in numbers:
+                signal.raise_signal(number)
+        return update(trainer, step, first)
+
+    monkeypatch.setattr(train.Trainer, "update", interrupted)
+    before = [signal.getsignal(x) for x in preemption._STATUS]
+    try:
+        train.train(config, workdir)
+    except SystemExit as end:
+        return end.code
+    finally:
+        assert [signal.getsignal(x) for x in preemption._STATUS] == before
+    return None
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, None), (signal.SIGINT, 130)])
+def test_a_closed_terminal_and_ctrl_c_save_too(folders, tmp_path, monkeypatch, capfd, number, status):
+    config = small_config(*folders)
+    config.updates = 8
+    assert stopped(config, tmp_path, monkeypatch, number) == status
+    text = capfd.readouterr().err
+    assert f"{number.name}: ends after this update and saves it; Ctrl-C ends at once" in text
+    assert f"stopped by {number.name} after update 3, which is saved: the same command continues" in text
+    assert Checkpoints(tmp_path).latest_step() == 3
+    monkeypatch.undo()
+    train.train(config, tmp_path)
+    assert "continuing from update 3 in" in capfd.readouterr().err and Checkpoints(tmp_path).latest_step() == 8
+
+
+def test_what_a_process_was_started_to_ignore_is_ignored(folders, tmp_path, monkeypatch, capfd):
+    """SIGHUP by nohup, SIGINT by a shell that runs a script's command in the background."""
+    config = small_config(*folders)
+    ignored = (signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
+    try:
+        assert stopped(config, tmp_path, monkeypatch, *ignored) is None
+    finally:
+        for number, handler in zip(ignored, before, strict=True):
+            signal.signal(number, handler)
+    assert Checkpoints(tmp_path).latest_step() == config.updates
+    assert "SIG" not in capfd.readouterr().err
+
+
+def test_the_second_ctrl_c_ends_at_once(folders, tmp_path, monkeypatch, capfd):
+    class Ended(BaseException):
+        pass
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="130"):
+        stopped(small_config(*folders), tmp_path, monkeypatch, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    assert "ended at once by Ctrl-C: the same command continues from the last" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), preemption._STATUS.items())
+def test_before_there_is_something_to_save_it_ends_at_once(capfd, number, status):
+    with pytest.raises(SystemExit) as caught, preemption.Preemption():
+        signal.raise_signal(number)
+    assert caught.value.code == status
+    sentence = f"stopped by {number.name} before the first update: there is nothing to save\n"
+    assert capfd.readouterr().err == sentence
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run():
+    """Its hang-up comes as SIGHUP, and from then on nothing can be written there."""
+    reader, writer = os.openpty()
+    kept = os.dup(2)
+    try:
+        os.dup2(writer, 2)
+        os.close(writer)
+        os.close(reader)
+        with pytest.raises(OSError):
+            os.write(2, b"x")
+        with preemption.Preemption() as notice:
+            notice.hold()
+            signal.raise_signal(signal.SIGHUP)
+            assert notice.noticed() and notice.cause == signal.SIGHUP and notice.status == 0
+        assert os.write(2, b"x") == 1
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def test_all_processes_stop_when_one_is_told_to(folders, tmp_path):

@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_run import small_config
+from small_run import WIDTH, small_config
 from tensorboard_events import scalars
 
 from viavsp_jax import evaluate, experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import pipeline, records
 from viavsp_jax.errors import InputError
 from viavsp_jax.metrics import label_loss
 from viavsp_jax.optimizer import make_optimizer
@@ -217,6 +217,30 @@ def test_the_updates_asked_for_are_traced(whole):
     assert path.with_name(path.name.replace(".trace.json.gz", ".xplane.pb")).stat().st_size
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert {event["args"]["step_num"] for event in events if event.get("name") == "update"} == {"2", "3"}
+
+
+def test_what_the_data_lack_is_found_before_anything_large_is_made(config, tmp_path, monkeypatch):
+    """The validation split, for one: it is read after hours for the first time."""
+    shards = shutil.copytree(f"{config.data.path}/av_clean", tmp_path / "shards" / "av_clean")
+    config.data.path = str(tmp_path / "shards")
+    monkeypatch.delattr(train, "init_state")
+    config.data.row.frames = 9
+    with pytest.raises(InputError, match="29 of 29 records do not fit a row: .*config.data.row.frames="):
+        train.train(config, tmp_path / "work")
+    assert len((tmp_path / "work" / "too_long.jsonl").read_text().splitlines()) == 29
+    records.write_metadata(shards, WIDTH, ["test", "train"])
+    with pytest.raises(InputError, match=r"av_clean: no split 'valid', expected one of \['test', 'train'\]"):
+        train.train(config, tmp_path / "work")
+
+
+def test_what_is_left_out_is_said(config, tmp_path, capsys):
+    config.data.too_long, config.updates, config.checkpoint.every = "skip", 1, 1
+    config.data.row.frames = 30
+    train.train(config, tmp_path)
+    left = len((tmp_path / "too_long.jsonl").read_text().splitlines())
+    assert (
+        0 < left < 29 and f"{left} records do not fit a row and are left out, see {tmp_path}" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 2), (3, 5), ("2:3",), (1, 2, 3)])

@@ -202,6 +202,11 @@ class Checkpoints:
         """What the learnt weights fit."""
         return self._read_json(step, "fits")
 
+    def weights_sum(self, step: int) -> int | None:
+        """A number that tells the learnt weights of `step` from others; None if an earlier version wrote it."""
+        sums = self._read_json(step, "sums") if (self.folder / str(step) / "sums").exists() else {}
+        return sums.get("trainable")
+
     def restore_origin(self, step: int) -> dict[str, Any]:
         """What a checkpoint was made by; {} if an earlier version wrote it."""
         return self._read_json(step, "origin") if (self.folder / str(step) / "origin").exists() else {}

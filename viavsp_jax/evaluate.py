@@ -1,6 +1,7 @@
 """Evaluation: decode shard folders with the best checkpoint, score them, write tables and a report."""
 
 import csv
+import dataclasses
 import functools
 import io
 import zlib
@@ -16,13 +17,15 @@ from tqdm import tqdm
 
 from viavsp_jax import decode, distributed, scoring, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.media import FRAME_RATE
+from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.cache import Cache, moved
+from viavsp_jax.report import results
 from viavsp_jax.report.analysis import read_channels
-from viavsp_jax.report.page import make_report, write_report
+from viavsp_jax.report.page import make_report, read_whole_report, write_report
 
 Batch = dict[str, jax.Array]
 Tree = dict[str, Any]
@@ -169,34 +172,49 @@ def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> Non
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
 
-    Writes `hypotheses/<name>.tsv`, `report.json` and `report.html` (see viavsp_jax/report/page.py) there, and prints
-    the scores as a table. Where several processes share the work, the first one writes and prints.
+    After each folder writes `hypotheses/<key>.tsv`, `report.json` and `report.html` there (see viavsp_jax/report/), in
+    which earlier results of other folders and splits stay. At the end prints the scores as a table. Where several
+    processes share the work, the first one writes and prints.
 
     Returns the scores by name, the same to every process.
     """
     settings.check(config)
     channels = read_channels(config.evaluate.mapping)
+    workdir, is_first, names = epath.Path(workdir), jax.process_index() == 0, config.evaluate.names
+    report = read_whole_report(workdir)
     experiment = load_experiment(config)
+    if not names or set(names) & set(results.RESERVED):
+        raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
+    for name in names:
+        lengths.check_languages(config, experiment.prompt, name)
     decoder = Decoder(experiment)
-    workdir, is_first = epath.Path(workdir), jax.process_index() == 0
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
     checkpoints.check_fits(step, experiment.fits)
+    about = {
+        "checkpoint": step,
+        "weights": checkpoints.weights_sum(step),
+        "split": config.evaluate.split,
+        "dtype": config.dtype,
+        "decoding": dataclasses.asdict(decoder.config),
+    }
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
     frozen = experiment.load_frozen() | checkpoints.restore_batch_stats(step, experiment.batch_stats)
     if is_first:
         print(f"decoding with the checkpoint of update {step}")
         (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
+        if report:
+            results.move_old_tables(workdir, report)
     decode_batch = functools.partial(decoder, trainable, frozen)
-    tables = {}
-    for name in config.evaluate.names:
-        tables[name] = decode_folder(experiment, decode_batch, name)
+    scores = {}
+    for name in names:
+        rows = decode_folder(experiment, decode_batch, name)
+        new, key = make_report(about, {name: rows}, channels), results.key_of(name, about)
+        report, scores[name] = results.joined(report, new) if report else new, new[key]
         if is_first:
-            write_table(workdir / "hypotheses" / f"{name}.tsv", tables[name])
-    report = make_report({"checkpoint": step, "split": config.evaluate.split}, tables, channels)
-    scores = {name: report[name] for name in tables}
+            write_table(results.table_path(workdir, key), rows)
+            write_report(workdir, report)
     if is_first:
-        write_report(workdir, report)
         print(score_table(scores))
     return scores
 

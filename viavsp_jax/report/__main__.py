@@ -4,7 +4,6 @@ import argparse
 import collections
 import csv
 import io
-import json
 import re
 
 from etils import epath
@@ -12,9 +11,9 @@ from etils import epath
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.report.analysis import Row, read_channels
 from viavsp_jax.report.page import make_report, write_report
+from viavsp_jax.report.results import ABOUT, FILE, joined, move_old_tables, name_of, read_report, table_path
 
 _COLUMNS = ("id", "reference", "hypothesis")
-_ABOUT = ("checkpoint", "split")  # of report.json, beside what is made again
 _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?", re.ASCII)
 
 
@@ -49,19 +48,18 @@ def read_table(path: epath.PathLike) -> list[Row]:
 
 def remake(workdir: epath.PathLike, mapping: epath.PathLike) -> None:
     """Writes report.json and report.html anew. Raises InputError if the work folder was not evaluated."""
-    workdir = epath.Path(workdir)
-    path = workdir / "report.json"
-    if not path.exists():
+    old = read_report(workdir)
+    path = epath.Path(workdir) / FILE
+    if old is None:
         raise InputError(f"{path}: no such file, expected a work folder that --mode=eval has evaluated.")
-    try:
-        old = json.loads(path.read_bytes())
-        about, names = {name: old[name] for name in _ABOUT}, list(old["analysis"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: not a report ({error!r}), expected one that --mode=eval wrote.") from error
-    if not names:
+    if not old["evaluations"]:
         raise InputError(f"{path}: names no shard folder, expected those that were evaluated.")
-    tables = {name: read_table(workdir / "hypotheses" / f"{name}.tsv") for name in names}
-    write_report(workdir, make_report(about, tables, read_channels(mapping)))
+    move_old_tables(workdir, old)
+    channels, report = read_channels(mapping), {"evaluations": {}}
+    for key, about in old["evaluations"].items():
+        rows = read_table(table_path(workdir, key))
+        report = joined(report, make_report(about, {name_of(key, about): rows}, channels))
+    write_report(workdir, report | {name: old[name] for name in ABOUT if name in old})
 
 
 def main() -> None:

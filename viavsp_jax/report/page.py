@@ -1,10 +1,12 @@
 """The report of an evaluation: report.json for programs, report.html for people.
 
-report.json holds what is known of the run (checkpoint, split), then for each shard folder, under its name, what
-`analysis.score` gives, and under `analysis`, again by name, what `analysis.analyse` gives. The page shows all of it,
-and the curves of the training; it needs no other file and no network.
+report.json holds what the evaluation was made with (checkpoint, split, search), then for each shard folder, under its
+key (see viavsp_jax/report/results.py), what `analysis.score` gives, and under `analysis`, again by key, what
+`analysis.analyse` gives. The page shows all of it, and the curves of the training; it needs no other file and no
+network.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,30 +18,45 @@ from markupsafe import Markup
 
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.decode import DecodingConfig
 from viavsp_jax.report import analysis, figures
 from viavsp_jax.report.events import Curve, read_curves
+from viavsp_jax.report.results import ABOUT, FILE, About, Report, key_of, not_a_report, read_report
 from viavsp_jax.vietnamese import TONES
 
-Report = dict[str, Any]
 
+def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], channels: Mapping[str, str]) -> Report:
+    """What report.json is to hold, from the rows of each shard folder by its name.
 
-def make_report(
-    about: Mapping[str, Any], tables: Mapping[str, Sequence[analysis.Row]], channels: Mapping[str, str]
-) -> Report:
-    """What report.json is to hold, from the rows of each shard folder.
-
-    `about` goes in front: checkpoint and split. `channels` is what `analysis.read_channels` gives.
+    `about` goes in front: checkpoint, split, search. `channels` is what `analysis.read_channels` gives.
     """
-    scores = {name: analysis.score(rows) for name, rows in tables.items()}
-    details = {name: analysis.analyse(name, rows, channels) for name, rows in tables.items()}
-    return {**about, **scores, "analysis": details}
+    keys = {name: key_of(name, about) for name in tables}
+    return {
+        **about,
+        **{keys[name]: analysis.score(rows) for name, rows in tables.items()},
+        "evaluations": {key: dict(about) for key in keys.values()},
+        "analysis": {keys[name]: analysis.analyse(name, rows, channels) for name, rows in tables.items()},
+    }
 
 
 def write_report(workdir: epath.PathLike, report: Report) -> None:
     """Writes report.json and, with the curves of the training there, report.html to the work folder."""
     workdir = epath.Path(workdir)
-    write_bytes(workdir / "report.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(workdir / FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     write_bytes(workdir / "report.html", render(report, read_curves(workdir / "tensorboard")).encode())
+
+
+def read_whole_report(workdir: epath.PathLike) -> Report | None:
+    """The report of a work folder, which is to be added to; None if there is none.
+
+    Raises InputError if something of it is damaged, which would only be met when new results are there to be written.
+    """
+    if report := read_report(workdir):
+        try:
+            render(report, {})
+        except Exception as error:  # what a template raises for other things than it expects is of every kind
+            raise not_a_report(workdir, error) from error
+    return report
 
 
 def render(report: Report, curves: Mapping[str, Curve]) -> str:
@@ -53,13 +70,16 @@ def render(report: Report, curves: Mapping[str, Curve]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
-    details = report["analysis"]
+    details, evaluations = report["analysis"], report["evaluations"]
     return environment.get_template("page.html").render(
         report=report,
         written={name: report[name] for name in details if "wer" in report[name]},
         spoken={name: part["spoken_form"] for name, part in details.items() if "spoken_form" in part},
         translated={name: report[name] for name in details if "bleu" in report[name]},
         details=details,
+        made_with={key: _made_with(about, report) for key, about in evaluations.items()},
+        mixed=any(not _of_last(key, report) for key in evaluations),
+        last=_made_with(report, report),
         conditions=_conditions(report),
         modalities=[x for x in MODALITIES if any(x in names for names in _conditions(report).values())],
         noise_figures=_noise_figures(report),
@@ -69,10 +89,36 @@ def render(report: Report, curves: Mapping[str, Curve]) -> str:
     )
 
 
+def _of_last(key: str, report: Report) -> bool:
+    """Whether results are of the checkpoint, split and search of the last evaluation: these may be compared."""
+    about = report["evaluations"][key]
+    return all(about.get(name) == report.get(name) for name in about.keys() | set(ABOUT))
+
+
+def _made_with(about: About, report: Report) -> dict[str, str]:
+    """For the eye: `checkpoint`, `split` and `search`."""
+    update = str(about["checkpoint"])
+    if about["checkpoint"] == report["checkpoint"] and about.get("weights") != report.get("weights"):
+        update += " of another training"
+    return {"checkpoint": update, "split": about["split"], "search": search_of(about)}
+
+
+def search_of(about: About) -> str:
+    """How results were searched for, in transformers' words: beams, most tokens and what is not as usual."""
+    if not (decoding := about.get("decoding")):
+        return "not recorded"
+    usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
+    search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
+    return ", ".join([*search, str(about["dtype"])])
+
+
 def _known(report: Report) -> dict[str, dict[str, Any]]:
-    """The condition of the shard folders whose names tell it, and whose clips are recognised."""
-    conditions = {name: part["condition"] for name, part in report["analysis"].items()}
-    return {name: known for name, known in conditions.items() if known and "wer" in report[name]}
+    """The condition of the shard folders whose names tell it, and whose clips are recognised, in the last evaluation.
+
+    Or in earlier ones that were made with the same.
+    """
+    conditions = {key: part["condition"] for key, part in report["analysis"].items() if _of_last(key, report)}
+    return {key: known for key, known in conditions.items() if known and "wer" in report[key]}
 
 
 def _conditions(report: Report) -> dict[tuple[str | None, float | None], dict[str, str]]:
