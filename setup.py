@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "viavsp_jax/__init__.py").r
 core = [
     "absl-py",
     "array-record",
+    "av",
     "clu",
     "etils[epath,epy]",
     "flax>=0.12",
@@ -41,7 +42,7 @@ core = [
 prepare = ["peft", "scikit-learn", "torch"]
 demo = [*prepare, "espeakng-loader"]
 # Mouth crops from videos of any kind; the models of faces come with the last of them.
-mouths = ["av", "dlib-bin", "face-recognition-models"]
+mouths = ["dlib-bin", "face-recognition-models"]
 # Transcribing files, and the web page.
 app = [*prepare, *mouths, "gradio"]
 tpu = ["jax[tpu]"]

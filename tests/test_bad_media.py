@@ -41,6 +41,15 @@ def without_pictures(data: bytes) -> bytes:
     return data[:start] + bytes(end - start) + data[end:]
 
 
+def damaged(data: bytes) -> bytes:
+    middle = (data.index(b"mdat") + data.index(b"moov")) // 2
+    return data[:middle] + bytes(200) + data[middle + 200 :]
+
+
+def of_no_codec(data: bytes) -> bytes:
+    return data.replace(b"mp4v", b"zzz2").replace(b"esds", b"free")
+
+
 def in_its_place(make):
     """Something of another kind under the file's name."""
 
@@ -75,6 +84,8 @@ CLIPS = [
     video("video is cut off", "not a readable video file", content(lambda data: data[: len(data) // 2])),
     video("sound in place of the video", "not a readable video file", wav()),
     video("pictures of a video are wiped out", "no video frame could be decoded", content(without_pictures)),
+    video("video is damaged in the middle", "damaged, ", content(damaged)),
+    video("video that there is no decoder for", "has no decoder for here", content(of_no_codec)),
     video("video without pictures", "mp4: ", lambda path: write_video(path, 0, RNG)),
     video("video of 96x64", "video is 96x64, expected a 96x96 mouth crop", small_video),
     video("video is longer than listed", "has 40 frames, expected 30", lambda path: write_video(path, 40, RNG)),
@@ -93,6 +104,7 @@ CLIPS = [
     audio("audio is text", "not a readable PCM wav file", content(lambda data: b"<html>404</html>")),
     audio("audio is cut off", "truncated wav file", content(lambda data: data[:-100])),
     audio("audio is floating", "not a readable PCM wav file", content(lambda data: data[:20] + b"\3\0" + data[22:])),
+    audio("audio is big-endian", "its numbers are big-endian", content(lambda data: b"RIFX" + data[4:])),
     audio("audio without samples", "the wav file has no samples", wav(samples=0)),
     audio("audio of 8 kHz", "audio is 8000 Hz, 1 channel(s), 16 bit, expected 16000 Hz", wav(rate=8000)),
     audio("audio in stereo", "audio is 16000 Hz, 2 channel(s), 16 bit", wav(channels=2)),

@@ -10,7 +10,7 @@ SCRIPT = """
     import sys
     from importlib.machinery import PathFinder
 
-    EXTRAS = {"torch", "tensorflow", "sklearn", "peft", "espeakng_loader", "ray", "av", "dlib", "gradio"}
+    EXTRAS = {"torch", "tensorflow", "sklearn", "peft", "espeakng_loader", "ray", "dlib", "gradio"}
 
     class CoreFinder(PathFinder):
         '''Finds what the core install has.'''

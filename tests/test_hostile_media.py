@@ -49,8 +49,7 @@ def test_pictures_far_larger_than_their_file(tmp_path):
     path = tmp_path / "bomb.mov"
     picture_bomb(path, 10_000)
     refused("bomb.mov: no picture of its video could be decoded", read_recording, path)
-    # OpenCV decodes one to know its form; it is not turned to colours, and no other is decoded.
-    refused("bomb.mov: video is 10000x10000, expected a 96x96", media.read_video, path, megabytes=160)
+    refused("bomb.mov: no video frame could be decoded", media.read_video, path)
 
 
 @pytest.mark.parametrize("starts", [[0, 7200], [0, 1900, 3801]])

@@ -271,7 +271,7 @@ def test_without_its_packages_it_says_what_to_install(tmp_path):
         class CoreFinder(PathFinder):
             @classmethod
             def find_spec(cls, name, path=None, target=None):
-                return None if name.split(".")[0] in ("av", "dlib") else super().find_spec(name, path, target)
+                return None if name.split(".")[0] == "dlib" else super().find_spec(name, path, target)
 
         sys.meta_path = [CoreFinder if finder is PathFinder else finder for finder in sys.meta_path]
         from viavsp_jax.prepare.__main__ import main
@@ -280,4 +280,4 @@ def test_without_its_packages_it_says_what_to_install(tmp_path):
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "error: av, dlib: not installed, expected pip install av dlib-bin" in result.stderr
+    assert "error: dlib: not installed, expected pip install dlib-bin" in result.stderr

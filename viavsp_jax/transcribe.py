@@ -24,13 +24,13 @@ from tqdm import tqdm
 from viavsp_jax.app import needs_extra
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.media import FRAME_RATE
 from viavsp_jax.errors import InputError, reported_to_user
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
     from viavsp_jax.app.pictures import write_sheet, write_video
     from viavsp_jax.app.transcriber import Clip, Progress, Segment, Transcriber, Transcript
+    from viavsp_jax.data.media import FRAME_RATE
     from viavsp_jax.prepare.mouth import load_mean_face
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]

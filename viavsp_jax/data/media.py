@@ -4,13 +4,14 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second).
 """
 
 import contextlib
-import os
-import wave
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from convert.hub.feature_extraction_viavsp import (  # noqa: F401
     AUDIO_DIM,
@@ -31,49 +32,71 @@ from convert.hub.feature_extraction_viavsp import (  # noqa: F401
     stack,
     video_input,
 )
+from viavsp_jax.data import wav
+from viavsp_jax.data.containers import decoded, opened, tracks
 from viavsp_jax.errors import InputError
 
 FRAME_RATE = 25
 # 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
 MAX_VIDEO_FRAMES = 5000
-
-# Formats that hold the video themselves. Others name files, by which a stranger's video could have any opened, itself
-# too and without end. OpenCV has no other place for it.
-os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "format_whitelist;mov,matroska,avi"
+_FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
+_MOST_PIXELS = 2048 * 2048  # so that a video of another size is named, but a picture bomb is not decoded
 
 
 def read_video(path: str | Path) -> np.ndarray:
     """Decodes a mouth video to grey: uint8 [T, 96, 96].
 
-    Raises InputError if the file is missing or unreadable, has no frame, more than MAX_VIDEO_FRAMES or is not 96x96.
+    Raises InputError if the file is missing, unreadable or damaged, has no frame, more than MAX_VIDEO_FRAMES or is not
+    96x96.
     """
     _require_file(path, "a mouth video")
-    return decode_video(Path(path).read_bytes(), str(path))
+    frames, damage = _decode(Path(path).read_bytes(), str(path))
+    if damage:
+        raise InputError(f"{path}: damaged, {damage}, expected a whole video")
+    return frames
 
 
 def decode_video(data: bytes, where: str) -> np.ndarray:
     """Decodes the bytes of a mouth video file to grey: uint8 [T, 96, 96]; `where` is named in errors.
 
+    They are taken to be whole, as `read_video` found them to be when they became a record: damaged ones end early.
+
     Raises InputError if they are not a video, or have no frame, more than MAX_VIDEO_FRAMES or one that is not 96x96.
     """
-    frames = []
-    with _open_video(data) as capture:
-        if not capture.isOpened():
-            raise InputError(f"{where}: not a readable video file")
-        declared = [round(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
-        if any(declared):  # before the first frame, too: to decode a huge one takes gigabytes
-            _check_size(*declared, where)
-        while True:
-            decoded, frame = capture.read()
-            if not decoded:
+    return _decode(data, where)[0]
+
+
+def _decode(data: bytes, where: str) -> tuple[np.ndarray, str]:
+    """Frames up to the first that cannot be decoded, and what is damaged, if anything."""
+    frames, errors, damage, turns = [], [], "", 0
+    with _opened(data, where) as (container, stream):
+        # One thread: to start more takes longer than to decode so small a picture.
+        stream.codec_context.thread_count, convert = 1, VideoReformatter()
+        for frame in decoded(container.demux(stream), errors.append):
+            if errors:
                 break
-            _check_size(frame.shape[1], frame.shape[0], where)
+            _check_size(frame.width, frame.height, where)
             if len(frames) == MAX_VIDEO_FRAMES:
                 raise InputError(f"{where}: video of more than {MAX_VIDEO_FRAMES} frames, expected a short clip")
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
-    if not frames:
-        raise InputError(f"{where}: no video frame could be decoded")
-    return np.stack(frames)
+            if frame.is_corrupt:
+                damage = damage or f"a part of frame {len(frames)} is lost"
+            turns = turns if frames else round(frame.rotation / 90)  # those that make it upright
+            frames.append(_grey(frame, convert, where))
+        if not frames:
+            reason = f"{stream.codec_context.name}: {errors[0] if errors else 'there is none'}"
+            raise InputError(f"{where}: no video frame could be decoded ({reason}), expected a video as H.264 in mp4")
+    if errors:
+        damage = f"frame {len(frames)} cannot be decoded ({errors[0]})"
+    return np.rot90(np.stack(frames), turns, (1, 2)), damage
+
+
+def _grey(frame: av.VideoFrame, convert: VideoReformatter, where: str) -> np.ndarray:
+    """uint8 [96, 96], by way of colours, as OpenCV reads a video: rounding is the same."""
+    try:
+        picture = convert.reformat(frame, format="bgr24", threads=1).to_ndarray()
+    except (av.FFmpegError, ValueError) as error:
+        raise InputError(f"{where}: a frame cannot be converted ({frame.format.name}: {error})") from error
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -82,17 +105,24 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_video(data: bytes) -> Iterator[cv2.VideoCapture]:
-    """FFmpeg on a file in memory (Linux): OpenCV 5.0 also takes a Python stream, but crashes when that is released."""
-    with os.fdopen(os.memfd_create("mouth video"), "wb") as file:
-        file.write(data)
-        file.flush()
-        # One thread: to start more takes longer than to decode so small a picture.
-        capture = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+def _opened(data: bytes, where: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    with contextlib.ExitStack() as closing:
         try:
-            yield capture
-        finally:
-            capture.release()
+            container = closing.enter_context(opened(io.BytesIO(data), _FORMATS, _MOST_PIXELS))
+        except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
+            raise InputError(f"{where}: not a readable video file ({error.strerror or error})") from error
+        if not container.streams.video:
+            raise InputError(f"{where}: not a readable video file (it has no pictures)")
+        found = tracks(container, "video")
+        if not found:
+            raise InputError(
+                f"{where}: its video is of a kind that FFmpeg has no decoder for here, expected H.264 in mp4, as "
+                "ffmpeg -c:v libx264 writes it"
+            )
+        stream = found[0]
+        if stream.width and stream.height:  # before the first frame, too: to decode a huge one takes gigabytes
+            _check_size(stream.width, stream.height, where)
+        yield container, stream
 
 
 def read_audio(path: str | Path) -> np.ndarray:
@@ -100,42 +130,32 @@ def read_audio(path: str | Path) -> np.ndarray:
 
     Raises InputError if the file is missing, unreadable, empty, truncated or of another format.
     """
-    with _open_wav(path) as file:
-        expected_samples = file.getnframes()
-        # Not more than there can be: room is made for what is asked for.
-        data = file.readframes(min(expected_samples, os.path.getsize(path)))
-    if len(data) != 2 * expected_samples:
-        raise InputError(
-            f"{path}: truncated wav file, {len(data) // 2} samples where its header says {expected_samples}"
-        )
-    return np.frombuffer(data, dtype="<i2").astype(np.int16)
+    return wav.read_samples(path, _wav_layout(path))
 
 
 def check_audio(path: str | Path) -> None:
-    """Raises InputError if `read_audio` would refuse a wav file; of its samples only the last is read."""
-    with _open_wav(path) as file:
-        expected_samples = file.getnframes()
-        file.setpos(expected_samples - 1)
-        if len(file.readframes(1)) != 2:
-            raise InputError(f"{path}: truncated wav file, its header says {expected_samples} samples")
+    """Raises InputError if `read_audio` would refuse a wav file; of its samples none is read."""
+    _wav_layout(path)
 
 
-@contextlib.contextmanager
-def _open_wav(path: str | Path) -> Iterator[wave.Wave_read]:
+def _wav_layout(path: str | Path) -> wav.Layout:
     _require_file(path, "a wav file")
     try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getframerate(), file.getnchannels(), 8 * file.getsampwidth())
-            if found != (SAMPLE_RATE, 1, 16):
-                raise InputError(
-                    f"{path}: audio is {found[0]} Hz, {found[1]} channel(s), {found[2]} bit, "
-                    f"expected {SAMPLE_RATE} Hz, 1 channel, 16 bit"
-                )
-            if file.getnframes() == 0:
-                raise InputError(f"{path}: the wav file has no samples")
-            yield file
-    except (wave.Error, EOFError, RuntimeError) as error:  # the last, without a word: chunks beyond their end
-        raise InputError(f"{path}: not a readable PCM wav file ({str(error) or 'unexpected end of file'})") from error
+        layout = wav.read_layout(path)
+    except ValueError as error:
+        raise InputError(f"{path}: not a readable PCM wav file ({error})") from error
+    if (layout.rate, layout.channels, layout.bits) != (SAMPLE_RATE, 1, 16):
+        raise InputError(
+            f"{path}: audio is {layout.rate} Hz, {layout.channels} channel(s), {layout.bits} bit, "
+            f"expected {SAMPLE_RATE} Hz, 1 channel, 16 bit"
+        )
+    if not layout.size // 2:
+        raise InputError(f"{path}: the wav file has no samples")
+    if layout.found < layout.size:
+        raise InputError(
+            f"{path}: truncated wav file, {layout.found // 2} samples where its header says {layout.size // 2}"
+        )
+    return layout
 
 
 def _require_file(path: str | Path, expected: str) -> None:

@@ -36,7 +36,7 @@ LICENCE = (
     "Faces are found with dlib, whose 68-point landmark model was trained on iBUG 300-W: its licence bars "
     "commercial use."
 )
-_PACKAGES = {"av": "av", "dlib": "dlib-bin", "face_recognition_models": "face_recognition_models"}  # by module
+_PACKAGES = {"dlib": "dlib-bin", "face_recognition_models": "face_recognition_models"}  # by module
 SHORT_SIDE = 480  # pixels of the pictures that the detector sees
 STEP = 5  # pictures from one run of the detector to the next
 _THRESHOLD = -0.1  # of the detector's score
@@ -100,7 +100,7 @@ class FaceFinder:
 
 
 def require_packages() -> None:
-    """Raises InputError if what reads videos and finds faces is not installed."""
+    """Raises InputError if what finds faces is not installed."""
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"{', '.join(missing)}: not installed, expected pip install {' '.join(_PACKAGES.values())}.")
 

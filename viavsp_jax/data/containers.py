@@ -1,0 +1,63 @@
+"""Opens media files of strangers with FFmpeg (PyAV) and decodes their tracks.
+
+FFmpeg gets the open file and nothing else: playlists and lists of files, by which a file could make it read other files
+or addresses, are refused, as only formats that hold the media themselves are let in.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import av
+from av.stream import Disposition
+
+
+@contextlib.contextmanager
+def opened(file: BinaryIO, formats: str, max_pixels: int) -> Iterator[av.container.InputContainer]:
+    """A file as a container of one of FFmpeg's `formats` (their names with commas), as a context.
+
+    Larger pictures are not decoded: a picture of one colour is a thousand times smaller as a file than in memory.
+
+    Raises OSError or av.FFmpegError if it is none.
+    """
+    limits = {"max_pixels": str(max_pixels)}
+    options = {"format_whitelist": formats, "protocol_whitelist": "none", **limits}
+    with av.open(file, options=options, metadata_errors="replace") as container:
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.codec_context.options = limits
+        yield container
+
+
+def tracks(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
+    """The tracks of a kind (audio or video) that there is a decoder for; first the one that a player would choose.
+
+    The cover of an audio file is not a video.
+    """
+    best = container.streams.best(kind)
+    found = [
+        stream
+        for stream in getattr(container.streams, kind)
+        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
+    ]
+    return sorted(found, key=lambda stream: (stream is not best, not stream.disposition & Disposition.default))
+
+
+def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """The frames of one track's packets. What cannot be decoded is reported and left out.
+
+    A frame of which the decoder made a part up says so (`is_corrupt`).
+    """
+    packets = iter(packets)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (OSError, av.FFmpegError, IndexError) as error:  # the last: a track that was not there at the start
+            report(str(getattr(error, "strerror", None) or error))
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.FFmpegError as error:
+            report(error.strerror)
