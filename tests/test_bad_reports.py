@@ -41,11 +41,16 @@ REPORTS = [
         '{"checkpoint": 3, "split": "test", "analysis": {}}',
     ),
     bad("hypotheses are missing", "av_clean.tsv: no such file, expected the hypotheses", TABLE, None),
-    bad("hypotheses are not UTF-8", "not UTF-8 text", TABLE, HEAD.decode().encode("utf-16")),
+    bad("hypotheses are not UTF-8", "not UTF-8 text", TABLE, HEAD + b"x\t\xff\ta\t1\n"),
+    bad("hypotheses are UTF-16, cut off", "not UTF-16 text", TABLE, HEAD.decode().encode("utf-16")[:-1]),
     bad("hypotheses without a column", "expected a table with id, reference", TABLE, b"id\treference\nx\ta\n"),
     bad("hypotheses without rows", "and at least one clip", TABLE, HEAD),
     bad("a reference is empty", "the reference of 'x' is empty", TABLE, HEAD + b"x\t \ta\t1\n"),
     bad("one clip twice", "id 'x' occurs twice", TABLE, HEAD + b"x\ta\ta\t1\n" * 2),
+    bad(
+        "one clip twice, spelt in NFC and NFD", "occurs twice", TABLE, HEAD + "á\ta\ta\t1\na\u0301\ta\ta\t1\n".encode()
+    ),
+    bad("a row without an id", "the row of reference 'a' has no id", TABLE, HEAD + b"\ta\ta\t1\n"),
     bad("a row with too many values", "fewer or more values than there are columns", TABLE, HEAD + b"x\ta\ta\t1\t2\n"),
     bad("a row with too few values", "fewer or more values than there are columns", TABLE, HEAD + b"x\ta\ta\n"),
     bad("seconds that are no number", "the seconds of 'x' are 'nan'", TABLE, HEAD + b"x\ta\ta\tnan\n"),

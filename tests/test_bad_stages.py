@@ -102,8 +102,35 @@ RECORDINGS = [
     skip("the process that reads it crashes", "the process that read this recording died twice", recording("8.mkv")),
 ]
 TABLES = [
-    refuse(MOUTHS, "transcripts are not UTF-8", "not a readable .parquet or .csv file", written("t.csv", b"id\n\xff")),
+    refuse(MOUTHS, "transcripts are not UTF-8", "not UTF-8 text", written("t.csv", b"id\n\xff")),
+    refuse(
+        MOUTHS, "transcripts are cut off", "not a readable .parquet or .csv file", written("t.csv", b"PAR1 not really")
+    ),
     refuse(MOUTHS, "columns are missing", "columns ['split'] are missing", written("t.csv", "id,transcript\na,b\n")),
+    refuse(
+        MOUTHS,
+        "a text with a comma is not in quotes",
+        "t.csv: line 3 has fewer or more values than there are columns (4, not 3)",
+        written("t.csv", "id,transcript,split\na,b,train\nb,xin chào, các bạn,train\n"),
+    ),
+    refuse(
+        MOUTHS,
+        "texts with commas in every row",
+        "line 2 has fewer or more values than there are columns (4, not 3)",
+        written("t.csv", "id,transcript,split\nx,a,b,train\ny,c,d,train\n"),
+    ),
+    refuse(
+        MOUTHS,
+        "a quote that is not closed",
+        "line 3: not a table (unexpected end of data)",
+        written("t.csv", 'id,transcript,split\na,"b,train\nc,d,train\n'),
+    ),
+    refuse(
+        MOUTHS,
+        "one id twice, spelt in NFC and NFD",
+        "id 'á' occurs twice",
+        written("t.csv", "id,transcript,split\ná,b,train\na\u0301,c,test\n"),
+    ),
     refuse(MOUTHS, "unknown split", "id 'a' has split 'dev'", written("t.csv", "id,transcript,split\na,b,dev\n")),
     refuse(
         MOUTHS,

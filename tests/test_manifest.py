@@ -2,6 +2,7 @@ import collections
 import json
 import subprocess
 import sys
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -223,3 +224,59 @@ def test_the_stage_does_without_pytorch(corpus, tmp_path):
     arguments = ["manifest", "--data", str(corpus), "--output", str(tmp_path / "out")]
     subprocess.run([sys.executable, "-c", script, *arguments], check=True)
     assert len(read_manifest(tmp_path / "out", "train")) == 4
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_mapping", ["NFC", "NFD"])
+def test_unicode_forms_are_equal(tmp_path, on_disk, in_table, in_mapping):
+    """Of names of files and folders, of the table and of the channels; ids are in NFC, paths as they are."""
+    corpus, plain = tmp_path / "corpus", write_corpus(tmp_path / "corpus", {"train": [4, 5, 6]})
+
+    def text(form, value):
+        return unicodedata.normalize(form, value.replace("train", "tiếng Việt").replace("0000", "thư mục 0000"))
+
+    paths = [path for path in corpus.rglob("*/*") if path.parent != corpus]
+    for path in sorted(paths, key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(text(on_disk, path.name)))
+    table = plain.assign(**{name: [text(in_table, x) for x in plain[name]] for name in ("id", "shard")})
+    table.to_parquet(corpus / "metadata.parquet")
+    mapping = [{"id": text(in_mapping, x), "channel": "a"} for x in plain["id"]]
+    (corpus / "mapping.json").write_text(json.dumps(mapping))
+    manifest(corpus, tmp_path / "out", "--frac", "0.99")
+    clips = read_manifest(tmp_path / "out", "train")
+    assert [clip.id for clip in clips] == [text("NFC", x) for x in plain["id"]]
+    for clip, id, shard in zip(clips, plain["id"], plain["shard"], strict=True):
+        assert clip.video == str(corpus / text(on_disk, f"visual/{shard}/{id}.mp4"))
+        assert clip.audio == str(corpus / text(on_disk, f"audio/{shard}/{id}.wav"))
+    # A manifest of another form, as older versions wrote it, or of a corpus that was copied since.
+    for form in ("NFC", "NFD"):
+        lines = (tmp_path / "out/train.tsv").read_text()
+        (tmp_path / "out/train.tsv").write_text(unicodedata.normalize(form, lines))
+        assert read_manifest(tmp_path / "out", "train") == clips
+
+
+def test_ids_that_differ_in_their_form_only_are_the_same(corpus, tmp_path, capsys):
+    edit(corpus, id={0: "á", 1: "a\u0301"})
+    assert "id 'á' occurs twice in split 'train'" in refused(capsys, corpus, tmp_path / "out")
+    (tmp_path / "train.tsv").write_text("/\ná-vi-vi\tv\ta\t3\t1920\na\u0301-vi-vi\tv\ta\t3\t1920\n")
+    (tmp_path / "train.wrd").write_text("x\ny\n")
+    with pytest.raises(InputError, match="train.tsv: line 3: id 'á' occurs twice"):
+        read_manifest(tmp_path, "train")
+
+
+@pytest.mark.parametrize("column", ["id", "shard"])
+@pytest.mark.parametrize("dtype", ["Int64", "float64", "Float64", "object"])
+def test_a_gap_among_whole_numbers_costs_one_clip(tmp_path, column, dtype):
+    metadata = write_corpus(tmp_path, {"train": [4, 5, 6]})
+    for kind, suffix in (("visual", "mp4"), ("audio", "wav")):
+        (tmp_path / kind / "7").mkdir()
+        for number in (1, 2):
+            (tmp_path / f"{kind}/7/{number}.{suffix}").touch()
+    numbers = {"id": [1, 2, 3], "shard": [7, 7, 7]}
+    numbers[column] = pd.array([*numbers[column][:2], None], dtype)
+    metadata.assign(**numbers).to_parquet(tmp_path / "metadata.parquet")
+    manifest(tmp_path, tmp_path / "out")
+    assert [clip.id for clip in read_manifest(tmp_path / "out", "train")] == ["1", "2"]
+    (line,) = read_skipped(tmp_path / "out")
+    assert "unusable id or shard: " in line["reason"]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 import deadly_work
 import numpy as np
@@ -234,6 +235,36 @@ def test_on_a_ray_cluster(surroundings, videos, tmp_path):  # noqa: F811
     main(options(tmp_path / "videos", tmp_path / "here"))
     for path in files(tmp_path / "here"):
         assert (tmp_path / "here" / path).read_bytes() == (tmp_path / "there" / path).read_bytes()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_transcripts_find_their_recordings_in_every_spelling(tmp_path, form, caplog):
+    """Names as macOS writes them, a table as Excel does: NFC or NFD, spaces, semicolons, capitals in its name."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    folder = tmp_path / "videos" / unicodedata.normalize(form, "buổi  tối")
+    folder.mkdir(parents=True)
+    write_video(
+        folder / f"{unicodedata.normalize(form, 'số một')}.mkv", np.zeros((3, 96, 96, 3), np.uint8), samples=NOISE
+    )
+    shutil.copytree(folder, tmp_path / "videos" / unicodedata.normalize(other, "buổi  tối"))
+    table = f"{unicodedata.normalize(other, 'buổi  tối_số một')};xin chào, các bạn;train\r\n;không có tên;train\r\n"
+    (tmp_path / "T.CSV").write_bytes(f"id;transcript;split\r\n{table}".encode("utf-8-sig"))
+    main(options(tmp_path / "videos", tmp_path / "corpus", "--transcripts", tmp_path / "T.CSV"))
+    (row,) = pd.read_parquet(tmp_path / "corpus" / "metadata.parquet").to_dict("records")
+    assert (row["id"], row["transcript"]) == ("buổi tối_số một", "xin chào, các bạn")
+    assert "T.CSV: 1 rows have no id" in caplog.text
+    (line,) = read_skipped(tmp_path / "corpus")
+    assert "has the same id as" in line["reason"]
+    assert next((tmp_path / "corpus" / "visual").rglob("*.mp4")).stem == "buổi tối_số một"
+
+
+@pytest.mark.parametrize("ids", [[7, None, 8], [7.0, None, 8.0], ["7", None, "8"]])
+@pytest.mark.parametrize("name", ["table.parquet", "table.PARQUET", "table"])
+def test_a_gap_among_whole_numbers_leaves_the_others(tmp_path, ids, name):
+    table = pd.DataFrame({"id": pd.array(ids, "Int64" if ids[0] == 7 else None), "transcript": "a", "split": "train"})
+    table.to_parquet(tmp_path / name)
+    found = mouths._read_transcripts(str(tmp_path / name))
+    assert found.to_dict("list") == {"id": ["7", "", "8"], "transcript": ["a"] * 3, "split": ["train"] * 3}
 
 
 def test_mistakes_are_told_in_a_sentence(capsys, videos, tmp_path):

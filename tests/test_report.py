@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 
 import hypothesis.strategies as st
 import jiwer
@@ -117,6 +118,14 @@ def test_groups_of_a_folder(report):
     untimed = analysis.analyse("av_clean", [{**row, "seconds": ""} for row in ROWS], {})
     assert untimed["lengths"]["unit"] == "words" and "channels" not in untimed
     assert [(x["from"], x["to"], x["clips"]) for x in untimed["lengths"]["groups"]] == [(1, 6, 3), (6, 11, 1)]
+
+
+def test_channels_and_noise_in_every_unicode_form():
+    nfd = unicodedata.normalize("NFD", "á")
+    part = analysis.analyse("av_ồn_0db", [row(nfd, "a", "a"), row("e", "a", "a")], {"á": "a", "e": "b"})
+    assert [channel["channel"] for channel in part["channels"]] == ["a", "b"]
+    assert analysis.condition(unicodedata.normalize("NFD", "av_ồn_0db")) == part["condition"]
+    assert part["condition"]["noise"] == "ồn"
 
 
 def test_clips_of_a_folder(report):

@@ -1,6 +1,7 @@
 """Shards that hold the clips themselves, and noise from recordings."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_noise_from_recordings(prepared, tmp_path, capsys):
     assert "cars.wav: audio is 8000 Hz" in refused(capsys, options(prepared, out, *more))
     assert "/nowhere: no .wav file" in refused(capsys, options(prepared, out, "--noise", "/nowhere", "--snr", "0"))
     assert contents(out) == before
+
+
+def test_noise_from_a_folder_named_in_another_form(prepared, tmp_path):
+    """A copy made by macOS, of the noise or of the shards, is the same noise, in the same order, in the same folder."""
+    rng, out, samples = np.random.default_rng(0), tmp_path / "out", {}
+    for name in ("é", "ez"):  # in NFD é comes first, in NFC last
+        samples[name] = rng.normal(0, 900, 9000)
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form / unicodedata.normalize(form, "tiếng ồn")
+        for name, wave in samples.items():
+            write_wav(folder / f"{unicodedata.normalize(form, name)}.wav", wave)
+        more = ["--kind", "both", "--noise", str(folder), "--snr", "0", "--split", "test"]
+        main(options(prepared, out, *more))
+        names = ["av_tiếng ồn_0db", "media_tiếng ồn_0db"]
+        assert sorted(path.name for path in out.iterdir()) == [unicodedata.normalize("NFC", name) for name in names]
+    before = contents(out)
+    for name in names:
+        (out / unicodedata.normalize("NFC", name)).rename(out / unicodedata.normalize("NFD", name))
+    main(options(prepared, out, *more))
+    after = {unicodedata.normalize("NFC", name): content for name, content in contents(out).items()}
+    assert after == before and len(list(out.iterdir())) == 2
 
 
 def test_clips_that_cannot_be_read_are_skipped_in_both_kinds(tmp_path):

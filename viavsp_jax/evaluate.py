@@ -19,12 +19,12 @@ from viavsp_jax import decode, distributed, scoring, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.data.ids import read_channels
 from viavsp_jax.data.media import FRAME_RATE
 from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.cache import Cache, moved
 from viavsp_jax.report import results
-from viavsp_jax.report.analysis import read_channels
 from viavsp_jax.report.page import make_report, read_whole_report, write_report
 
 Batch = dict[str, jax.Array]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from viavsp_jax.data import media
+from viavsp_jax.data.ids import id_text
 from viavsp_jax.errors import InputError
 
 INT16_MAX = np.iinfo(np.int16).max
@@ -110,9 +111,10 @@ class Recordings(Sequence):
 
     def __init__(self, folder: str | Path):
         """Raises InputError if there is none, or one of another format."""
-        self.folder, self.name = os.fspath(folder), Path(folder).resolve().name
-        # In an order that does not depend on where the folder lies.
-        self.paths = [str(path) for path in sorted(Path(folder).rglob("*.wav"))]
+        self.folder, self.name = os.fspath(folder), id_text(Path(folder).resolve().name)
+        # In an order that does not depend on where the folder lies, nor on the Unicode form of names there.
+        found = sorted(Path(folder).rglob("*.wav"), key=lambda path: (list(map(id_text, path.parts)), path))
+        self.paths = [str(path) for path in found]
         if not self.paths:
             raise InputError(f"{self.folder}: no .wav file there, expected a folder with recordings of noise")
         for path in self.paths:

@@ -12,10 +12,8 @@ break the files, and one letter in two spellings would be two to the model.
 import argparse
 import collections
 import dataclasses
-import json
 import logging
 import math
-import numbers
 import os
 import re
 import unicodedata
@@ -25,6 +23,7 @@ import pyarrow
 from etils import epath
 from tqdm import tqdm
 
+from viavsp_jax.data.ids import Files, id_text, read_channels
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.parquet import read_parquet
@@ -46,6 +45,7 @@ _COLUMNS = (
     "audio_num_frames",
     "split",
 )
+_NAMES = ("id", "shard")  # of files
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
 _COUNT = re.compile("[0-9]{1,12}")
@@ -109,15 +109,13 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file, expected the table of clips of a corpus in the VASR layout.")
     try:
         with path.open("rb") as file:
-            metadata = read_parquet(file, _COLUMNS)
+            metadata = read_parquet(file, _COLUMNS, _NAMES)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: not a parquet file ({' '.join(str(error).split())}).") from error
     if wrong := [name for name in _COLUMNS if list(metadata.columns).count(name) != 1]:
         raise InputError(f"{path}: columns {wrong} are missing or there twice, expected {list(_COLUMNS)}.")
     if not len(metadata):
         raise InputError(f"{path}: has no rows, expected one for each clip.")
-    for name in ("id", "shard"):
-        metadata[name] = [str(x) if isinstance(x, (str, numbers.Integral)) else "" for x in metadata[name]]
     _check_ids(metadata, path)
     return metadata
 
@@ -144,14 +142,7 @@ def sample(clips: pd.DataFrame, frac: float, seed: int, data: epath.Path) -> pd.
     if not path.exists():
         log.warning("%s: no such file, so clips are sampled without regard to channels", path)
         return clips.sample(frac=frac, random_state=seed).sort_index()
-    try:
-        mapping = pd.DataFrame(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON table ({error}).") from error
-    if not {"id", "channel"} <= set(mapping.columns):
-        raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")
-    named = mapping[mapping["channel"].notna()].astype(str)
-    channels = clips["id"].map(dict(zip(named["id"], named["channel"], strict=True)))
+    channels = clips["id"].map(read_channels(path))
     if channels.isna().any():
         first = clips["id"][channels.isna()].iloc[0]
         raise InputError(f"{path}: {channels.isna().sum()} clips have no channel, the first is {first!r}.")
@@ -168,16 +159,21 @@ def _write_split(clips: pd.DataFrame, split: str, data: epath.Path, args: argpar
     clips = clips[usable]
     if args.frac < 1:
         clips = sample(clips, args.frac, args.seed, data)
-    tsv, wrd = [os.fspath(data)], []
+    tsv, wrd, files = [os.fspath(data)], [], Files(data)
     for row in tqdm(clips.itertuples(), total=len(clips), desc=f"{split} manifest", unit="clip"):
-        video, audio = f"visual/{row.shard}/{row.id}.mp4", f"audio/{row.shard}/{row.id}.wav"
         transcript = clean(row.transcript) if isinstance(row.transcript, str) else ""
-        if reason := _reason_to_skip(row, transcript, data / video, data / audio):
+        reason, media = _reason_to_skip(row, transcript), []
+        for path in () if reason else (f"visual/{row.shard}/{row.id}.mp4", f"audio/{row.shard}/{row.id}.wav"):
+            media.append(files.find(path))
+            if media[-1] is None:
+                reason = f"missing file: {data / path}"
+                break
+        if reason:
             skipped.append((row.id, reason))
             continue
         name = f"{row.id}-{args.source_language}-{args.target_language}"
         frames, samples = int(_number(row.video_num_frames)), int(_number(row.audio_num_frames))
-        tsv.append(f"{name}\t{video}\t{audio}\t{frames}\t{samples}")
+        tsv.append(f"{name}\t{media[0]}\t{media[1]}\t{frames}\t{samples}")
         wrd.append(transcript)
     if not wrd:
         id, reason = skipped[0] if skipped else ("", "none was sampled")
@@ -217,8 +213,8 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _reason_to_skip(row: object, transcript: str, video: epath.Path, audio: epath.Path) -> str | None:
-    """Why a clip cannot be used, as `kind: detail`, or None."""
+def _reason_to_skip(row: object, transcript: str) -> str | None:
+    """Why a clip cannot be used, as `kind: detail`, or None; its files are not looked at."""
     frames, samples = _number(row.video_num_frames), _number(row.audio_num_frames)
     if _number(row.fps) != FPS:
         return f"wrong frame rate: {row.fps}, expected {FPS}"
@@ -238,14 +234,11 @@ def _reason_to_skip(row: object, transcript: str, video: epath.Path, audio: epat
         return f"damaged transcript: has {_LOST_LETTER} in place of a letter"
     if (words := len(transcript.split())) > frames:
         return f"too many words: {words} in {int(frames)} frames"
-    for path in (video, audio):
-        if not path.is_file():
-            return f"missing file: {path}"
     return None
 
 
 def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
-    """Reads `{split}.tsv` and `{split}.wrd`.
+    """Reads `{split}.tsv` and `{split}.wrd`; ids are in NFC, and paths as on the disk, whatever form they have there.
 
     Raises:
       InputError: naming file and line, if one is missing, they disagree or a line is not of this form.
@@ -257,9 +250,9 @@ def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
         raise InputError(f"{tsv}: lists no clip, expected the corpus folder and a line for each clip.")
     if len(lines) != len(transcripts):
         raise InputError(f"{wrd}: has {len(transcripts)} lines, expected {len(lines)} as {tsv} has clips.")
-    clips, ids = [], set()
+    clips, ids, files = [], set(), Files(root)
     for number, (line, transcript) in enumerate(zip(lines, transcripts, strict=True), start=2):
-        clip = _parse_line(root, line, transcript, f"{tsv}: line {number}")
+        clip = _parse_line(files, root, line, transcript, f"{tsv}: line {number}")
         if clip.id in ids:
             raise InputError(f"{tsv}: line {number}: id {clip.id!r} occurs twice.")
         ids.add(clip.id)
@@ -267,7 +260,7 @@ def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
     return clips
 
 
-def _parse_line(root: str, line: str, transcript: str, where: str) -> Clip:
+def _parse_line(files: Files, root: str, line: str, transcript: str, where: str) -> Clip:
     fields = line.split("\t")
     names = fields[0].rsplit("-", 2)
     if len(fields) != 5 or len(names) != 3 or not all(map(_COUNT.fullmatch, fields[3:])):
@@ -277,5 +270,6 @@ def _parse_line(root: str, line: str, transcript: str, where: str) -> Clip:
         raise InputError(f"{where}: id {names[0]!r} has {num_frames} frames, expected 1 to {MAX_FRAMES}.")
     if not transcript.strip():
         raise InputError(f"{where}: id {names[0]!r} has an empty transcript.")
-    video, audio = os.path.join(root, fields[1]), os.path.join(root, fields[2])
-    return Clip(*names, video, audio, num_frames, num_samples, transcript)
+    paths = (path if path.isascii() else files.find(path) or path for path in fields[1:3])
+    video, audio = (os.path.join(root, path) for path in paths)
+    return Clip(id_text(names[0]), *names[1:], video, audio, num_frames, num_samples, transcript)

@@ -26,6 +26,8 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.data.atomic import atomic_write
+from viavsp_jax.data.delimited import read_delimited
+from viavsp_jax.data.ids import id_text
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import cluster, faces
 from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
@@ -45,6 +47,7 @@ _ATTEMPTS = 2  # at a recording whose process died
 _PATIENCE = 1800
 _METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _TRANSCRIPT_COLUMNS = ["id", "transcript", "split"]
+_PARQUET = b"PAR1"  # how a file of parquet begins
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--transcripts",
         metavar="FILE",
-        help="table (.parquet or .csv) with id, transcript and split (train, valid or test): writes metadata.parquet, "
-        "too; the id of a recording is its path under --videos without suffix, with _ for /",
+        help="table (parquet, or CSV with commas, semicolons or tabs) with id, transcript and split (train, valid or "
+        "test): writes metadata.parquet, too; the id of a recording is its path under --videos without suffix, with _ "
+        "for /",
     )
     parser.add_argument(
         "--mean_face",
@@ -143,7 +147,7 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
         hidden = any(part.startswith(".") for part in inner.parts)
         if path.suffix.lower() not in suffixes or hidden or path.is_relative_to(output):
             continue
-        id = "_".join(" ".join(os.fspath(inner.with_suffix("")).split()).split("/"))
+        id = _clip_id(id_text(os.fspath(inner.with_suffix(""))).replace("/", "_"))
         reason = None
         if id in sources:
             reason = f"has the same id as {sources[id].path}, expected another name."
@@ -161,6 +165,11 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
     if not sources:
         raise InputError(f"{folder}: holds no recording, expected files that end in one of {' '.join(suffixes)}.")
     return list(sources.values()), skipped
+
+
+def _clip_id(text: str) -> str:
+    """With single spaces, as ids of recordings and of transcripts are compared."""
+    return " ".join(text.split())
 
 
 def _shown(text: str) -> str:
@@ -193,27 +202,34 @@ def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[
 
 def _read_transcripts(path: str) -> pd.DataFrame:
     """The table id, transcript (None where it is no text), split. Raises InputError if it is not such a table."""
-    try:
-        with epath.Path(path).open("rb") as file:
-            # "nan" and "null" may be said.
-            if path.endswith(".csv"):
-                table = pd.read_csv(file, dtype=str, keep_default_na=False)
-            else:
-                table = read_parquet(file, _TRANSCRIPT_COLUMNS)
-    except (ValueError, OSError, pyarrow.ArrowException) as error:  # those of pandas are kinds of the first
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a readable .parquet or .csv file ({reason}).") from error
+    table = _read_table(path)
     if wrong := [name for name in _TRANSCRIPT_COLUMNS if list(table.columns).count(name) != 1]:
         raise InputError(f"{path}: columns {wrong} are missing or there twice, expected id, transcript and split.")
-    table = table[_TRANSCRIPT_COLUMNS].astype({"id": str, "split": str})
+    ids, splits = [_clip_id(id_text(x)) for x in table["id"]], list(table["split"])
+    known = pd.Series([id for id in ids if id], dtype=str)
+    if (repeated := known.duplicated()).any():
+        raise InputError(f"{path}: id {known[repeated].iloc[0]!r} occurs twice.")
+    for id, split in zip(ids, splits, strict=True):
+        if not isinstance(split, str) or split not in SPLITS:
+            raise InputError(f"{path}: id {id!r} has split {split!r}, expected one of {list(SPLITS)}.")
+    if without := ids.count(""):
+        log.warning("%s: %d rows have no id", path, without)
     # What is no text is left to the manifest stage, which lists it.
-    table["transcript"] = [text if isinstance(text, str) else None for text in table["transcript"]]
-    if (repeated := table["id"].duplicated()).any():
-        raise InputError(f"{path}: id {table['id'][repeated].iloc[0]!r} occurs twice.")
-    if (wrong := ~table["split"].isin(SPLITS)).any():
-        first = table[wrong].iloc[0]
-        raise InputError(f"{path}: id {first['id']!r} has split {first['split']!r}, expected one of {list(SPLITS)}.")
-    return table
+    texts = [text if isinstance(text, str) else None for text in table["transcript"]]
+    return pd.DataFrame({"id": pd.Series(ids, dtype=str), "transcript": texts, "split": pd.Series(splits, dtype=str)})
+
+
+def _read_table(path: str) -> pd.DataFrame:
+    """A table of parquet or, if it is not named so and does not begin so, delimited text, whatever it is named."""
+    try:
+        with epath.Path(path).open("rb") as file:
+            if path.lower().endswith(".parquet") or file.read(len(_PARQUET)) == _PARQUET:
+                return read_parquet(file, _TRANSCRIPT_COLUMNS, ["id"])
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable .parquet or .csv file ({reason}).") from error
+    rows = read_delimited(path, _TRANSCRIPT_COLUMNS)
+    return pd.DataFrame(rows, columns=_TRANSCRIPT_COLUMNS, dtype=object)
 
 
 def _write_tables(

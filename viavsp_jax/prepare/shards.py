@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from viavsp_jax.data import noise
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.ids import id_text
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare import cluster, extract, provenance
@@ -194,12 +195,15 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
 def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
     name = recordings.name if recordings else args.noise
     condition = f"{name}_{args.snr:g}db" if args.noise else "clean"
-    output, folders = epath.Path(args.output), []
+    output, modalities = epath.Path(args.output), []
     if args.kind != "media":
-        folders += [Folder(output / f"{modality}_{condition}", modality) for modality in args.modalities]
+        modalities += args.modalities
     if args.kind != "features":
-        folders.append(Folder(output / f"media_{condition}", None))
-    return folders
+        modalities.append(None)
+    # What another system wrote may have its name in another Unicode form.
+    there = {id_text(path.name): path for path in output.iterdir()} if output.is_dir() else {}
+    names = [f"{modality or 'media'}_{condition}" for modality in modalities]
+    return [Folder(there.get(name, output / name), x) for name, x in zip(names, modalities, strict=True)]
 
 
 def _check_provenance(

@@ -2,14 +2,14 @@
 
 import argparse
 import collections
-import csv
-import io
 import re
 
 from etils import epath
 
+from viavsp_jax.data.delimited import read_delimited
+from viavsp_jax.data.ids import id_text, read_channels
 from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.report.analysis import Row, read_channels
+from viavsp_jax.report.analysis import Row
 from viavsp_jax.report.page import make_report, write_report
 from viavsp_jax.report.results import ABOUT, FILE, joined, move_old_tables, name_of, read_report, table_path
 
@@ -20,25 +20,21 @@ _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?", re.ASCII)
 def read_table(path: epath.PathLike) -> list[Row]:
     """Rows of hypotheses, each of its own id.
 
-    Raises InputError if columns or values are missing or too many, or there is no row, no reference, or no number
-    where `seconds` are.
+    Raises InputError if columns or values are missing or too many, or there is no row, an id twice or missing, a
+    reference missing, or no number where `seconds` are.
     """
     if not epath.Path(path).is_file():
         raise InputError(f"{path}: no such file, expected the hypotheses that --mode=eval wrote.")
-    try:
-        text = epath.Path(path).read_bytes().decode()
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not a table"
-        raise InputError(f"{path}: {what} ({error}).") from error
-    if not rows or not all(row.get(column) is not None for row in rows for column in _COLUMNS):
+    rows = read_delimited(path, _COLUMNS, "\t")
+    if not rows:
         raise InputError(f"{path}: expected a table with {', '.join(_COLUMNS)} and at least one clip.")
+    rows = [row | {"id": id_text(row["id"])} for row in rows]
     ids = collections.Counter(row["id"] for row in rows)
     for row in rows:
+        if not row["id"].strip():
+            raise InputError(f"{path}: the row of reference {row['reference']!r:.60} has no id.")
         if ids[row["id"]] > 1:
             raise InputError(f"{path}: id {row['id']!r} occurs twice, expected a clip to be scored once.")
-        if None in row or None in row.values():
-            raise InputError(f"{path}: the row of {row['id']!r} has fewer or more values than there are columns.")
         if not row["reference"].strip():
             raise InputError(f"{path}: the reference of {row['id']!r} is empty, expected what is said.")
         if row.get("seconds") and not _NUMBER.fullmatch(row["seconds"]):

@@ -5,18 +5,16 @@ reference and hypothesis, and may hold source_language, target_language (else: r
 """
 
 import collections
-import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from etils import epath
 
 from viavsp_jax import scoring
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.ids import id_text
+from viavsp_jax.data.ids import read_channels as read_channels
 from viavsp_jax.scoring import AlignedWord, Counts
 from viavsp_jax.vietnamese import TONES, Syllable, difference, spoken_form
 
@@ -31,29 +29,9 @@ _NO_CHANNEL = "not in the mapping"
 _NAME = re.compile(rf"(?P<modality>{'|'.join(MODALITIES)})_(?:(?P<noise>.+)_(?P<snr_db>-?\d+(?:\.\d+)?)db|clean)")
 
 
-def read_channels(path: epath.PathLike) -> dict[str, str]:
-    """The channel of each clip by id, from a corpus' mapping.json; none if `path` is empty.
-
-    Raises InputError if there is no such file or it is not a table with id and channel.
-    """
-    if not path:
-        return {}
-    path = epath.Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file, expected the mapping.json of a corpus, with id and channel.")
-    try:
-        mapping = pd.DataFrame(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON table ({error}).") from error
-    if not {"id", "channel"} <= set(mapping.columns):
-        raise InputError(f"{path}: has columns {list(mapping.columns)}, expected id and channel among them.")
-    named = mapping.dropna(subset=["id", "channel"]).astype(str)
-    return dict(zip(named["id"], named["channel"], strict=True))
-
-
 def condition(name: str) -> dict[str, str | float | None]:
     """`modality`, `noise` (None: clean) and `snr_db` by a shard folder's name; nothing for names of other kinds."""
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(id_text(name))
     if not match:
         return {}
     return match.groupdict() | {"snr_db": float(match["snr_db"]) if match["snr_db"] else None}
@@ -94,7 +72,8 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     counts, clips = scoring.align(references, [spoken_form(row["hypothesis"]) for row in rows])
     result |= {"spoken_form": scoring.rates(counts), "lengths": _by_length(rows, counts)}
     if channels:
-        by_channel = _grouped(counts, [channels.get(row["id"], _NO_CHANNEL) for row in rows], lambda x: {"channel": x})
+        names = [channels.get(id_text(row["id"]), _NO_CHANNEL) for row in rows]
+        by_channel = _grouped(counts, names, lambda name: {"channel": name})
         result["channels"] = sorted(by_channel, key=lambda group: (-group["wer"], group["channel"]))
     return result | _by_words([pair for clip in clips for pair in clip]) | _extremes(rows, counts, clips)
 
