@@ -77,6 +77,7 @@ class StandInUnpickler(pickle._Unpickler):
       file: the pickle, in memory.
       path: its name in errors.
       allowed: names that stand-ins are made for; one with a dot at its end means a whole package.
+      encoding: of the strings of Python 2.
 
     `load` raises InputError for a name not on the allow-list, and one of DAMAGED for what is no pickle.
     """
@@ -85,8 +86,8 @@ class StandInUnpickler(pickle._Unpickler):
     for _opcode in _TUPLES:
         dispatch[_opcode[0]] = _counted(dispatch[_opcode[0]])
 
-    def __init__(self, file: BinaryIO, path: str, allowed: Collection[str]):
-        super().__init__(file)
+    def __init__(self, file: BinaryIO, path: str, allowed: Collection[str], encoding: str = "ASCII"):
+        super().__init__(file, encoding=encoding)
         self._path = path
         self._names = frozenset(allowed)
         self._packages = tuple(name for name in allowed if name.endswith("."))

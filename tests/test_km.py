@@ -1,5 +1,9 @@
 """Reading scikit-learn's K-Means: recorded and fresh models in full, hostile and damaged ones with one error."""
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import pickle
 import zlib
@@ -7,9 +11,14 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
+import sklearn
 from hostile_pickles import HARMFUL, Call
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import BisectingKMeans, KMeans, MiniBatchKMeans
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from convert import from_km
 from viavsp_jax.errors import InputError
@@ -42,7 +51,7 @@ def fitted(estimator=MiniBatchKMeans, dtype=np.float32, order="C", random_state=
     return model
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("dump", [joblib.dump, lambda model, path, protocol: path.write_bytes(
     pickle.dumps(model, protocol))], ids=["joblib", "pickle"])  # fmt: skip
 @pytest.mark.parametrize(
@@ -72,6 +81,112 @@ def test_arrays_of_older_versions_and_other_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(joblib.numpy_pickle.NumpyArrayWrapper.__init__, "__defaults__", (False, None))
     joblib.dump(model, path)
     np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+
+
+FEATURES = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+NAMED = pd.DataFrame(FEATURES, columns=[f"f{number}" for number in range(6)])
+GENERATORS = (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+FITTED = {
+    "partial_fit": lambda: MiniBatchKMeans(5).partial_fit(FEATURES[:99]).partial_fit(FEATURES[99:]),
+    "a table of pandas": lambda: KMeans(5).fit(NAMED),
+    "partial_fit on a table, a seed": lambda: MiniBatchKMeans(5, random_state=1).partial_fit(NAMED),
+    "centres to begin with": lambda: KMeans(5, init=FEATURES[:5], n_init=1).fit(FEATURES),
+    "weights, no numbers of NumPy": lambda: KMeans(5).fit(FEATURES.tolist(), sample_weight=np.arange(200)),
+    "Elkan's algorithm": lambda: KMeans(5, algorithm="elkan", verbose=0, copy_x=False).fit(FEATURES),
+    "a sparse matrix": lambda: MiniBatchKMeans(5).fit(scipy.sparse.csr_matrix(FEATURES)),
+    "one cluster, whose number is NumPy's": lambda: KMeans(np.int64(1)).fit(FEATURES),
+    "other output": lambda: KMeans(5).set_output(transform="pandas").fit(NAMED),
+    "a request for weights": lambda: requesting(KMeans(5)).fit(FEATURES),
+} | {
+    f"a random state of {kind.__name__}": lambda kind=kind: KMeans(
+        5, random_state=np.random.RandomState(kind(3))).fit(FEATURES)
+    for kind in GENERATORS
+}  # fmt: skip
+
+
+def requesting(model):
+    with sklearn.config_context(enable_metadata_routing=True):
+        return model.set_fit_request(sample_weight=True)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("make", FITTED.values(), ids=FITTED)
+def test_however_it_was_fitted(tmp_path, make, protocol):
+    model, path = make(), tmp_path / "model.km"
+    for dump in (joblib.dump, lambda model, path, protocol: path.write_bytes(pickle.dumps(model, protocol))):
+        dump(model, path, protocol=protocol)
+        np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_.astype(np.float32))
+
+
+@pytest.mark.parametrize("method", ["zlib", "gzip", "bz2", "lzma", "xz"])
+def test_joblib_s_compression(tmp_path, method):
+    path, model = tmp_path / "model.km", FITTED["a table of pandas"]()
+    joblib.dump(model, path, compress=(method, 3))
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_.astype(np.float32))
+    whole = path.read_bytes()
+    for end in range(6, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError, match="model.km: not a readable K-Means model"):
+            from_km.read_centers(path)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lambda data: lzma.compress(data, preset=0)])
+def test_what_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch, compress):
+    monkeypatch.setattr(from_km, "_MOST_MEMORY", 2**20)
+    (tmp_path / "model.km").write_bytes(compress(bytes(2**23)))
+    with pytest.raises(InputError, match="model.km: .*unpacks to more than 1048576 bytes"):
+        from_km.read_centers(tmp_path / "model.km")
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes and texts as Python 2's strings."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, text):
+        text = text.encode() if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + len(text).to_bytes(4, "little") + text)
+
+    dispatch[bytes] = dispatch[str] = save_string
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_models_of_old(tmp_path, protocol):
+    """As scikit-learn before 0.22 and NumPy 1 name things, and as Python 2 wrote them, with scikit-learn's joblib."""
+    path, model = tmp_path / "model.km", fitted(random_state=np.random.RandomState(1))
+
+    def old(content):
+        content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        content = content.replace(b"numpy.random._pickle\n__randomstate_ctor", b"numpy.random\n__RandomState_ctor")
+        return content.replace(b"sklearn.cluster._kmeans\n", b"sklearn.cluster.k_means_\n")
+
+    path.write_bytes(old(pickle.dumps(model, protocol)))
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol).dump(model)
+    assert b"_codecs" not in buffer.getvalue()
+    path.write_bytes(old(buffer.getvalue()))
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+    joblib.dump(model, path, protocol=protocol)
+    content = path.read_bytes().replace(b"joblib.numpy_pickle\n", b"sklearn.externals.joblib.numpy_pickle\n")
+    assert b"sklearn.externals" in content
+    path.write_bytes(old(content))
+    np.testing.assert_array_equal(from_km.read_centers(path), model.cluster_centers_)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: BisectingKMeans(5).fit(FEATURES), "sklearn.cluster._bisect_k_means.BisectingKMeans"),
+        (lambda: make_pipeline(StandardScaler(), KMeans(5)).fit(FEATURES), "sklearn.pipeline.Pipeline"),
+        (lambda: {"model": KMeans(5).fit(FEATURES)}, "something else"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, make, name):
+    """Their labels are not those of the nearest centre."""
+    joblib.dump(make(), tmp_path / "model.km")
+    with pytest.raises(InputError, match=f"model.km: holds {name}, expected KMeans or MiniBatchKMeans"):
+        from_km.read_centers(tmp_path / "model.km")
 
 
 @pytest.mark.parametrize("place", ["whole", "attribute", "object array", "args of a stand-in", "hidden in a state"])
@@ -176,10 +291,9 @@ def test_files_that_are_no_model(tmp_path):
     path = tmp_path / "model.km"
     with pytest.raises(InputError, match="model.km: no such file"):
         from_km.read_centers(path)
-    for method in ("zlib", "gzip", "bz2", "lzma", "xz"):
-        joblib.dump(fitted(), path, compress=(method, 3))
-        with pytest.raises(InputError, match="model.km: compressed"):
-            from_km.read_centers(path)
+    path.write_bytes(b"\x04\x22\x4d\x18")
+    with pytest.raises(InputError, match="model.km: compressed by LZ4"):
+        from_km.read_centers(path)
     for content in (b"", b"text", pickle.dumps({"cluster_centers_": 1}), zlib.compress(b"")):
         path.write_bytes(content)
         with pytest.raises(InputError, match="model.km: "):
