@@ -6,7 +6,6 @@ a stack of layers as [N, ...]. A chunk belongs to one layer and ends with its CR
 too, so that a missing one is known to be missing.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
-from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.llm_config import llama_config
 
 Tree = dict[str, Any]
 
@@ -33,64 +32,6 @@ CHUNK_BYTES = 4 * 2**20
 CODECS = ["bytes", "crc32c"]
 # What weights may be stored as.
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-def llama_config(folder: epath.PathLike) -> LlamaConfig:
-    """Shape of the LLaMA in a folder with a Hugging Face `config.json`; InputError for anything but a plain LLaMA."""
-    path = epath.Path(folder) / "config.json"
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist: expected a folder with a LLaMA, as python -m convert.from_hf makes it"
-        )
-    try:
-        config = json.loads(path.read_bytes())
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        asked = {
-            "model_type": (config["model_type"], "llama"),
-            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (config.get("attention_bias", False), False),
-            "mlp_bias": (config.get("mlp_bias", False), False),
-            "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        }
-        heads = config["num_attention_heads"]
-        shape = LlamaConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"{path} is not the config of a LLaMA: {error!r}") from None
-    for name, (found, wanted) in asked.items():
-        if found != wanted:
-            raise InputError(f"{path}: {name} is {found!r}, only {wanted!r} is supported")
-    _check(shape, path)
-    return shape
-
-
-def _check(shape: LlamaConfig, path: epath.Path) -> None:
-    """Raises InputError for a shape that no LLaMA has."""
-    for field in dataclasses.fields(shape):
-        value = getattr(shape, field.name)
-        if field.type is int and not (type(value) is int and 0 < value < 2**31):
-            raise InputError(f"{path}: {field.name} is {value!r}, expected a positive whole number")
-        if field.type is float and not (type(value) in (int, float) and 0 <= value < math.inf):
-            raise InputError(f"{path}: {field.name} is {value!r}, expected a number of at least 0")
-    if shape.num_heads % shape.num_kv_heads:
-        raise InputError(
-            f"{path}: num_heads is {shape.num_heads}, expected a multiple of num_kv_heads {shape.num_kv_heads}"
-        )
-    if shape.head_dim % 2 or not shape.rope_theta or type(shape.tie_word_embeddings) is not bool:
-        raise InputError(
-            f"{path}: head_dim, rope_theta, tie_word_embeddings are {shape.head_dim}, {shape.rope_theta}, "
-            f"{shape.tie_word_embeddings!r}, expected an even number, one above 0, and true or false"
-        )
 
 
 def _spec(folder: epath.PathLike, path: str) -> dict[str, Any]:
