@@ -38,8 +38,8 @@ core = [
     "tqdm",
     "transformers>=5",
 ]
-# The PyTorch side: features, K-Means, checkpoints in and out, decoding on a GPU.
-prepare = ["peft", "scikit-learn", "torch"]
+# The PyTorch side: features, K-Means, checkpoints in and out (sentencepiece reads tokenizer.model), decoding on a GPU.
+prepare = ["peft", "scikit-learn", "sentencepiece", "torch"]
 demo = [*prepare, "espeakng-loader"]
 # Mouth crops from videos of any kind; the models of faces come with the last of them.
 mouths = ["dlib-bin", "face-recognition-models"]

@@ -76,6 +76,7 @@ def write_hf(folder: pathlib.Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = json.loads((DEMO_LLAMA / "config.json").read_text())
     config |= sizes | {"num_key_value_heads": 1, "head_dim": 4, "vocab_size": 16, "tie_word_embeddings": False}
+    config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config))
     rng, index = np.random.default_rng(0), {}
     wanted = names.tensors(abstract_model(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32)[2])

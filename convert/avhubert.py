@@ -12,7 +12,7 @@ import safetensors
 from etils import epath
 from flax import nnx, traverse_util
 
-from convert.names import Tree, check_names, flatten
+from convert.names import Tree, check_names, flatten, wrong_shapes
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert import AVHubert, weight_norm
 from viavsp_jax.models.avhubert_config import AVHubertConfig
@@ -138,12 +138,8 @@ def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfi
     abstract = abstract_params(config)
     wanted = tensors(abstract)
     check_names([tensor.name for tensor in wanted], read, str(path))
-    wrong = [
-        f"{tensor.name} is {list(read[tensor.name].shape)} and not {list(tensor.shape)}"
-        for tensor in wanted
-        if read[tensor.name].shape != tensor.shape
-    ]
-    if wrong:
+    shapes = {name: value.shape for name, value in read.items()}
+    if wrong := wrong_shapes({tensor.name: tensor.shape for tensor in wanted}, shapes):
         raise InputError(f"{path} holds other shapes than config.json says: {'; '.join(wrong)}")
     weights = {name: np.empty(value.shape, value.dtype) for name, value in flatten(abstract).items()}
     for tensor in wanted:

@@ -6,25 +6,29 @@ One tensor is in memory at a time. DIR may lie in a bucket.
 """
 
 import argparse
-import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from types import EllipsisType
-from typing import Any
 
 import numpy as np
 from etils import epath
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from convert.names import Tensor, Tree, check_names, tensors
+from convert.names import Tensor, Tree, check_names, tensors, wrong_shapes
+from convert.safetensors_files import Stored, open_files, refuse_adapter
 from viavsp_jax import __version__
+from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
 from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.llm_folder import llama_config, save_llm
+from viavsp_jax.llm_config import llama_config, read_config
+from viavsp_jax.llm_folder import save_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.state import abstract_model
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Names of dtypes in safetensors headers, and ours.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -39,74 +43,82 @@ TOKENIZER_FILES = (
 )
 
 
-def open_files(folder: epath.PathLike) -> dict[str, Any]:
-    """Opens the safetensors of a folder, one file or several with an index: tensor name → open file with it.
+def renamed(files: dict[str, Stored], expected: set[str], folder: pathlib.Path) -> dict[str, Stored]:
+    """The tensors by the expected names, as transformers finds them: under these, or with one `model.` more or less.
 
-    Raises InputError when there are none, or a file of the index is missing or damaged.
+    A base model, for one, is saved without it. Raises InputError where two tensors are found for one name.
     """
-    folder = pathlib.Path(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            outside = [name for name in names if os.path.basename(name) != name or not name.endswith(".safetensors")]
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
-        if outside:
-            raise InputError(f"{index} names {outside[0][:99]!r}, expected names of safetensors files beside it")
-    elif (folder / "model.safetensors").exists():
-        names = ["model.safetensors"]
-    elif any(folder.glob("*.bin")):
-        raise InputError(
-            f"{folder} holds its weights as *.bin only, expected safetensors: load it with transformers "
-            "(AutoModelForCausalLM.from_pretrained) and write it again with save_pretrained"
-        )
-    else:
-        raise InputError(f"{folder} holds no model.safetensors and no model.safetensors.index.json")
-    if missing := [name for name in names if not os.path.exists(folder / name)]:
-        raise InputError(f"{folder} lacks files that its index names: {', '.join(missing)}")
-    where = {}
-    for name in names:
-        try:
-            file = safe_open(folder / name, "np")
-        except SafetensorError as error:
-            raise InputError(f"{folder / name} is not a safetensors file, or damaged: {error}") from None
-        where |= dict.fromkeys(file.keys(), file)
-    return where
+    found = {}
+    for name, stored in files.items():
+        for other in (name.removeprefix("model."), f"model.{name}", name):
+            if other in expected:
+                break
+        if other in found:
+            raise InputError(f"{folder} holds {found[other].name} and {name}, expected one of them")
+        found[other] = stored
+    return found
 
 
-def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[str, Any], str]:
+def _equal(one: Stored, other: Stored) -> bool:
+    """Whether two matrices are the same, some rows at a time."""
+    one, other = one.header(), other.header()
+    if one.get_shape() != other.get_shape() or one.get_dtype() != other.get_dtype():
+        return False
+    rows = one.get_shape()[0]
+    parts = [slice(start, min(start + 4096, rows)) for start in range(0, rows, 4096)]
+    return all(np.array_equal(one[part], other[part]) for part in parts)
+
+
+def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[str, Stored], str]:
     """Checks names, shapes and dtypes of all tensors from the files' headers, before any weight is read.
 
-    Returns the tensors, the files they are in by name, and the dtype to convert to: `dtype`, or as stored.
+    Returns the tensors, where they are by name, and the dtype to convert to: `dtype`, or as stored.
     """
+    folder = pathlib.Path(folder)
+    refuse_adapter(folder)
     config = llama_config(folder)
     files = open_files(folder)
-    if config.tie_word_embeddings:  # the embedding again, under another name
-        files.pop("lm_head.weight", None)
     if config.num_layers > len(files):
         raise InputError(f"{folder} holds {len(files)} tensors, but its config.json says {config.num_layers} layers")
     # The frozen weights do not depend on the adapter and the encoder.
     wanted = tensors(abstract_model(config, LoRAConfig(), 1, np.float32)[2])
-    check_names([tensor.name for tensor in wanted], files, str(folder))
-    headers = {tensor: files[tensor.name].get_slice(tensor.name) for tensor in wanted}
-    wrong = [
-        f"{tensor.name} is {header.get_shape()} and not {list(tensor.shape)}"
-        for tensor, header in headers.items()
-        if tuple(header.get_shape()) != tensor.shape
-    ]
-    if wrong:
+    names = {tensor.name for tensor in wanted}
+    files = renamed(files, names | {HEAD}, folder)
+    head = files.pop(HEAD, None) if config.tie_word_embeddings else None
+    if head:  # the embedding again, or where it is stored
+        files.setdefault(EMBEDDING, head)
+    check_names(names, files, str(folder))
+    headers = {tensor.name: files[tensor.name].header() for tensor in wanted}
+    shapes = {name: header.get_shape() for name, header in headers.items()}
+    if wrong := wrong_shapes({tensor.name: tensor.shape for tensor in wanted}, shapes):
         raise InputError(f"{folder} holds other shapes than its config.json says: {'; '.join(wrong)}")
     stored = {header.get_dtype() for header in headers.values()}
     if unknown := sorted(stored - DTYPES.keys()):
         raise InputError(f"{folder} holds weights of type {', '.join(unknown)}, expected one of {', '.join(DTYPES)}")
-    if dtype is None and len(stored) > 1:
+    if head and not _equal(files[EMBEDDING], head):
+        raise InputError(
+            f"{folder} holds a {HEAD} that differs from {EMBEDDING}, which transformers would use in spite of "
+            "tie_word_embeddings in config.json: set that to false, or remove the tensor"
+        )
+    return wanted, files, dtype or _dtype(folder, stored)
+
+
+def _dtype(folder: pathlib.Path, stored: set[str]) -> str:
+    """The one in which all weights are stored, if transformers would not make less of it."""
+    if len(stored) > 1:
         raise InputError(f"{folder} mixes weights of type {', '.join(sorted(stored))}: choose one with --dtype")
-    return wanted, files, dtype or DTYPES[stored.pop()]
+    given, dtype = read_config(folder / "config.json"), DTYPES[stored.pop()]
+    said = given.get("dtype") or given.get("torch_dtype") or dtype
+    if said not in (dtype, "float32"):  # which holds all values of the others
+        raise InputError(
+            f"{folder} holds weights of type {dtype}, but its config.json says {str(said)[:99]}, to which transformers "
+            f"would round them: choose one with --dtype"
+        )
+    return dtype
 
 
 def weights(
-    folder: epath.PathLike, wanted: list[Tensor], files: dict[str, Any], dtype: str
+    folder: epath.PathLike, wanted: list[Tensor], files: dict[str, Stored], dtype: str
 ) -> Iterator[tuple[str, int | EllipsisType, np.ndarray]]:
     """What was planned, as (path in the language model, layer in its stack or `...`, array), read when asked for.
 
@@ -115,7 +127,7 @@ def weights(
 
     def read(tensor: Tensor) -> np.ndarray:
         with np.errstate(over="ignore"):  # reported below
-            value = files[tensor.name].get_tensor(tensor.name).astype(dtype, copy=False)
+            value = files[tensor.name].read().astype(dtype, copy=False)
         if not np.isfinite(value).all():
             raise InputError(f"{folder}: {tensor.name} holds values that are not finite numbers in {dtype}")
         return tensor.turned(value)
@@ -143,6 +155,20 @@ def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str,
             (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
+def read_tokenizer(folder: epath.PathLike, vocab_size: int) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a Hugging Face folder; None, with a note to the user, if it holds none.
+
+    Raises InputError for one that training could not use with a model of `vocab_size` embeddings.
+    """
+    if not any((epath.Path(folder) / name).exists() for name in TOKENIZERS):
+        print(f"note: {folder} holds no {' or '.join(TOKENIZERS)}, and training needs one of them", file=sys.stderr)
+        return None
+    tokenizer = load_tokenizer(folder)
+    begin_id(tokenizer)
+    check_ids(tokenizer, vocab_size)
+    return tokenizer
+
+
 def convert(folder: epath.PathLike, output: epath.PathLike, dtype: str | None = None) -> None:
     """Writes the language-model folder `output`; it counts as complete only when all of it is written."""
     output = epath.Path(output)
@@ -151,8 +177,12 @@ def convert(folder: epath.PathLike, output: epath.PathLike, dtype: str | None = 
     wanted, files, dtype = plan(folder, dtype)
     if output.exists() and output.resolve() == epath.Path(folder).resolve():
         raise InputError(f"{output} is the Hugging Face folder itself: give another --output")
+    tokenizer = read_tokenizer(folder, llama_config(folder).vocab_size)
     output.mkdir(parents=True, exist_ok=True)
     copy_files(folder, output, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+    if tokenizer and tokenizer.is_fast and not (output / "tokenizer.json").exists():
+        # What was made of tokenizer.model, so that only this command needs the package that reads it.
+        (output / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str())
     conversion = {"source": os.path.abspath(folder), "dtype": dtype, "version": __version__}
     save_llm(output, weights(folder, wanted, files, dtype), conversion)
 

@@ -32,7 +32,7 @@ from flax import traverse_util
 from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors, wrong_shapes
 from convert.work_folder import adapters, encoder_weights
 from viavsp_jax import config_file, settings
 from viavsp_jax.checkpoint import Checkpoints
@@ -154,12 +154,7 @@ def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) ->
 def check_shapes(path: str, expected: Shapes, found: Shapes, what: str) -> None:
     """InputError that lists all names missing, unknown or of another shape than `what` wants."""
     check_names(expected, found, path)
-    wrong = [
-        f"{name} is {list(found[name])} and not {list(shape)}"
-        for name, shape in expected.items()
-        if found[name] != shape
-    ]
-    if wrong:
+    if wrong := wrong_shapes(expected, found):
         raise InputError(f"{path} does not fit {what}: {'; '.join(wrong)}")
 
 

@@ -3,6 +3,7 @@
 Letters: N layers (stacked on axis 0 here), I input width, O output width, R rank, E encoder width, D LLM width.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Collection
@@ -60,7 +61,12 @@ _LINES = {ours: line for line, (ours, _, _) in enumerate(TABLE)}
 _WITH_ADAPTER = {ours.replace("lora/a", "kernel") for ours in _LINES if ours.endswith("lora/a")}
 
 # Buffers that older versions of transformers saved and that follow from the config.
-IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+IGNORED = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
+
+# Up to so many names are listed one by one; and no more than so many at all.
+FEW, MANY = 8, 40
+# A layer's number in a name.
+_NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +134,71 @@ def tensors(abstract: Tree) -> list[Tensor]:
 
 
 def check_names(expected: Collection[str], found: Collection[str], where: str) -> None:
-    """Raises InputError that lists all names missing and all unknown names at once."""
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(name for name in set(found) - set(expected) if not IGNORED.fullmatch(name))
-    problems = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
-    if problems:
-        raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
+    """Raises InputError that names all missing and all unknown names at once.
+
+    What is common to many of them is said once: something in front that is too much or too little, and their layers.
+    """
+    expected = set(expected)
+    missing = expected - set(found)
+    unknown = {name for name in set(found) - expected if not IGNORED.fullmatch(name)}
+    if not (missing or unknown):
+        return
+    problems = []
+    for word, shorter, longer in (("without", missing, unknown), ("with", unknown, missing)):
+        front, explained = _front(shorter, longer)
+        if len(explained) > FEW:
+            problems = [f"{len(explained)} of its names would be right {word} {front!r} in front"]
+            missing, unknown = (names - explained - {front + x for x in explained} for names in (missing, unknown))
+            break
+    else:
+        if len(missing) == len(expected) > FEW:
+            problems = [f"it has none of the {len(expected)} names expected"]
+    lists = (("missing", missing), ("unknown", unknown))
+    problems += [f"{what}: {', '.join(_in_short(names))}" for what, names in lists if names]
+    raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
+
+
+def wrong_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
+    """What to say of tensors that have other shapes than expected; `found` has all names. Equal layers are one."""
+    groups = collections.defaultdict(set)
+    for name, shape in expected.items():
+        if tuple(found[name]) != tuple(shape):
+            groups[f"is {list(found[name])} and not {list(shape)}"].add(name)
+    return [f"{name} {what}" for what, names in groups.items() for name in _in_short(names)]
+
+
+def _front(shorter: set[str], longer: set[str]) -> tuple[str, set[str]]:
+    """What stands most often before a shorter name in a longer one, and the shorter names that it stands before."""
+    fronts = collections.defaultdict(set)
+    for name in longer:
+        for dot in re.finditer(r"\.", name):
+            if (rest := name[dot.end() :]) in shorter:
+                fronts[name[: dot.end()]].add(rest)
+    return max(fronts.items(), key=lambda item: (len(item[1]), item[0]), default=("", set()))
+
+
+def _in_short(names: set[str]) -> list[str]:
+    """Few names as they are, in order; of many, those that differ in the layer's number alone as one."""
+    if len(names) <= FEW:
+        return sorted(names)
+    groups = collections.defaultdict(list)
+    for name in names:
+        number = _NUMBER.search(name)
+        before, after = (name[: number.start()], name[number.end() :]) if number else (name, "")
+        groups[before, after].append(number and number.group())
+    short = sorted(before + _ranges(numbers) + after for (before, after), numbers in groups.items())
+    more = len(short) - MANY
+    return short if more <= 0 else [*short[:MANY], f"and {more} more"]
+
+
+def _ranges(numbers: list[str | None]) -> str:
+    """ "7" for one number, "{0-3,5}" for several; an empty text for a name without one."""
+    if len(numbers) == 1:
+        return numbers[0] or ""
+    runs = []
+    for number in sorted(map(int, numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs) + "}"

@@ -1,6 +1,7 @@
 """The instruction before the speech and the label after it, as token ids."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -9,6 +10,9 @@ from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from viavsp_jax.errors import InputError
+
+# Files that a tokenizer is read from: the first of them that is there.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 # The reference's languages, named in Vietnamese as its instruction names them.
 LANGUAGES = {
@@ -39,24 +43,20 @@ class Prompt:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: str):
         """`end_token` closes every label (the reference: `</s>`, also for models whose own EOS differs)."""
         self.tokenizer = tokenizer
-        self.begin_id = tokenizer.bos_token_id
+        self.begin_id = begin_id(tokenizer)
         self.end_id = tokenizer.get_vocab().get(end_token)
-        if self.begin_id is None or self.end_id is None:
+        if self.end_id is None:
+            own = f", such as its own {tokenizer.eos_token!r}" if tokenizer.eos_token else ""
             raise InputError(
-                f"the tokenizer in {tokenizer.name_or_path} has no begin token, or no token {end_token!r} "
-                "(config.llm.end_token)"
+                f"the tokenizer in {tokenizer.name_or_path} has no token {end_token!r} (config.llm.end_token): set "
+                f"that to one it has{own}"
             )
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self._instructions: dict[str, tuple[int, ...]] = {}  # by text: there are few for many clips
 
     def check_fits(self, vocab_size: int) -> None:
         """Raises InputError if the model has no embedding for a token: the tokenizer is that of another model."""
-        largest = max(self.begin_id, self.end_id, self.tokenizer.vocab_size - 1)
-        if largest >= vocab_size:
-            raise InputError(
-                f"the tokenizer in {self.tokenizer.name_or_path} has token ids up to {largest}, expected less than "
-                f"{vocab_size}, the vocab_size in config.json"
-            )
+        check_ids(self.tokenizer, vocab_size)
 
     def sha256(self) -> str:
         """Another one whenever a token has another id, or any language another instruction."""
@@ -90,17 +90,50 @@ class Prompt:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def load_prompt(folder: epath.PathLike, end_token: str) -> Prompt:
-    """Reads the tokenizer of a language-model folder, which may lie in a bucket; InputError when there is none."""
+def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that instructions and labels start with; InputError if the tokenizer names none."""
+    if tokenizer.bos_token_id is None:
+        raise InputError(
+            f"the tokenizer in {tokenizer.name_or_path} has no begin token, expected one of its tokens as bos_token in "
+            "tokenizer_config.json"
+        )
+    return tokenizer.bos_token_id
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """InputError if the model has no embedding for a token, be it one that was added or is for padding alone."""
+    outside = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= vocab_size)
+    if outside:
+        tokens = ", ".join(repr(token[:20]) for _, token in outside[:3]) + (", ..." if len(outside) > 3 else "")
+        raise InputError(
+            f"the tokenizer in {tokenizer.name_or_path} has token ids up to {outside[-1][0]}, expected less than "
+            f"{vocab_size}, the vocab_size in config.json: the model has no embedding for {tokens}; give it those with "
+            "transformers' model.resize_token_embeddings(len(tokenizer)) and save both again, or take the tokens out "
+            "of the tokenizer's files"
+        )
+
+
+def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerBase:
+    """Reads the tokenizer of a folder, which may lie in a bucket; InputError when there is none."""
     folder = epath.Path(folder)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        raise InputError(f"{folder} holds no tokenizer.json or tokenizer.model")
+    present = [name for name in TOKENIZERS if (folder / name).exists()]
+    if not present:
+        raise InputError(f"{folder} holds no {' or '.join(TOKENIZERS)}")
+    if present == ["tokenizer.model"] and importlib.util.find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{folder} holds a tokenizer.model and no tokenizer.json, for which the package sentencepiece is needed: "
+            "pip install sentencepiece"
+        )
     try:
         # Code that comes with a tokenizer is not run, nor is it asked for on the terminal.
-        tokenizer = AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
     except Exception as error:  # what tokenizers raise for a damaged file is no kind of it
         raise InputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    return Prompt(tokenizer, end_token)
+
+
+def load_prompt(folder: epath.PathLike, end_token: str) -> Prompt:
+    """The prompt for the tokenizer of a language-model folder; InputError as `load_tokenizer` and `Prompt`."""
+    return Prompt(load_tokenizer(folder), end_token)
 
 
 def _local(folder: epath.Path) -> str:
