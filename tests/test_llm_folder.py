@@ -1,7 +1,6 @@
 """The language-model folder: what is written comes back whole, in any sharding, or not at all."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -29,23 +28,6 @@ def test_folder_errors(tmp_path):
         llm_folder.read_conversion(tmp_path)
     with pytest.raises(InputError, match="is not a converted language model: run python -m convert.from_hf"):
         llm_folder.read_conversion(DEMO_LLAMA)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "mistral"}, "model_type is 'mistral', only 'llama'"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope type is 'llama3'"),
-        ({"vocab_size": None}, "vocab_size"),
-    ],
-)
-def test_only_a_plain_llama_is_accepted(tmp_path, change, message):
-    config = json.loads((DEMO_LLAMA / "config.json").read_text()) | change
-    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    with pytest.raises(InputError, match=message):
-        llm_folder.llama_config(tmp_path)
 
 
 SHAPES = {"layers/o/kernel": (4, 24, 40), "embedding": (23, 17), "final_norm/scale": (9,)}
