@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from odd_folders import ODD_NAMES
 from small_run import small_config
 
-from viavsp_jax import checkpoint, experiment, train
+from viavsp_jax import checkpoint, experiment, paths, train
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
@@ -74,6 +75,47 @@ def test_saving_goes_on_in_the_background_whatever_becomes_of_the_state(config, 
     assert (checkpoints.folder / "1").exists()
     restored = checkpoints.restore_trainable(1, {"w": jax.ShapeDtypeStruct(weights.shape, weights.dtype)})
     np.testing.assert_array_equal(restored["w"], weights)
+
+
+def numbers(step: int) -> TrainState:
+    return TrainState(jnp.int32(step), {"w": jnp.full((30, 40), step, jnp.float32)}, ())
+
+
+def restored(workdir, step: int) -> np.ndarray:
+    abstract = {"w": jax.ShapeDtypeStruct((30, 40), jnp.float32)}
+    return np.asarray(checkpoint.Checkpoints(workdir).restore_trainable(step, abstract)["w"])
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_folders_of_any_name(config, tmp_path, name):
+    checkpoints = checkpoint.Checkpoints(tmp_path / name, keep=1)
+    for step in (1, 2):
+        checkpoints.save(numbers(step), None, config.to_json(), {}, {}, {"accuracy": 0.5})
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / name / "checkpoints").iterdir()] == ["2"]
+    assert (restored(tmp_path / name, 2) == 2).all()
+
+
+def test_an_older_checkpoint_stays_until_the_next_can_be_read(config, tmp_path, monkeypatch):
+    """Orbax does not find what the processes wrote, as where it takes the folder for a pattern."""
+    workdir = tmp_path / "run [2]"
+    checkpoints = checkpoint.Checkpoints(workdir, keep=1)
+    checkpoints.save(numbers(1), None, config.to_json(), {}, {}, {"accuracy": 0.5})
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path()), "glob", paths._joining)
+        checkpoints.save(numbers(2), None, config.to_json(), {}, {}, {"accuracy": 0.75})
+        with pytest.raises(InputError, match=(
+            r"checkpoints: a checkpoint could not be written \(its trainable cannot be read back: 1 of 1 arrays are "
+            r"missing\), expected a disk .*; the last one is of update 1, from which the same command goes on$"
+        )):  # fmt: skip
+            checkpoints.wait()
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (1, 1)
+    assert (restored(workdir, 1) == 1).all()
+    again = checkpoint.Checkpoints(workdir, keep=1)
+    again.save(numbers(2), None, config.to_json(), {}, {}, {"accuracy": 0.75})
+    again.close()
+    assert [path.name for path in again.folder.iterdir()] == ["2"] and (restored(workdir, 2) == 2).all()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.errors import InputError, disk_trouble
+from viavsp_jax.integrity import check_arrays
+from viavsp_jax.paths import key_value_store
 from viavsp_jax.settings import ORDER_OF_DATA, changes, flat
 from viavsp_jax.state import TrainState
 
@@ -55,12 +57,15 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         self.folder = _absolute(epath.Path(workdir)) / "checkpoints"
+        key_value_store(self.folder)  # refuses what Orbax would not find again
         best = BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=lambda metrics: metrics["accuracy"],
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
+            # Called when all is written, before the folder gets its name and an older one is removed.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._check_written),
         )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -102,7 +107,25 @@ class Checkpoints:
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
         with self._written():
             self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(learnt)))
+            self._manager.wait_until_finished()
+            shapes = {name: [leaf.shape for leaf in jax.tree.leaves(tree)] for name, tree in learnt.items()}
+            self._saving = int(state.step), shapes, texts | {"metrics": metrics}
             self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+
+    def _check_written(self) -> None:
+        """Raises OSError unless what is being saved can be read back: then it gets no name and the last one stays."""
+        step, shapes, texts = self._saving
+        folder = self.folder / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
+        folder = folder if folder.exists() else self.folder / str(step)  # in a bucket, where names are not changed
+        try:
+            for name, expected in shapes.items():
+                check_arrays(folder / name, expected)
+            for name, text in texts.items():
+                file = folder / name / ("metrics" if name == "metrics" else "metadata")
+                if _text_sum(json.loads(file.read_bytes())) != _text_sum(text):
+                    raise ValueError("it is another text")
+        except Exception as error:
+            raise OSError(errno.EIO, f"its {name} cannot be read back: {_first_line(error)}") from error
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""

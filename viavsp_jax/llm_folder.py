@@ -9,7 +9,6 @@ too, so that a missing one is known to be missing.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from types import EllipsisType
 from typing import Any
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
 from viavsp_jax.llm_config import llama_config
+from viavsp_jax.paths import key_value_store
 
 Tree = dict[str, Any]
 
@@ -36,10 +36,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def _spec(folder: epath.PathLike, path: str) -> dict[str, Any]:
     """Where an array lies, as tensorstore wants it; a missing chunk is an error instead of zeros."""
-    place = os.fspath(epath.Path(folder) / "params" / path.replace("/", "."))
     return {
         "driver": "zarr3",
-        "kvstore": f"{place}/" if "://" in place else {"driver": "file", "path": f"{os.path.abspath(place)}/"},
+        "kvstore": key_value_store(epath.Path(folder) / "params" / path.replace("/", ".")),
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }

@@ -23,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
+from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from viavsp_jax.data.atomic import atomic_write, write_bytes
 from viavsp_jax.data.examples import FEATURES, MEDIA, TEXT_FIELDS, Example, Kind  # noqa: F401  offered here, too
@@ -57,8 +58,9 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         path = epath.Path(self.path)
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):  # left by a process that was killed
-            stale.unlink(missing_ok=True)
+        for left in path.parent.glob(".*.tmp"):
+            if left.name.startswith(f".{path.name}."):  # by a process that was killed
+                left.unlink(missing_ok=True)
         with contextlib.ExitStack() as stack:
             self._writer = ArrayRecordWriter(stack.enter_context(atomic_write(path)), _WRITER_OPTIONS)
             stack.callback(self._close)
@@ -168,9 +170,9 @@ class SplitSource(Sequence):
         self._ends = list(itertools.accumulate(shard_lengths))
         num_shards = len(shard_lengths)
         self.shards = [os.fspath(shard_path(folder, split, index, num_shards, kind)) for index in range(num_shards)]
-        # Given the ranges, the reader does not have to open every file first.
-        ranges = [f"{path}[0:{num}]" for path, num in zip(self.shards, shard_lengths, strict=True)]
-        self._records = ArrayRecordDataSource(ranges)
+        # Given the lengths, the reader does not have to open every file first; in a text it would look for "[0:9]".
+        whole = [FileInstruction(path, 0, num, num) for path, num in zip(self.shards, shard_lengths, strict=True)]
+        self._records = ArrayRecordDataSource(whole)
         self._schema = kind.schema(width)
 
     def __len__(self) -> int:

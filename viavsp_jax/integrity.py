@@ -1,0 +1,53 @@
+"""Whether the arrays of a checkpoint are all there, before an older checkpoint is given up for them."""
+
+import collections
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+
+import tensorstore
+from etils import epath
+
+from viavsp_jax.paths import key_value_store
+
+_ABOUT_ALL, _ABOUT_ONE = "_METADATA", ".zarray"
+_MAY_BE = ("_sharding", "array_metadatas/*")  # without them the arrays can be read, not with half of them
+_AT_ONCE = 32  # values that are read side by side and held in memory
+
+
+def check_arrays(folder: epath.PathLike, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Reads back an item of a checkpoint, as Orbax writes it: arrays of these shapes, with all their parts.
+
+    The bytes are read and not compared: they were written a moment ago and come from where the system keeps them. What
+    this finds are files that were never written, never got their names, or are shorter than they should be. It takes a
+    tenth of the time of writing, or less.
+
+    Raises ValueError or OSError.
+    """
+    folder = epath.Path(folder)
+    for file in (folder / _ABOUT_ALL, *(file for pattern in _MAY_BE for file in folder.glob(pattern))):
+        json.loads(file.read_bytes())
+    there, wanted, found = set(), set(), collections.Counter()
+    for name, content in _contents(folder):
+        there.add(name)
+        if name.endswith(_ABOUT_ONE):
+            shape, part = (json.loads(content)[key] for key in ("shape", "chunks"))
+            found[tuple(shape)] += 1
+            parts = itertools.product(*(range(-(-size // step)) for size, step in zip(shape, part, strict=True)))
+            wanted |= {name.removesuffix(_ABOUT_ONE) + (".".join(map(str, place)) or "0") for place in parts}
+    expected = collections.Counter(shapes)
+    if missing := expected - found:
+        raise ValueError(f"{missing.total()} of {expected.total()} arrays are missing")
+    if missing := wanted - there:
+        raise ValueError(f"{min(missing)} is missing")
+
+
+def _contents(folder: epath.PathLike) -> Iterator[tuple[str, bytes]]:
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": key_value_store(folder)}).result()
+    keys = store.list().result()
+    for start in range(0, len(keys), _AT_ONCE):
+        some = keys[start : start + _AT_ONCE]
+        for key, reading in zip(some, [store.read(key) for key in some], strict=True):
+            if not (content := reading.result().value):  # as for a file that is gone
+                raise ValueError(f"{key.decode()} is missing")
+            yield key.decode(), content

@@ -1,0 +1,45 @@
+"""Folders' names are names: neither patterns nor addresses.
+
+etils' `glob` joins the folder and the pattern and looks for the whole: in a folder `run [2]` nothing is ever found.
+Orbax looks so for the files of each process that make up a checkpoint, TFDS and JAX's cache for theirs, and none of
+them can be told another way. They ask `epath.Path` itself, so its `glob` is the one place to mend. Importing this
+module does it.
+"""
+
+import functools
+import glob
+import os
+import urllib.parse
+from collections.abc import Iterator
+
+from etils import epath
+
+from viavsp_jax.errors import InputError
+
+_Path = type(epath.Path("."))  # of local folders, and of buckets' addresses
+_joining = _Path.glob
+
+
+@functools.wraps(_joining)
+def _in_folder(self: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    if "://" in os.fspath(self):
+        return _joining(type(self)(glob.escape(os.fspath(self))), pattern)
+    if "**" in pattern:
+        return _joining(self, pattern)  # which it refuses
+    return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
+_Path.glob = _in_folder
+
+
+def key_value_store(folder: epath.PathLike) -> str | dict[str, str]:
+    """The files of a folder as tensorstore wants them named. Raises InputError where it would take another folder."""
+    place = os.fspath(folder)
+    if "\\" in place:
+        raise InputError(
+            f"{place}: arrays cannot be kept in a folder with a backslash in its name: give it another one"
+        )
+    if "://" in place:
+        scheme, rest = place.split("://", 1)
+        return f"{scheme}://{urllib.parse.quote(rest)}/"
+    return {"driver": "file", "path": f"{os.path.abspath(place)}/"}
