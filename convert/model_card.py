@@ -26,6 +26,9 @@ for hypotheses in model.transcribe(video=[video], audio=[audio]):
     print(hypotheses[0]["text"], hypotheses[0]["score"])
 ```
 
+`pipeline("automatic-speech-recognition", model="{name}", trust_remote_code=True)` takes short files of sound, arrays or
+`{{"audio": audio, "video": video}}`. `model.save_pretrained` and `model.push_to_hub` write the whole folder again.
+
 For a file of any kind and length, `pip install 'viavsp-jax[app]'` and
 
 ```bash
@@ -55,7 +58,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
     name, llm = "FOLDER", pathlib.Path(opened.conversion["source"]).name
     base = "" if merged else ', base_model="LLM_FOLDER"'
     parts = [
-        _metadata(),
+        _metadata(media),
         "# ViAVSP: Vietnamese speech from mouth video and sound\n\n"
         "AV-HuBERT encodes a speaking face, runs of frames in the same K-Means cluster are averaged, and a LLaMA "
         "with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
@@ -77,9 +80,10 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
     return "\n".join(parts)
 
 
-def _metadata() -> str:
+def _metadata(media: bool) -> str:
     lines = [
-        "---", "language: vi", "library_name: transformers", "pipeline_tag: automatic-speech-recognition",
+        "---", "language: vi", "library_name: transformers",
+        *(["pipeline_tag: automatic-speech-recognition"] if media else []),
         "license: other", "tags: [lip-reading, audio-visual-speech-recognition, vietnamese, lora]",
         "metrics: [wer, cer]", "---", "",
     ]  # fmt: skip

@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 from convert import hub, safetensors_files
 from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
-from convert.hub.configuration_viavsp import ViAVSPConfig
+from convert.hub.configuration_viavsp import CODE, ViAVSPConfig
 from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, tensors
 from convert.safetensors_files import HEADER, Piece
@@ -178,11 +178,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, A
     config = opened.config
     settings = {
         "model_type": ViAVSPConfig.model_type,
-        "architectures": ["ViAVSPModel"],
-        "auto_map": {
-            "AutoConfig": "configuration_viavsp.ViAVSPConfig",
-            "AutoModel": "modeling_viavsp.ViAVSPModel",
-        },
+        **CODE,
         "feature_width": config.data.feature_width,
         "end_token": config.llm.end_token,
         "decoding": dataclasses.asdict(load_decoding_config(config.evaluate.decoding)),

@@ -21,7 +21,7 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 import hypothesis
 import jax
 import torch
-from demo_run import demo_clips, demo_export, demo_folder  # noqa: F401  fixtures
+from demo_run import demo_clips, demo_export, demo_folder, demo_merged  # noqa: F401  fixtures
 from page_requests import client, event, page, uploads, words  # noqa: F401  fixtures
 from small_disk import small_disk  # noqa: F401  fixture
 from small_media import media_folders  # noqa: F401  fixture

@@ -48,6 +48,13 @@ def demo_export(demo_folder) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def demo_merged(demo_folder) -> pathlib.Path:
+    """The same with `merged/`."""
+    to_hf.export(demo_folder / "run", str(demo_folder / "export_merged"), merge=True)
+    return demo_folder / "export_merged"
+
+
+@pytest.fixture(scope="session")
 def demo_clips(demo_folder) -> list[pathlib.Path]:
     """The test clips, each with picture and sound in one file, both as they are in the corpus."""
     folder = demo_folder / "joined"

@@ -112,7 +112,8 @@ def test_what_an_export_lacks_is_said(demo_folder, tmp_path, clips, capsys, monk
     to_hf.export(demo_folder / "run", str(tmp_path / "hf"))
     assert "note: the export will not take media" in capsys.readouterr().err
     assert not (tmp_path / "hf" / "encoder").exists()
-    assert "model.recognize([features], [counts]" in (tmp_path / "hf" / "README.md").read_text()
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "model.recognize([features], [counts]" in card and "pipeline_tag" not in card
     model = ViAVSPModel.from_pretrained(tmp_path / "hf")
     with pytest.raises(ExportError, match="was exported without encoder and clusters"):
         model.transcribe([clips[0]["video"]])

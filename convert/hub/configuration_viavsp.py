@@ -4,6 +4,15 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+# What makes transformers' AutoConfig, AutoModel and pipeline find the code beside config.json.
+CODE: dict[str, Any] = {
+    "architectures": ["ViAVSPModel"],
+    "auto_map": {"AutoConfig": "configuration_viavsp.ViAVSPConfig", "AutoModel": "modeling_viavsp.ViAVSPModel"},
+    "custom_pipelines": {
+        "automatic-speech-recognition": {"impl": "pipeline_viavsp.ViAVSPPipeline", "pt": ["AutoModel"]}
+    },
+}
+
 
 class ViAVSPConfig(PretrainedConfig):
     """What decoding must know of a model that python -m convert.to_hf exported."""
@@ -51,3 +60,7 @@ class ViAVSPConfig(PretrainedConfig):
         self.cluster_layer = cluster_layer
         self.longest_clip = longest_clip
         super().__init__(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json has it: transformers puts classes, which are no JSON, in place of the pipeline's names."""
+        return super().to_dict() | {"custom_pipelines": CODE["custom_pipelines"]}

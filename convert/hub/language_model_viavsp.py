@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
@@ -17,11 +18,17 @@ class ExportError(ValueError):
 
 
 def load_llm(
-    folder: str | pathlib.Path, quantization: BitsAndBytesConfig | None, device_map: str, dtype: torch.dtype
+    folder: str | pathlib.Path,
+    quantization: BitsAndBytesConfig | dict[str, Any] | None,
+    device_map: Any,
+    dtype: torch.dtype,
+    **options: Any,
 ) -> PreTrainedModel:
     """A language model, from safetensors: pickled weights and code of its own are not read.
 
-    Raises ExportError if a local folder is none, or there are no safetensors.
+    `device_map` and `options` are handed on to transformers.
+
+    Raises ExportError if a local folder is none, there are no safetensors, or no device has room for it.
     """
     if pathlib.Path(folder).is_absolute() and not (pathlib.Path(folder) / "config.json").exists():
         raise ExportError(f"{folder} holds no config.json: give the folder of the base language model")
@@ -36,20 +43,33 @@ def load_llm(
     how = {"dtype": dtype} if quantization is None else {"dtype": "auto", "quantization_config": quantization}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, device_map=device_map, use_safetensors=True, trust_remote_code=False, **how
+            folder, device_map=device_map, use_safetensors=True, trust_remote_code=False, **how, **options
         )
     except (OSError, KeyError) as error:  # the latter for an index that lacks an entry
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ExportError(
             f"{folder} holds no weights as safetensors ({reason}): give the folder of the base language model"
         ) from error
+    if any(weight.is_meta for weight in model.parameters()):  # "auto" keeps on the disk what fits nowhere else
+        raise ExportError(
+            f"the device_map {device_map!r} finds no room for all of {folder}: give a quantization_config, a smaller "
+            "dtype or more max_memory"
+        )
     return model if quantization is None else in_compute_dtype(model)
+
+
+def with_adapter(model: PreTrainedModel, adapter: pathlib.Path) -> PreTrainedModel:
+    """The language model with the adapter of a folder in its layers."""
+    try:
+        return PeftModel.from_pretrained(model, adapter).base_model.model
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{adapter} is not an adapter of python -m convert.to_hf: {error!r}") from error
 
 
 def entry_of_json(path: pathlib.Path, key: str) -> Any:
     """An entry of a JSON file; ExportError where there is none."""
     try:
-        return json.loads(path.read_text())[key]
+        return json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"{path}: expected a JSON file with {key}, as an export has it ({error!r})") from None
 

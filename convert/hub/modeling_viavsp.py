@@ -7,15 +7,16 @@ Letters: B clips, T frames (25 a second), n samples (16,000 a second), U runs of
 S positions, K clusters.
 """
 
+import os
 import pathlib
+import re
+import tempfile
 import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -29,22 +30,39 @@ from transformers import (
 
 from .configuration_viavsp import ViAVSPConfig
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
-from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against
+from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
+from .loading_viavsp import NOTHING_MISSING, check_outputs, find_export, placement, sorted_keywords, weights_dtype
 from .modeling_avhubert import AVHubert
+from .pipeline_viavsp import ViAVSPPipeline  # noqa: F401  so that it lies beside this file, from where it is saved
+from .saving_viavsp import Origin, save, upload_export
+from .segments_viavsp import nearest, run_lengths, segment_means
 
 Clips = Sequence[np.ndarray | None]
+
+# Of bytes and of line and paragraph separators; a vocabulary of bytes has them all.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_USE = "use transcribe(video, audio), or recognize(features, counts, languages), which return texts"
 
 
 class ViAVSPModel(PreTrainedModel):
     """An exported model, ready to decode."""
 
     config_class = ViAVSPConfig
+    base_model_prefix = "llm"
+    input_modalities = ("audio", "video")
+    # The language model decides; it is loaded first.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: ViAVSPConfig, llm: PreTrainedModel, projector: torch.nn.Linear, tokenizer: Any):
         super().__init__(config)
         self.llm, self.projector, self.tokenizer = llm.eval(), projector, tokenizer
         self.encoder = self.cluster_encoder = self.centers = None
-        self.begin_id, self.end_id = tokenizer.bos_token_id, tokenizer.get_vocab()[config.end_token]
+        self.origin: Origin | None = None  # of from_pretrained, for save_pretrained
+        if getattr(llm, "is_quantized", False):  # transformers then says which of half() and to() cannot be
+            self.is_quantized, self.quantization_method = True, llm.quantization_method
+        self.begin_id, self.end_id = tokenizer.bos_token_id, tokenizer.get_vocab().get(config.end_token)
+        if self.end_id is None:
+            raise ExportError(f"the tokenizer has no token {config.end_token!r}, which is the end_token of config.json")
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         # Replaces the language model's own, so that no repetition penalty or the like of it applies.
         llm.generation_config = self.generation_config_with({})
@@ -52,17 +70,19 @@ class ViAVSPModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | pathlib.Path,
+        folder: str | os.PathLike,
         *,
         config: ViAVSPConfig | None = None,
-        base_model: str | None = None,
+        base_model: str | os.PathLike | None = None,
         merged: bool | None = None,
         dtype: torch.dtype | str | None = None,
-        device_map: str | None = None,
-        quantization_config: BitsAndBytesConfig | None = None,
-        revision: str | None = None,
-        **_: Any,
-    ) -> "ViAVSPModel":
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        quantization_config: BitsAndBytesConfig | dict[str, Any] | None = None,
+        subfolder: str = "",
+        output_loading_info: bool = False,
+        **keywords: Any,
+    ) -> Any:
         """Loads an export.
 
         Args:
@@ -70,45 +90,100 @@ class ViAVSPModel(PreTrainedModel):
           config: that of the export, if it was read already.
           base_model: folder or name of the base language model; None: where it was when it was converted.
           merged: whether to use `merged/` in place of base model and adapter; None: if the export holds it.
-          dtype: of the weights; None: that of the training.
-          device_map: cpu (the default), cuda or cuda:N.
+          dtype: of the weights; None or auto: that of the training. torch_dtype is its old name.
+          device_map: cpu (the default), cuda, cuda:N, {"": one of these}, or auto: of several GPUs, the language model
+            takes as many as it needs.
           quantization_config: how the language model is kept; None: as in the training.
-          revision: of a model on the hub.
+          subfolder: the folder in it that holds the export.
+          output_loading_info: whether to return (model, what was missing or too much): nothing, else it raises.
+          keywords: attn_implementation and max_memory, for the language model; cache_dir, force_download,
+            local_files_only, revision and token, for the hub.
 
-        Raises ExportError when a part of the export is missing.
+        Raises TypeError for any other keyword, ExportError when a part of the export is missing or a value does not do.
         """
-        root = pathlib.Path(folder)
-        if not root.is_dir():
-            root = pathlib.Path(snapshot_download(str(folder), revision=revision))
-        if not (root / "config.json").exists():
-            raise ExportError(f"{root / 'config.json'} does not exist: expected an export of python -m convert.to_hf")
+        hub, options = sorted_keywords(keywords)
+        root, place = find_export(folder, subfolder, hub), placement(device_map)
         config = config or ViAVSPConfig.from_pretrained(root)
+        check_outputs(config)
         merged = (root / "merged").exists() if merged is None else merged
         for name in ("projector.safetensors", "merged" if merged else "adapter/adapter_model.safetensors"):
             if not (root / name).exists():
                 raise ExportError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
-        dtype = config.dtype if dtype is None or dtype == "auto" else dtype
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        place = device_map or "cpu"
+        dtype = weights_dtype(torch_dtype if dtype is None else dtype, config)
+        if config._attn_implementation:  # AutoModel says it by the config
+            options.setdefault("attn_implementation", config._attn_implementation)
         if merged:
-            llm = load_llm(root / "merged", quantization_config, place, dtype)
+            base = root / "merged"
+            llm = load_llm(base, quantization_config, place, dtype, **options)
         else:
+            base = base_model or entry_of_json(root / "adapter/adapter_config.json", "base_model_name_or_path")
             nf4 = config.quantization == "nf4" and quantization_config is None
-            adapter = root / "adapter"
-            base = base_model or entry_of_json(adapter / "adapter_config.json", "base_model_name_or_path")
-            llm = load_llm(base, trained_against(dtype) if nf4 else quantization_config, place, dtype)
-            try:
-                llm = PeftModel.from_pretrained(llm, adapter).base_model.model
-            except (KeyError, TypeError, ValueError) as error:
-                raise ExportError(f"{adapter} is not an adapter of python -m convert.to_hf: {error!r}") from error
+            how = trained_against(dtype) if nf4 else quantization_config
+            elsewhere = {name: value for name, value in hub.items() if name != "revision"}
+            llm = with_adapter(load_llm(base, how, place, dtype, **options, **elsewhere), root / "adapter")
         weights = load_file(root / "projector.safetensors")
         projector = torch.nn.Linear(config.feature_width, llm.config.hidden_size, dtype=dtype)
         projector.load_state_dict({name.removeprefix("avfeat_to_llm."): value for name, value in weights.items()})
         tokenizer = AutoTokenizer.from_pretrained(root, config=llm.config, trust_remote_code=False)
+        config._attn_implementation = llm.config._attn_implementation
         model = cls(config, llm, projector.to(llm.device), tokenizer)
+        base = os.path.abspath(base) if os.path.isdir(base) else os.fspath(base)
+        model.origin = Origin(root, merged, base)
         if config.encoder:
             model.load_encoders(root, dtype)
-        return model
+        return (model, NOTHING_MISSING) if output_loading_info else model
+
+    @classmethod
+    def _from_config(cls, config: ViAVSPConfig, **keywords: Any) -> "ViAVSPModel":
+        raise ExportError("a config holds no weights, and an export is never trained anew: expected from_pretrained")
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        is_main_process: bool = True,
+        max_shard_size: int | str = "50GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **upload: Any,
+    ) -> None:
+        """Writes an export again, of the weights as they are now, for any machine that has the base language model.
+
+        How the language model was quantized or attended at loading is not part of it, unless it is `merged/`.
+
+        Args:
+          save_directory: a new or an empty folder, or an earlier export, which is replaced.
+          is_main_process: False: nothing is written.
+          max_shard_size: of a file of the language model, where it is merged.
+          push_to_hub: also upload it, to `repo_id` (default: the folder's name).
+          upload: see push_to_hub.
+
+        Raises ExportError before anything is written if something else is in that folder.
+        """
+        if upload and not push_to_hub:
+            raise TypeError(f"save_pretrained of an export takes no keyword {', '.join(sorted(upload))}")
+        if is_main_process:
+            save(self, save_directory, max_shard_size)
+            if push_to_hub:
+                upload_export(save_directory, repo_id or pathlib.Path(save_directory).absolute().name, **upload)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **upload: Any) -> Any:
+        """Uploads an export, as save_pretrained writes it, to the Hugging Face hub; returns the commit.
+
+        `upload` are private, token, revision, commit_message, commit_description and create_pr.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save(self, folder, max_shard_size)
+            return upload_export(folder, repo_id, **upload)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "generate":
+            raise AttributeError(f"an export has no generate: {_USE}")
+        return super().__getattr__(name)
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        """An export is not trained, and one pass of it is no text."""
+        raise NotImplementedError(f"an export is not called: {_USE}")
 
     def load_encoders(self, root: pathlib.Path, dtype: torch.dtype) -> None:
         """Reads the encoder, the one of the clusters if that is another, and the centres float32[K, E]."""
@@ -170,7 +245,9 @@ class ViAVSPModel(PreTrainedModel):
             final = self.encoder.encode_clips(*inputs, None)[modality][1]
         else:
             final = final.half()  # as the shards keep it that the model learnt from
-        counts = [run_lengths(nearest(x[:t], self.centers)) for x, t in zip(clusters, lengths, strict=True)]
+        counts = [
+            run_lengths(nearest(x[:t], self.centers.to(x.device))) for x, t in zip(clusters, lengths, strict=True)
+        ]
         return [x[:t] for x, t in zip(final, lengths, strict=True)], counts
 
     @torch.inference_mode()
@@ -214,6 +291,8 @@ class ViAVSPModel(PreTrainedModel):
 
     def generation_config_with(self, search: dict[str, Any]) -> GenerationConfig:
         """The search of the training, changed by `search`; all but the repetition penalty, see `recognize`."""
+        if unknown := sorted(search.keys() - {"seed", *vars(GenerationConfig())}):
+            raise TypeError(f"the search has no setting {', '.join(unknown)}")
         settings = self.config.decoding | search
         left_out = {"seed", "repetition_penalty"}
         if settings.get("num_beams", 1) == 1:  # settings that would not count are warned of
@@ -255,27 +334,10 @@ class ViAVSPModel(PreTrainedModel):
         return [self.begin_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def text(self, ids: list[int]) -> str:
-        """Text of generated ids, up to the end token."""
-        return self.tokenizer.decode(self.until_end(ids), skip_special_tokens=True).strip()
+        """Text of generated ids, up to the end token: one line, without control characters."""
+        text = self.tokenizer.decode(self.until_end(ids), skip_special_tokens=True)
+        return " ".join(_CONTROLS.sub(" ", text).split())
 
     def until_end(self, ids: list[int]) -> list[int]:
         """Generated ids without the end token and what fills them up."""
         return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
-
-
-def segment_means(features: Tensor, counts: Tensor) -> Tensor:
-    """Means of runs of frames, summed in float32: [T, E] and int64[U] (they sum to T) → float32[U, E]."""
-    segments = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    sums = torch.zeros(len(counts), features.shape[1], device=features.device)
-    return sums.index_add(0, segments, features.float()) / counts[:, None]
-
-
-def nearest(features: Tensor, centers: Tensor) -> Tensor:
-    """The nearest centre of each frame, in float64: [T, E] and float32[K, E] → int64[T]."""
-    features, centers = features.double(), centers.double()
-    return ((centers * centers).sum(1) - 2 * features @ centers.T).argmin(1)
-
-
-def run_lengths(labels: Tensor) -> Tensor:
-    """The lengths of the runs of equal neighbours: int64[T] → int64[U], which sum to T."""
-    return torch.unique_consecutive(labels, return_counts=True)[1]

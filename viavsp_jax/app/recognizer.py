@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from viavsp_jax.data.prompt import one_line
+
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
@@ -30,8 +32,11 @@ class Utterance:
 class Hypothesis:
     """What may have been said."""
 
-    text: str
+    text: str  # one line, whatever was given
     score: float  # log-probability / length ** length_penalty of the search
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", one_line(self.text))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 
 from etils import epath
@@ -25,6 +26,8 @@ LANGUAGES = {
 }
 RECOGNITION = "Hãy nhận diện câu tiếng Việt này. Đầu vào: "
 TRANSLATION = "Translate this {source} speech to {target}. Input: "
+# Of bytes and of line and paragraph separators; a vocabulary of bytes has them all.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def instruction_text(source: str, target: str) -> str:
@@ -35,6 +38,11 @@ def instruction_text(source: str, target: str) -> str:
     if source == target == "vi":
         return RECOGNITION
     return TRANSLATION.format(source=LANGUAGES[source], target=LANGUAGES[target])
+
+
+def one_line(text: str) -> str:
+    """A text as subtitles and tables can hold it: white space and control characters between words are one space."""
+    return " ".join(_CONTROLS.sub(" ", text).split())
 
 
 class Prompt:
@@ -83,11 +91,11 @@ class Prompt:
         return [len(ids) + 2 for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def text(self, ids: list[int]) -> str:
-        """Text of generated ids, up to the end token."""
+        """Text of generated ids, up to the end token, in one line."""
         ids = list(ids)
         if self.end_id in ids:
             ids = ids[: ids.index(self.end_id)]
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return one_line(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
