@@ -32,6 +32,7 @@ from viavsp_jax.data import pipeline
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION
 from viavsp_jax.data.records import Example
 from viavsp_jax.decode import load_decoding_config
+from viavsp_jax.errors import reported_to_user
 
 # VASR's prompts, of 76 frames and up to 91 positions, in one size.
 BUCKET = 96
@@ -139,6 +140,7 @@ def settings(args: argparse.Namespace) -> dict[str, int]:
     }
 
 
+@reported_to_user()
 def main(arguments: Sequence[str] | None = None) -> rounds.Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beam_search", description=__doc__.split("\n")[0])

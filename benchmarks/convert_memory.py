@@ -33,6 +33,7 @@ import viavsp_jax
 from configs import base
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.state import TrainState
 
@@ -46,6 +47,7 @@ import sys
 import jax
 from configs import base
 from viavsp_jax.experiment import load_experiment
+from viavsp_jax.errors import reported_to_user
 
 config = base.get_config()
 config.llm.path = sys.argv[1]
@@ -69,7 +71,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 def write_model(folder: pathlib.Path, layers: int) -> None:
     """A random LLaMA as Hugging Face keeps it, in several files, with the demo's tokenizer."""
     folder.mkdir(parents=True)
-    config = json.loads((DEMO_LLAMA / "config.json").read_text()) | {
+    config = json.loads((DEMO_LLAMA / "config.json").read_text(encoding="utf-8")) | {
         "hidden_size": WIDTH,
         "intermediate_size": FFN,
         "num_attention_heads": HEADS,
@@ -79,7 +81,7 @@ def write_model(folder: pathlib.Path, layers: int) -> None:
         "vocab_size": VOCABULARY,
         "dtype": "bfloat16",
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     copy_files(DEMO_LLAMA, folder, TOKENIZER_FILES)
     rng, where = np.random.default_rng(0), {}
 
@@ -95,7 +97,9 @@ def write_model(folder: pathlib.Path, layers: int) -> None:
         group = range(first, min(first + LAYERS_PER_FILE, layers))
         tensors = {name: value for layer in group for name, value in layer_tensors(rng, layer).items()}
         write(f"layers-{first:02d}.safetensors", tensors)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where}), encoding="utf-8"
+    )
 
 
 def write_checkpoint(workdir: pathlib.Path, llm: pathlib.Path) -> None:
@@ -116,7 +120,7 @@ def family(pid: int) -> list[int]:
     """A process and all that it started."""
     found = [pid]
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
+        for child in (task / "children").read_text(encoding="utf-8").split():
             found += family(int(child))
     return found
 
@@ -125,7 +129,7 @@ def resident(pid: int) -> tuple[int, int]:
     """Anonymous and file-mapped resident bytes of a process and its children."""
     anonymous = mapped = 0
     for one in family(pid):
-        for line in pathlib.Path(f"/proc/{one}/status").read_text().splitlines():
+        for line in pathlib.Path(f"/proc/{one}/status").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             if name == "RssAnon":
                 anonymous += int(value.split()[0]) * 1024
@@ -166,7 +170,7 @@ def size(folder: pathlib.Path) -> int:
 
 def tensor(folder: pathlib.Path, name: str) -> np.ndarray:
     """One tensor of a sharded Hugging Face folder."""
-    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
     with safe_open(folder / index[name], "np") as file:
         return file.get_tensor(name)
 
@@ -221,6 +225,7 @@ def run(folder: pathlib.Path, layers: int) -> None:
     print(check(hf, export, layers))
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert_memory", description=__doc__.split("\n")[0])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import FRAMES, draw_run_lengths
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.models.dedup import segment_mean
 
 TEXT_POSITIONS = 35  # of a clip: instruction and label
@@ -108,6 +109,7 @@ def run(rows: int, frames: int, positions: int, width: int, rounds: int) -> Comp
     return compare({name: lambda side=side: counted(side) for name, side in sides.items()}, rounds, title)
 
 
+@reported_to_user()
 def main(arguments: list[str] | None = None) -> Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup", description=__doc__.split("\n")[0])

@@ -23,6 +23,7 @@ from benchmarks.features import make_encoder
 from benchmarks.media_clips import FRAMES
 from benchmarks.rounds import Comparison, add_flags, compare, report
 from viavsp_jax.data import media
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
 from viavsp_jax.prepare.encoder_jax import JaxEncoder
@@ -106,6 +107,7 @@ def run(model: AVHubert, clips: list[Media], batch_size: int, dtype: str, rounds
     return compare(calls, rounds, title)
 
 
+@reported_to_user()
 def main(arguments: list[str] | None = None) -> Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__.split("\n")[0])

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.media_clips import write_media
 from benchmarks.rounds import Comparison, add_flags, compare, report
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare import extract
 from viavsp_jax.prepare.avhubert_torch import AVHubert
@@ -59,6 +60,7 @@ def run(model: AVHubert, clips: list[Clip], batch_size: int, rounds: int) -> Com
     return compare(calls, rounds, title)
 
 
+@reported_to_user()
 def main(arguments: list[str] | None = None) -> Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.features", description=__doc__.split("\n")[0])

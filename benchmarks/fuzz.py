@@ -35,7 +35,8 @@ from benchmarks.fuzz_worker import (
     Failure,
     memory,
     run_inputs,
-)  # fmt: skip
+)
+from viavsp_jax.errors import reported_to_user  # fmt: skip
 
 SECONDS = 5.0
 _START = 120.0  # before the first input
@@ -171,6 +172,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([head, *rows])
 
 
+@reported_to_user()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.split("\n")[0])

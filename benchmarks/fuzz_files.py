@@ -74,10 +74,10 @@ def write_face(folder: pathlib.Path) -> None:
 def write_hf(folder: pathlib.Path) -> None:
     """A LLaMA of two layers in two files."""
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = json.loads((DEMO_LLAMA / "config.json").read_text())
+    config = json.loads((DEMO_LLAMA / "config.json").read_text(encoding="utf-8"))
     config |= sizes | {"num_key_value_heads": 1, "head_dim": 4, "vocab_size": 16, "tie_word_embeddings": False}
     config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     rng, index = np.random.default_rng(0), {}
     wanted = names.tensors(abstract_model(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32)[2])
     for number, part in enumerate((wanted[::2], wanted[1::2])):
@@ -85,7 +85,7 @@ def write_hf(folder: pathlib.Path) -> None:
         values = {tensor.name: rng.normal(size=tensor.shape).astype(np.float32) for tensor in part}
         safetensors.numpy.save_file(values, folder / file)
         index |= dict.fromkeys(values, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
 
 
 def write_llm(folder: pathlib.Path) -> None:
@@ -177,7 +177,7 @@ def write_corpus(folder: pathlib.Path) -> None:
     rows = [(f"clip-{n}", "0", 25.0, 16_000, f"câu số {n}", 5, 3200, "train") for n in range(8)]
     pd.DataFrame(rows, columns=manifest._COLUMNS).to_parquet(folder / "metadata.parquet")
     mapping = [{"id": row[0], "channel": f"kênh {number % 2}"} for number, row in enumerate(rows)]
-    (folder / "mapping.json").write_text(json.dumps(mapping))
+    (folder / "mapping.json").write_text(json.dumps(mapping), encoding="utf-8")
     for row in rows:
         for place in (folder / "visual/0" / f"{row[0]}.mp4", folder / "audio/0" / f"{row[0]}.wav"):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -218,8 +218,12 @@ def write_report(folder: pathlib.Path) -> None:
     head, rows = "id\treference\thypothesis\tseconds\n", "".join(f"c{n}\tcâu số {n}\tcâu số\t{n}.5\n" for n in range(4))
     (folder / "hypotheses").mkdir()
     (folder / "hypotheses/av_clean.tsv").write_text(head + rows, encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps({"checkpoint": 3, "split": "test", "analysis": {"av_clean": {}}}))
-    (folder / "mapping.json").write_text(json.dumps([{"id": f"c{n}", "channel": "kênh"} for n in range(4)]))
+    (folder / "report.json").write_text(
+        json.dumps({"checkpoint": 3, "split": "test", "analysis": {"av_clean": {}}}), encoding="utf-8"
+    )
+    (folder / "mapping.json").write_text(
+        json.dumps([{"id": f"c{n}", "channel": "kênh"} for n in range(4)]), encoding="utf-8"
+    )
 
 
 def write_curves(folder: pathlib.Path) -> None:
@@ -246,4 +250,4 @@ def write_export(folder: pathlib.Path) -> None:
     """The settings of an export."""
     settings = {"model_type": "viavsp", "feature_width": 8, "decoding": {"num_beams": 2, "max_new_tokens": 4}}
     code = {"auto_map": {"AutoConfig": "configuration_viavsp.ViAVSPConfig"}, "languages": {"vi": "tiếng Việt"}}
-    (folder / "config.json").write_text(json.dumps(settings | code))
+    (folder / "config.json").write_text(json.dumps(settings | code), encoding="utf-8")

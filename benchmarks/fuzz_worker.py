@@ -90,7 +90,7 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 def _run(target: Target, path: pathlib.Path, case: int, shared: Any, reached: list[str]) -> str | None:
     """Runs a reader on one file and counts what became of it; what was wrong, if anything."""
     reached.clear()
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak of memory begins anew
     shared[CASE], shared[BEFORE], shared[BEGAN] = case, memory("VmRSS"), time.monotonic()
     what, refused = None, False
     try:
@@ -116,7 +116,7 @@ def _run(target: Target, path: pathlib.Path, case: int, shared: Any, reached: li
 def memory(field: str, process: int | str = "self") -> int:
     """Bytes of resident memory: VmRSS now, VmHWM at its peak; 0 if the process has ended."""
     try:
-        status = pathlib.Path(f"/proc/{process}/status").read_text()
+        status = pathlib.Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(status.partition(f"{field}:")[2].split(maxsplit=1)[0]) * 1024 if field in status else 0

@@ -46,11 +46,11 @@ def interrupted(
     for kind in [*kills, None]:
         log.starts += 1
         output = workdir.parent / f"{workdir.name}.log"
-        with output.open("w") as file:
+        with output.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **options)
             hit = _strike(process, output, workdir, kind, seconds, rng) if kind else None
             status = _end_of(process, output)
-        text = output.read_text(errors="replace")
+        text = output.read_text(encoding="utf-8", errors="replace")
         assert status == 0 or (hit is not None and kind != "notice" and status == -signal.SIGKILL), (status, text)
         if status == 0 and "stopped by SIGTERM" not in text:
             return log  # it was done before the signal came
@@ -74,7 +74,7 @@ def _strike(
     wait = rng.uniform(0, 4) if kind == "start" else rng.uniform(0, 0.05) if kind == "save" else rng.uniform(0, seconds)
     while process.poll() is None:
         now = time.monotonic()
-        if working is None and re.search(r"train: .*update", output.read_text(errors="replace")):
+        if working is None and re.search(r"train: .*update", output.read_text(encoding="utf-8", errors="replace")):
             working = now  # the bar is there
         ripe = {
             "start": now - begun > wait,
@@ -94,7 +94,7 @@ def _end_of(process: subprocess.Popen, output: pathlib.Path) -> int:
         return process.wait(_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise AssertionError(f"it hangs:\n{output.read_text()[-4000:]}") from None
+        raise AssertionError(f"it hangs:\n{output.read_text(encoding='utf-8', errors='replace')[-4000:]}") from None
 
 
 def _half_written(workdir: pathlib.Path) -> list[str]:

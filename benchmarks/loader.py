@@ -25,6 +25,7 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import FOLDER, FRAMES, draw_clips, make_prompt, write_shards
 from configs import final
 from viavsp_jax.data import pipeline
+from viavsp_jax.errors import reported_to_user
 
 WIDTH, VOCABULARY = 1024, 4096
 
@@ -86,6 +87,7 @@ def run(
     return comparison, facts
 
 
+@reported_to_user()
 def main(arguments: list[str] | None = None) -> Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.split("\n")[0])

@@ -26,6 +26,7 @@ from benchmarks.random_model import VINALLAMA, RandomModel, add_size_flags, prep
 from viavsp_jax import flops
 from viavsp_jax.data.packing import speech_prompt
 from viavsp_jax.data.records import Example
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.topology import CHIPS
 
 Facts = dict[str, float]
@@ -97,6 +98,7 @@ def decoding(
     return comparison, facts | use(comparison, count / len(clips), args.beams * args.new_tokens)
 
 
+@reported_to_user()
 def main(arguments: Sequence[str] | None = None) -> list[rounds.Comparison]:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_size", description=__doc__.split("\n")[0])

@@ -35,7 +35,9 @@ def live(pipe: Connection, demo: str, workdir: str, updates: int) -> None:
 
 def size() -> dict[str, float]:
     """Resident memory in MB, threads and open files of this process (Linux)."""
-    fields = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     return {
         "rss_mb": round(int(fields["VmRSS"].split()[0]) / 1024),
         "threads": int(fields["Threads"]),

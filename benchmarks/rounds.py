@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from viavsp_jax.options import new_file, whole
+
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "grain", "torch", "transformers", "peft", "numpy")
 
 
@@ -104,7 +106,7 @@ def machine() -> dict[str, str]:
 def processor() -> str:
     """The model name of the processor."""
     info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -118,8 +120,10 @@ def version(package: str) -> str | None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every benchmark has."""
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds after a warm-up (default: %(default)s)")
-    parser.add_argument("--output", help="also write the figures to this JSON file")
+    parser.add_argument(
+        "--rounds", type=whole("--rounds", 1), default=3, help="timed rounds after a warm-up (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=new_file("--output"), help="also write the figures to this JSON file")
 
 
 def report(comparisons: list[Comparison], output: str | None, **facts: object) -> None:
@@ -131,7 +135,7 @@ def report(comparisons: list[Comparison], output: str | None, **facts: object) -
     print("\n" + "\n".join(f"{name}: {value}" for name, value in (facts | about).items()))
     if output:
         content = {"comparisons": [one.as_json() for one in comparisons], "facts": facts, "machine": about}
-        pathlib.Path(output).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        pathlib.Path(output).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def command() -> str:

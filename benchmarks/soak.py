@@ -69,7 +69,7 @@ def outcome(
                 subprocess.run(line, capture_output=True, timeout=rng.uniform(2, _AT_WORK + 5))
             except subprocess.TimeoutExpired:  # on which it is killed
                 killed[name] += 1
-        finished = subprocess.run(line, capture_output=True, text=True)
+        finished = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")
         assert finished.returncode == 0, finished.stderr[-4000:]
     curves = read_curves(workdir / "tensorboard")
     names = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
@@ -183,7 +183,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
             results = fuzz.fuzz(inputs, seed + number)
             totals.add(log, results, here.recv() | {"temporary": sum(1 for _ in (workdir / "tmp").rglob("*"))})
             shutil.rmtree(work)
-            with (workdir / "rounds.jsonl").open("a") as file:
+            with (workdir / "rounds.jsonl").open("a", encoding="utf-8") as file:
                 line = {"round": number, "kills": log.kills, "half_written": log.half_written,
                         "notice_seconds": log.notice_seconds, "size": totals.sizes[-1], "wrong": totals.wrong[before:],
                         "minutes": (time.monotonic() - begun) / 60}  # fmt: skip
@@ -199,6 +199,7 @@ def soak(demo: pathlib.Path, workdir: pathlib.Path, minutes: float, updates: int
     return totals
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
@@ -209,8 +210,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=4000, help="damaged files a round (default 4000)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with reported_to_user():
-        totals = soak(args.demo, args.workdir, args.minutes, args.updates, args.inputs, args.seed)
+    totals = soak(args.demo, args.workdir, args.minutes, args.updates, args.inputs, args.seed)
     soak_figure.draw(args.workdir / "rounds.jsonl", args.workdir / "soak.svg")
     print(totals.table(), *totals.wrong, sep="\n")
     sys.exit(1 if totals.wrong else 0)

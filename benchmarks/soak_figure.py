@@ -13,7 +13,7 @@ _KILLS = {"start": "at the start", "work": "at work", "save": "in a save", "noti
 
 def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
     """Memory of the process that lives through the soak, and kills so far, over time."""
-    lines = [json.loads(line) for line in rounds.read_text().splitlines()]
+    lines = [json.loads(line) for line in rounds.read_text(encoding="utf-8").splitlines()]
     minutes = [line["minutes"] for line in lines]
     figure = Figure(figsize=(9, 3), layout="constrained")
     memory, kills = figure.subplots(1, 2)

@@ -24,6 +24,7 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import draw_clips, write_shards
 from configs import demo
 from convert import from_hf
+from viavsp_jax.errors import reported_to_user
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
@@ -121,7 +122,9 @@ def python(script: str, *arguments: object, cache: str = "") -> str:
     """
     kept = {"JAX_ENABLE_COMPILATION_CACHE": "true" if cache else "false", "JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | kept, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | kept, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise SystemExit(f"a start failed:\n{done.stderr}")
     return done.stdout
@@ -168,6 +171,7 @@ def compilations(llm: pathlib.Path, layers: list[int], rounds: int) -> Compariso
     return Comparison("tracing and compilation of the training step", "compilations", rates)
 
 
+@reported_to_user()
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split("\n")[0])

@@ -31,6 +31,7 @@ from benchmarks import rounds, torch_training
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
 from viavsp_jax import sharding, train
 from viavsp_jax.data import pipeline
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.state import TrainState
 
@@ -122,6 +123,7 @@ def add_flags(parser: argparse.ArgumentParser, rows: int, batches: Sequence[int]
     parser.add_argument("--batches", type=int, nargs="+", default=batches, help="PyTorch's (default: %(default)s)")
 
 
+@reported_to_user()
 def main(arguments: Sequence[str] | None = None) -> rounds.Comparison:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n")[0])

@@ -36,7 +36,7 @@ def make_prompt(vocab_size: int) -> Prompt:
 
 def draw_run_lengths(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Run lengths int32[U] of `count` clips, each from a random place of the real ones on, the last cut to fit."""
-    runs = np.array(RUN_LENGTHS.read_text().split(), np.int32)
+    runs = np.array(RUN_LENGTHS.read_text(encoding="utf-8").split(), np.int32)
     drawn = []
     for start in rng.integers(0, len(runs) - FRAMES, count):
         ends = np.minimum(np.cumsum(runs[start : start + FRAMES]), FRAMES)

@@ -26,6 +26,8 @@ from collections.abc import Iterator, Sequence
 
 import httpx
 
+from viavsp_jax.errors import reported_to_user
+
 AUTOMATIC = ("automatic", False, 0, 2)  # modality, noise, SNR, beams
 _PATIENCE = 900  # seconds
 
@@ -40,7 +42,7 @@ class Page:
 
     def usage(self) -> dict[str, int]:
         """Megabytes of memory, threads, open files, and files that are kept."""
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         memory, threads = (int(re.search(rf"^{name}:\s+(\d+)", status, re.M)[1]) for name in ("VmRSS", "Threads"))
         opened = len(os.listdir(f"/proc/{self.process.pid}/fd"))
         kept = sum(path.is_file() for path in self.folder.glob("*/gradio/*/*"))
@@ -76,7 +78,8 @@ def running(model: str, folder: pathlib.Path, *options: str, before: str = "") -
         port = free.getsockname()[1]
     command = [sys.executable, "-c", f"{before}\nfrom viavsp_jax.app.__main__ import main; main()"]
     process = subprocess.Popen(
-        [*command, "--model", model, "--port", str(port), *options], stdout=subprocess.PIPE, text=True,
+        [*command, "--model", model, "--port", str(port), *options],
+        stdout=subprocess.PIPE, encoding="utf-8", errors="replace",
         env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
@@ -171,6 +174,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n" + "\n".join(f"{count} in the last round were told: {sentence}" for sentence, count in away.items()))
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.visitors", description=__doc__.split("\n")[0])

@@ -22,10 +22,12 @@ from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
+from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.records import Example, SplitSource, complete_splits, open_split
 from viavsp_jax.decode import load_decoding_config
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.options import new_file, whole
 from viavsp_jax.scoring import normalize, score
 
 
@@ -35,7 +37,7 @@ def read_config(folder: str) -> ViAVSPConfig:
     if not path.exists():
         raise InputError(f"{path} does not exist: expected an export of python -m convert.to_hf")
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file ({error})") from None
     if not isinstance(settings, dict) or settings.get("model_type") != ViAVSPConfig.model_type:
@@ -57,8 +59,12 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
       device: cpu or cuda.
       dtype: of the weights; None: that of the training.
 
-    Raises InputError when a part of the export is missing.
+    Raises InputError when a part of the export is missing, or there is no such device.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as PyTorch says that it was built without one
+        raise InputError(f"--device {device} is not usable here ({str(error).splitlines()[0]})") from None
     try:
         return ViAVSPModel.from_pretrained(
             folder, config=read_config(folder), base_model=llm, merged=merged, device_map=device, dtype=dtype
@@ -131,6 +137,7 @@ def decode(model: ViAVSPModel, source: SplitSource, batch_size: int, modality: s
     return sorted(rows, key=lambda row: row["id"])
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.decode_hf", description=__doc__.split("\n")[0])
@@ -142,22 +149,24 @@ def main() -> None:
     parser.add_argument("--merged", action="store_true", help="use the merged model of the export")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the training")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--output", default="hypotheses.tsv", help="the table to write (default: hypotheses.tsv)")
+    parser.add_argument("--batch_size", type=whole("--batch_size", 1), default=16)
+    parser.add_argument(
+        "--output",
+        type=new_file("--output"),
+        default="hypotheses.tsv",
+        help="the table to write (default: hypotheses.tsv)",
+    )
     args = parser.parse_args()
-    with reported_to_user():
-        trained_encoder = read_config(args.model).trained_encoder
-        source = open_data(args.data, args.split, trained_encoder)
-        if args.modality and not trained_encoder:
-            raise InputError(
-                f"--modality {args.modality} is for shards of media only: {args.data} holds features of one modality"
-            )
-        dtype = getattr(torch, args.dtype) if args.dtype else None
-        model = load_model(args.model, args.llm, args.merged, args.device, dtype)
-        rows = decode(model, source, args.batch_size, args.modality or "av")
-    output = pathlib.Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="", encoding="utf-8") as file:
+    trained_encoder = read_config(args.model).trained_encoder
+    source = open_data(args.data, args.split, trained_encoder)
+    if args.modality and not trained_encoder:
+        raise InputError(
+            f"--modality {args.modality} is for shards of media only: {args.data} holds features of one modality"
+        )
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = load_model(args.model, args.llm, args.merged, args.device, dtype)
+    rows = decode(model, source, args.batch_size, args.modality or "av")
+    with atomic_write(args.output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -17,6 +17,7 @@ from convert.checkpoints import FairseqCheckpoint, read_fairseq
 from viavsp_jax.data import media
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.options import new_folder
 from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -102,16 +103,16 @@ def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig
         raise InputError(f"{source}: {error}") from error
 
 
+@reported_to_user()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.from_fairseq", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="fairseq checkpoint of AV-HuBERT")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--output", type=new_folder("--output"), required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     args = parser.parse_args(argv)
-    with reported_to_user():
-        convert(args.checkpoint, args.output, DTYPES[args.dtype])
-        print(f"wrote {args.output}")
+    convert(args.checkpoint, args.output, DTYPES[args.dtype])
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

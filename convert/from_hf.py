@@ -26,6 +26,7 @@ from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.llm_config import llama_config, read_config
 from viavsp_jax.llm_folder import save_llm
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.options import new_folder
 from viavsp_jax.state import abstract_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -187,15 +188,17 @@ def convert(folder: epath.PathLike, output: epath.PathLike, dtype: str | None = 
     save_llm(output, weights(folder, wanted, files, dtype), conversion)
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.from_hf", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="HF_DIR", help="folder with config.json and *.safetensors")
-    parser.add_argument("--output", required=True, help="the language-model folder to write")
+    parser.add_argument(
+        "--output", type=new_folder("--output"), required=True, help="the language-model folder to write"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES.values()), help="dtype of the weights (default: as stored)")
     args = parser.parse_args()
-    with reported_to_user():
-        convert(args.folder, args.output, args.dtype)
+    convert(args.folder, args.output, args.dtype)
 
 
 if __name__ == "__main__":

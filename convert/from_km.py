@@ -24,6 +24,7 @@ from etils import epath
 
 from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.options import new_file, whole
 from viavsp_jax.prepare.kmeans import save_centers
 
 # Until version 0.22 scikit-learn brought its own joblib, and its modules had public names.
@@ -196,19 +197,21 @@ def _dtype(record: Any) -> np.dtype:
     return np.dtype(name).newbyteorder(record.state[1])
 
 
+@reported_to_user()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.from_km", description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL.km", help="MiniBatchKMeans or KMeans, as joblib or pickle wrote it")
-    parser.add_argument("--output", required=True, help="file for the centres, e.g. kmeans.safetensors")
-    parser.add_argument("--layer", type=int, default=12, help="AV-HuBERT layer it was fitted on (default %(default)s)")
+    parser.add_argument(
+        "--output", type=new_file("--output"), required=True, help="file for the centres, e.g. kmeans.safetensors"
+    )
+    parser.add_argument(
+        "--layer", type=whole("--layer", 0), default=12, help="AV-HuBERT layer it was fitted on (default %(default)s)"
+    )
     args = parser.parse_args(argv)
-    with reported_to_user():
-        if args.layer < 0:
-            raise InputError(f"--layer is {args.layer}, expected the number of an AV-HuBERT layer, from 0")
-        centers = read_centers(args.model)
-        save_centers(args.output, centers, {"layer": args.layer})
-        print(f"wrote {args.output}: {len(centers)} centres of width {centers.shape[1]}, of layer {args.layer}")
+    centers = read_centers(args.model)
+    save_centers(args.output, centers, {"layer": args.layer})
+    print(f"wrote {args.output}: {len(centers)} centres of width {centers.shape[1]}, of layer {args.layer}")
 
 
 if __name__ == "__main__":

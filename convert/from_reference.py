@@ -40,6 +40,7 @@ from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.options import new_folder
 from viavsp_jax.origin import origin
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, UNUSED_KEYS
 from viavsp_jax.state import TrainState
@@ -234,6 +235,7 @@ def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     return config.value
 
 
+@reported_to_user()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -242,17 +244,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="fairseq checkpoint of the reference")
-    parser.add_argument("--workdir", required=True, help="the work folder to write")
+    parser.add_argument("--workdir", type=new_folder("--workdir"), required=True, help="the work folder to write")
     parser.add_argument("--restart", action="store_true", help="take the weights only, for training from update 0")
-    parser.add_argument("--encoder_output", metavar="DIR", help="also write the encoder, to this folder")
+    parser.add_argument(
+        "--encoder_output",
+        type=new_folder("--encoder_output"),
+        metavar="DIR",
+        help="also write the encoder, to this folder",
+    )
     parser.add_argument("--avhubert", metavar="PT_OR_DIR", help="gives the config of the encoder")
     args, rest = parser.parse_known_args(argv)
-    with reported_to_user():
-        if bool(args.encoder_output) != bool(args.avhubert):
-            raise InputError("--encoder_output and --avhubert go together: expected both or neither")
-        convert(args.checkpoint, read_config(rest), args.workdir, args.restart)
-        if args.encoder_output:
-            convert_encoder(args.checkpoint, args.avhubert, args.encoder_output)
+    if bool(args.encoder_output) != bool(args.avhubert):
+        raise InputError("--encoder_output and --avhubert go together: expected both or neither")
+    convert(args.checkpoint, read_config(rest), args.workdir, args.restart)
+    if args.encoder_output:
+        convert_encoder(args.checkpoint, args.avhubert, args.encoder_output)
 
 
 if __name__ == "__main__":

@@ -154,4 +154,4 @@ def write(folder: pathlib.Path, pieces: list[Piece]) -> None:
     if len(groups) > 1:
         total = {"total_size": sum(piece.num_bytes for piece in pieces)}
         text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
-        (folder / INDEX).write_text(text, "utf-8")
+        (folder / INDEX).write_text(text, encoding="utf-8")

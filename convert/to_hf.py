@@ -33,6 +33,7 @@ from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, tensors
 from convert.safetensors_files import HEADER, Piece
 from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
+from viavsp_jax.data.atomic import check_writable
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION, Prompt, load_prompt
 from viavsp_jax.decode import load_decoding_config
 from viavsp_jax.errors import InputError, reported_to_user
@@ -40,17 +41,23 @@ from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
+from viavsp_jax.options import checkpoint_step, new_folder
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.provenance import encoder_and_centers, longest_clip
 
 
-@contextlib.contextmanager
-def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a new folder that becomes `output` when nothing failed; only an earlier export is overwritten."""
+def check_output(output: pathlib.Path) -> None:
+    """Raises InputError if something else than an earlier export, which would be overwritten, is there."""
+    check_writable(output, folder=True)
     if output.exists() and any(output.iterdir()) and not (output / "projector.safetensors").exists():
         raise InputError(f"{output} is not empty and no earlier export: give another --output")
-    partial = output.with_name(output.name + ".partial")
+
+
+@contextlib.contextmanager
+def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder that becomes `output` when nothing failed."""
+    partial = output.with_name(f"{output.name[:32]}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -120,11 +127,11 @@ def pieces(abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> list[Piece]:
 def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prompt, dtype: str) -> None:
     """The tokenizer, config.json in the stored dtype, and a generation config that stops at the end token."""
     copy_files(llm, folder, TOKENIZER_FILES)
-    config = json.loads((epath.Path(llm) / "config.json").read_text())
+    config = json.loads((epath.Path(llm) / "config.json").read_text(encoding="utf-8"))
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     generation = {"bos_token_id": prompt.begin_id, "eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
 
 
 def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -> None:
@@ -193,7 +200,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, A
         "llm_sha256": opened.conversion["sha256"],
         "training": config.to_dict(),
     }
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for file in sorted(pathlib.Path(hub.__file__).parent.glob("[a-z]*.py")):
         shutil.copy(file, folder / file.name)
     copy_files(opened.llm, folder, TOKENIZER_FILES)
@@ -215,6 +222,8 @@ def export(
 
     Raises InputError when there is no such checkpoint, no converted language model or no config of the encoder.
     """
+    output = pathlib.Path(output).absolute()
+    check_output(output)
     opened = open_work_folder(workdir, step, llm, encoder)
     config, lora = opened.config, LoRAConfig(**opened.config.lora)
     trainable, batch_stats = opened.read_weights()
@@ -222,7 +231,7 @@ def export(
     prompt = load_prompt(opened.llm, config.llm.end_token)
     found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
     learnt = encoder_weights(trainable, batch_stats) if opened.encoder else None
-    with replacing(pathlib.Path(output).absolute()) as folder:
+    with replacing(output) as folder:
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
@@ -238,19 +247,21 @@ def export(
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.to_hf", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="the work folder of the training")
-    parser.add_argument("--output", required=True, metavar="HF_DIR", help="the folder to write")
-    parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
+    parser.add_argument(
+        "--output", type=new_folder("--output"), required=True, metavar="HF_DIR", help="the folder to write"
+    )
+    parser.add_argument("--step", type=checkpoint_step, default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
     parser.add_argument("--encoder", metavar="FOLDER", help="the encoder of the shards (default: where it lay then)")
     parser.add_argument("--kmeans", metavar="FILE", help="the centres of the shards (default: where they lay then)")
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()
-    with reported_to_user():
-        export(**vars(args))
+    export(**vars(args))
 
 
 if __name__ == "__main__":

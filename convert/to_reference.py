@@ -36,6 +36,7 @@ from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.llm_folder import llama_config, read_layer
 from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.options import checkpoint_step, new_file, new_folder
 from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE, AVHubert
 from viavsp_jax.state import TrainState
 
@@ -174,7 +175,9 @@ def write_hugging_face(folder: epath.PathLike, trained: Trained, encoder: Encode
     folder.mkdir(parents=True, exist_ok=True)
     safetensors_files.write(folder, [*encoder.pieces, *llm_pieces(trained)])
     copy_files(trained.llm, folder, TOKENIZER_FILES)
-    (folder / "config.json").write_text(json.dumps(hugging_face_config(trained, encoder), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(hugging_face_config(trained, encoder), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def hugging_face_config(trained: Trained, encoder: Encoder) -> dict[str, object]:
@@ -234,18 +237,22 @@ def export(
         print(f"wrote {hf}: update {trained.state.step}")
 
 
+@reported_to_user()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.to_reference", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="the work folder of the training")
-    parser.add_argument("--step", default="best", help="best, latest or a number (default: best)")
+    parser.add_argument("--step", type=checkpoint_step, default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--encoder", metavar="DIR", help="the encoder's folder")
-    parser.add_argument("--fairseq", metavar="FILE.pt", help="write this checkpoint of fairseq")
-    parser.add_argument("--hf", metavar="DIR", help="write this folder for the reference's Hugging Face class")
+    parser.add_argument(
+        "--fairseq", type=new_file("--fairseq"), metavar="FILE.pt", help="write this checkpoint of fairseq"
+    )
+    parser.add_argument(
+        "--hf", type=new_folder("--hf"), metavar="DIR", help="write this folder for the reference's Hugging Face class"
+    )
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
     args = parser.parse_args(argv)
-    with reported_to_user():
-        export(**vars(args))
+    export(**vars(args))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from scripts.golden import (
     training,
 )
 from scripts.golden.report import EXACT, Golden, Row
+from viavsp_jax.errors import reported_to_user
 
 AREAS: dict[str, Callable[[Golden], Iterator[Row]]] = {
     "media": media.checks,
@@ -80,6 +81,7 @@ def rows(golden: Golden, only: list[str]) -> Iterator[tuple[str, Row]]:
             yield area, Row("the rest", float("inf"), EXACT, f"{type(error).__name__}: {error}")
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from configs.demo import get_config
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.evaluate import score_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
 def run_stage(name: str, commands: list[list[str]], done: Path) -> float:
     """Runs a stage unless `done` says it was; returns its seconds, of the earlier run if there was one."""
     if done.exists():
-        return float(done.read_text())
+        return float(done.read_text(encoding="utf-8"))
     start = time.monotonic()
     for command in commands:
         print(f"\n== {name}: python {shlex.join(command)}", flush=True)
@@ -66,8 +67,8 @@ def recorded(done: Path, seconds: float) -> float:
     """Keeps the seconds of a stage in `done`; those that are there already stand."""
     if not done.exists():
         done.parent.mkdir(parents=True, exist_ok=True)
-        done.write_text(str(seconds))
-    return float(done.read_text())
+        done.write_text(str(seconds), encoding="utf-8")
+    return float(done.read_text(encoding="utf-8"))
 
 
 def agreement(workdir: Path) -> float:
@@ -83,6 +84,7 @@ def agreement(workdir: Path) -> float:
     return same / total
 
 
+@reported_to_user()
 def main() -> None:
     """Runs what is left to run, then writes and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -93,10 +95,10 @@ def main() -> None:
     for name, commands in stages(args.workdir):
         seconds[name] = run_stage(name, commands, args.workdir / "stages" / name)
     path = args.workdir / "report.json"
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     report["stage_seconds"] = seconds
     report["hf_agreement"] = agreement(args.workdir)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print("\n" + score_table({name: report[name] for name in NAMES}))
     print(f"\nHugging Face writes the same words for {report['hf_agreement']:.1%} of the clips.")
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))

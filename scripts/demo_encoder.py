@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import demo
+from viavsp_jax.errors import reported_to_user
 
 SHARED = ("corpus", "manifest", "kmeans", "shards", "from_hf")
 CONFIGS = {"frozen": "demo", "trained": "demo_encoder"}
@@ -37,7 +38,9 @@ def table(workdir: Path, seeds: list[int]) -> str:
     """Word error rates in percent: mean over the seeds and, in brackets, the least and the most."""
     lines = [f"{'WER %, mean (least to most)':<30}" + "".join(f"{encoder:>24}" for encoder in CONFIGS)]
     reports = {
-        encoder: [json.loads((workdir / f"{encoder}_{seed}" / "report.json").read_text()) for seed in seeds]
+        encoder: [
+            json.loads((workdir / f"{encoder}_{seed}" / "report.json").read_text(encoding="utf-8")) for seed in seeds
+        ]
         for encoder in CONFIGS
     }
     for name in demo.NAMES:
@@ -49,6 +52,7 @@ def table(workdir: Path, seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
+@reported_to_user()
 def main() -> None:
     """Runs what is left to run, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from viavsp_jax.data import media, noise
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
 from viavsp_jax.prepare.demo.corpus import PHONEMES, synthesize_clips
@@ -130,6 +131,7 @@ def accuracies(encoder: AVHubert, classifier: nn.Linear, examples: list[Example]
     return {name: float(np.mean(values)) for name, values in right.items()}
 
 
+@reported_to_user()
 def main() -> None:
     """Trains and writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from viavsp_jax.data.prompt import LANGUAGES, Prompt, instruction_text
+from viavsp_jax.errors import reported_to_user
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 
 TONES = "\u0300\u0301\u0303\u0309\u0323"
@@ -94,6 +95,7 @@ def batches(documents: Iterator[tuple[list[int], list[int]]], size: int) -> Iter
         }
 
 
+@reported_to_user()
 def main() -> None:
     """Trains and writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,7 +15,7 @@ from viavsp_jax.errors import InputError
 @contextlib.contextmanager
 def limited(megabytes: int) -> Iterator[None]:
     """What is done in it takes less than 5 s, and no more memory than that at any time."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before, start = memory("VmRSS"), time.monotonic()
     yield
     assert memory("VmHWM") - before < megabytes * 2**20 and time.monotonic() - start < 5

@@ -42,7 +42,7 @@ def calculator(log: Path) -> Callable[[str], int]:
     """Squares numbers; words are obeyed. Each call leaves a line in the log."""
 
     def work(item: str) -> int:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"{item}\n")
         if item == "die":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from viavsp_jax import config_file, main
+from viavsp_jax.errors import reported_to_user
 
 ROOT = pathlib.Path(main.__file__).parent.parent
 DEMO = "--config=configs/demo.py"
@@ -23,7 +24,8 @@ def parsed(monkeypatch):
         flags.FLAGS.unparse_flags()
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # changes of the run before, each defined as a flag of its own
-        config_file.parse_or_exit(command)
+        with reported_to_user():
+            config_file.parse(command)
         return main._CONFIG.value
 
     return parse

@@ -171,7 +171,7 @@ def test_all_processes_stop_when_one_is_told_to(folders, tmp_path):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     config = small_config(*folders)
-    with open(tmp_path / "stderr", "w") as file:
+    with open(tmp_path / "stderr", "w", encoding="utf-8") as file:
         first, second = (
             start(
                 config,

@@ -108,7 +108,7 @@ for _ in range(5):
 
 def alive(process: int) -> bool:
     status = pathlib.Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().split()[2] != "Z"
+    return status.exists() and status.read_text(encoding="utf-8").split()[2] != "Z"
 
 
 def test_workers_end_with_the_process_that_started_them(clips):

@@ -67,7 +67,7 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path,
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    with open(tmp_path / "second", "w") as file:
+    with open(tmp_path / "second", "w", encoding="utf-8") as file:
         run = [
             *command(config, workdir),
             f"--coordinator=localhost:{port}",

@@ -43,11 +43,11 @@ def surroundings():
 def machine(log: Path, *flags: str) -> Iterator[subprocess.Popen]:
     """A machine of a cluster, as `ray start` starts one, in a folder of its own."""
     command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats", *flags]
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        while "Ray runtime started" not in log.read_text(encoding="utf-8"):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
             time.sleep(0.1)
         yield process
     finally:

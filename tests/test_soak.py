@@ -40,7 +40,7 @@ def test_a_process_that_grows_is_found(name, sizes, grows):
 
 def test_a_process_knows_its_size(tmp_path):
     before = resident.size()
-    with open(tmp_path / "file", "w"):
+    with open(tmp_path / "file", "w", encoding="utf-8"):
         ballast = bytearray(64 << 20)
         ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
         now = resident.size()

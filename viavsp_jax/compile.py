@@ -62,7 +62,7 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
         report[name] = describe(name, programs, work, topology)
     report["fits"] = report["train"]["fits"] and report["decode"]["fits"]
     if output:
-        epath.Path(output).write_text(json.dumps(report, indent=2) + "\n")
+        epath.Path(output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(report))
     return report["fits"]
 

@@ -14,7 +14,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.errors import InputError
 
 
 def define(
@@ -54,12 +54,6 @@ def _check_repeated(argv: Sequence[str], values: flags.FlagValues) -> None:
         whole = any(text[:1] in ("(", "[") or "," in text for text in texts)
         if len(texts) > 1 and whole and isinstance(values[name], flags.MultiFlag):
             raise InputError(f"--{name} is given as {' and as '.join(texts)}, expected one tuple")
-
-
-def parse_or_exit(argv: Sequence[str]) -> list[str]:
-    """`parse` for `absl.app.run`: a mistake ends the command with a sentence and status 2."""
-    with reported_to_user():
-        return parse(argv)
 
 
 def _unknown_setting(argv: Sequence[str]) -> str | None:

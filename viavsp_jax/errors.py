@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -31,10 +32,14 @@ def disk_trouble(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def reported_to_user() -> Iterator[None]:
-    """Wraps a command: bad input or a disk without room ends it with one sentence and status 2, not a traceback.
+    """Around a command, its options included: `@reported_to_user()` stands above every `main`.
 
-    Ctrl-C likewise, with status 130.
+    Bad input or a disk without room ends it with one sentence and status 2, not a traceback, and so does Ctrl-C, with
+    status 130. What the terminal's encoding cannot show, of names or of text, is shown escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
@@ -50,7 +55,20 @@ def reported_to_user() -> Iterator[None]:
             )
         if isinstance(error, OSError) and error.errno in _OTHER_KIND and error.filename:
             _end(f"{error.filename}: {error.strerror}, expected a place where a file or a folder can be made")
+        if isinstance(error, UnicodeEncodeError):
+            _end(_of_a_name(error))
         raise
+
+
+def _of_a_name(error: UnicodeEncodeError) -> str:
+    """Text is written as UTF-8 everywhere, so only names of files are of an encoding that lacks a character."""
+    name = ascii(error.object[max(0, error.start - 99) : error.end + 99])
+    if error.reason == "surrogates not allowed":
+        return f"the name {name} holds bytes that are not UTF-8, expected names in UTF-8"
+    return (
+        f"{name} cannot be the name of a file in this locale, whose encoding is {error.encoding}: expected one of "
+        "UTF-8, as LC_ALL=C.UTF-8 is"
+    )
 
 
 def _end(sentence: str) -> None:

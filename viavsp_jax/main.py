@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
         from viavsp_jax import distributed
         from viavsp_jax.compilation_cache import keep_programs
         from viavsp_jax.compile import compile_for
+        from viavsp_jax.data.atomic import check_writable
         from viavsp_jax.evaluate import evaluate
         from viavsp_jax.origin import describe
         from viavsp_jax.train import train
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         # And Orbax with stacks what it raises anyway.
         logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+        if _OUTPUT.value:
+            check_writable(_OUTPUT.value, "--output")
         if _MODE.value == "compile":
             sys.exit(0 if compile_for(_CONFIG.value, _TOPOLOGY.value, _OUTPUT.value) else 1)
         if _MODE.value == "describe":
@@ -62,4 +65,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_file.parse_or_exit)
+    with reported_to_user():  # absl shows --help by itself, and calls it a failure
+        try:
+            app.run(main, flags_parser=config_file.parse)
+        except SystemExit as end:
+            sys.exit(0 if {"--help", "--helpfull"} & {*sys.argv} else end.code)

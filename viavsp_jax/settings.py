@@ -19,6 +19,7 @@ from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.quantize import Quantization
 
 MOST_SEED = 2**32 - 1  # of Grain's shuffle
+MAX_BEAMS = 200  # of a search: its memory and time grow with their square
 MOST_COUNT = 2**31 - 1  # counts are int32 on the devices
 
 
@@ -74,8 +75,7 @@ STEPS = Rule(
 
 DECODING = {
     "max_new_tokens": COUNT,
-    # Prompts are held once a row; tokens and scores are held for each beam.
-    "num_beams": whole(1, 1_000),
+    "num_beams": whole(1, MAX_BEAMS),
     "early_stopping": one_of(False, True, "never"),
     "min_new_tokens": FROM_0,
     "length_penalty": ANY_NUMBER,

@@ -22,16 +22,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from viavsp_jax.app import needs_extra
-from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.data.atomic import check_writable, write_bytes
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.prompt import LANGUAGES
 from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.options import checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
     from viavsp_jax.app.pictures import write_sheet, write_video
-    from viavsp_jax.app.transcriber import Clip, Progress, Segment, Transcriber, Transcript
+    from viavsp_jax.app.transcriber import MAX_SNR, Clip, Progress, Segment, Transcriber, Transcript
     from viavsp_jax.data.media import FRAME_RATE
     from viavsp_jax.prepare.mouth import load_mean_face
+    from viavsp_jax.settings import MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
 
@@ -39,12 +42,16 @@ __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model is used; shared with the web page."""
     parser.add_argument("--model", required=True, help="work folder of a training, or an export of convert.to_hf")
-    parser.add_argument("--step", default="best", help="checkpoint of a work folder: best, latest or a number")
+    parser.add_argument(
+        "--step", type=checkpoint_step, default="best", help="checkpoint of a work folder: best, latest or a number"
+    )
     parser.add_argument("--llm", help="the language model, where it is not where it was in training")
     parser.add_argument("--encoder", help="the encoder of a work folder's shards, likewise")
     parser.add_argument("--kmeans", help="the centres of a work folder's shards, likewise")
     parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows decoded at a time (default 8)")
+    parser.add_argument(
+        "--batch_size", type=whole("--batch_size", 1), default=8, help="windows decoded at a time (default 8)"
+    )
     parser.add_argument(
         "--mean_face", help=".npy file with AV-HuBERT's mean face, to cut mouths out exactly as it does"
     )
@@ -52,8 +59,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def load_transcriber(args: argparse.Namespace) -> Transcriber:
     """The model that the options ask for. Raises InputError if it is not usable."""
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}, expected at least 1")
     return Transcriber.from_pretrained(
         args.model,
         step=args.step,
@@ -78,7 +83,7 @@ def outputs(file: Path, args: argparse.Namespace) -> dict[str, Path]:
 
 
 def check_files(files: list[Path], args: argparse.Namespace) -> None:
-    """Raises InputError before any work if a file is missing, or two files would write the same output."""
+    """Raises InputError before any work if a file is missing, or an output cannot be written or is that of two."""
     for file in files:
         if not file.is_file():  # nor does a pipe or a device ever end
             what = "is no regular file" if file.exists() else "no such file"
@@ -89,6 +94,10 @@ def check_files(files: list[Path], args: argparse.Namespace) -> None:
             raise InputError(f"{count} of the files would be written to {path}: transcribe them one by one")
         if path.resolve() in {file.resolve() for file in files}:
             raise InputError(f"{path} would be overwritten, which is one of the files")
+    if args.output:
+        check_writable(args.output, "--output", folder=True)
+    for path in counts:
+        check_writable(path)
 
 
 def progress_bar(name: str) -> tuple[Progress, tqdm]:
@@ -171,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -187,18 +197,24 @@ def main() -> None:
     parser.add_argument(
         "--modalities", choices=MODALITIES, help="use both, or one of them (default: what the file has)"
     )
-    parser.add_argument("--source", default="vi", help="language that is spoken (default vi)")
-    parser.add_argument("--target", default="vi", help="language of the text (default vi)")
-    parser.add_argument("--num_beams", type=int, help="of the search (default: that of the model's config)")
+    parser.add_argument("--source", choices=LANGUAGES, default="vi", help="language that is spoken (default vi)")
+    parser.add_argument("--target", choices=LANGUAGES, default="vi", help="language of the text (default vi)")
     parser.add_argument(
-        "--noise-snr", type=float, metavar="DB", help="add babble at this signal-to-noise ratio, to try the model"
+        "--num_beams",
+        type=whole("--num_beams", 1, MAX_BEAMS),
+        help="of the search (default: that of the model's config)",
+    )
+    parser.add_argument(
+        "--noise-snr",
+        type=real("--noise-snr", at_least=-MAX_SNR, at_most=MAX_SNR),
+        metavar="DB",
+        help="add babble at this signal-to-noise ratio, to try the model",
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # PyTorch and JAX take all cores together; transformers' own bars would break ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with reported_to_user():
-        sys.exit(run(args))
+    sys.exit(run(args))
 
 
 if __name__ == "__main__":

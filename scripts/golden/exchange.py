@@ -179,6 +179,6 @@ def checks(golden: Golden) -> Iterator[Row]:
 
 def adapter_names(golden: Golden, kind: str) -> bool:
     """Whether the adapter file holds exactly the adapters and projector of the state dict."""
-    keys = json.loads(golden.path(f"avsp/{kind}_state_dict_keys.json").read_text())
+    keys = json.loads(golden.path(f"avsp/{kind}_state_dict_keys.json").read_text(encoding="utf-8"))
     adapter = load_file(golden.path(f"avsp/{kind}_adapter.safetensors"))
     return {n: v for n, v in keys.items() if not n.startswith(REFERENCE_ENCODER)} == described(adapter)

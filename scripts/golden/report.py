@@ -105,7 +105,7 @@ class Golden:
 
     def json(self, name: str) -> Any:
         """The content of a JSON file."""
-        return json.loads(self.path(name).read_text())
+        return json.loads(self.path(name).read_text(encoding="utf-8"))
 
     def lines(self, name: str) -> list[str]:
         """The lines of a text file."""

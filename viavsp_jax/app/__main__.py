@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from viavsp_jax.app import needs_extra
 from viavsp_jax.app.folder import own_folder
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.errors import reported_to_user
+from viavsp_jax.options import real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.transcribe import add_model_options, load_transcriber
@@ -24,10 +25,6 @@ with needs_extra(__name__):
 
 def run(args: argparse.Namespace) -> None:
     """Loads the model and shows the page until the process is interrupted."""
-    if not args.max_minutes > 0:
-        raise InputError(f"--max_minutes is {args.max_minutes:g}, expected more than 0")
-    if not 0 < args.port < 65536:
-        raise InputError(f"--port is {args.port}, expected 1 to 65535")
     # Otherwise each of the server's threads keeps memory of its own, which grows for hours (glibc: M_ARENA_MAX).
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(-8, 1)
@@ -44,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port, folder)
 
 
+@reported_to_user()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -53,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
-    parser.add_argument("--max_minutes", type=float, default=10, help="of a recording (default 10)")
+    parser.add_argument("--port", type=whole("--port", 1, 65535), default=7860, help="(default 7860)")
+    parser.add_argument(
+        "--max_minutes", type=real("--max_minutes", above=0), default=10, help="of a recording (default 10)"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    with reported_to_user():
-        run(args)
+    run(args)
 
 
 if __name__ == "__main__":

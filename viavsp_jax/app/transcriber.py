@@ -16,13 +16,17 @@ from viavsp_jax.app.recognizer import Hypothesis, Recognizer, Utterance
 from viavsp_jax.data import noise
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
+from viavsp_jax.data.prompt import instruction_text
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
 from viavsp_jax.prepare.tracks import loudness
+from viavsp_jax.settings import MAX_BEAMS
 
 # Called with what is being done and the share of it that is done.
 Progress = Callable[[str, float], None]
+
+MAX_SNR = 100.0  # dB of noise, above or below: more is all of the one or of the other
 
 _FINDING, _READING = "finding the mouth", "reading lips and speech"
 
@@ -165,8 +169,11 @@ class Transcriber:
             return [self(one, max_seconds=max_seconds, progress=progress, **options) for one in media]
         if modality not in (None, *MODALITIES):
             raise InputError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
-        if num_beams is not None and num_beams < 1:
-            raise InputError(f"num_beams is {num_beams}, expected at least 1")
+        if num_beams is not None and not 1 <= num_beams <= MAX_BEAMS:
+            raise InputError(f"num_beams is {num_beams}, expected from 1 to {MAX_BEAMS}")
+        if noise_snr is not None and not abs(noise_snr) <= MAX_SNR:
+            raise InputError(f"noise_snr is {noise_snr}, expected from {-MAX_SNR:g} to {MAX_SNR:g} dB")
+        instruction_text(*languages)  # raises for one that has no name
         progress = progress or (lambda what, share: None)
         whole, mouth, recording = self._read(media, modality, max_seconds, progress)
         name = recording.path if recording else "the arrays"

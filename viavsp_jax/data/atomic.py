@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from viavsp_jax.errors import InputError
+
 
 @contextlib.contextmanager
 def atomic_write(path: epath.PathLike) -> Iterator[str]:
@@ -19,7 +21,8 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
             local.copy(path, overwrite=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # The start of the name: a whole one may be as long as names can be.
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
         yield temporary
@@ -38,3 +41,34 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes a small file, at once or not at all."""
     with atomic_write(path) as temporary:
         epath.Path(temporary).write_bytes(content)
+
+
+def check_writable(path: epath.PathLike, option: str = "", folder: bool = False) -> None:
+    """Raises InputError, before any work, if a file (or a folder) cannot be made or replaced; nothing is changed.
+
+    `option` is what the user gave it by, e.g. --output. A bucket is not asked.
+    """
+    name, what = f"{option} {os.fspath(path)}".strip(), "a folder" if folder else "a file"
+    if "://" in os.fspath(path):
+        return
+    place = os.path.abspath(path)
+    try:
+        if _exists(place) and os.path.isdir(place) != folder:
+            there = "a file" if folder else "a folder"
+            raise InputError(f"{name}: {there} is there, expected {what} or nothing yet")
+        place = place if folder else os.path.dirname(place)
+        while not _exists(place):
+            place = os.path.dirname(place)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"{name}: cannot be written ({error.strerror}), expected a place for {what}") from None
+
+
+def _exists(path: str) -> bool:
+    """Whether anything is there, if only a link to nothing; OSError for a name that is too long or below a file."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    return True

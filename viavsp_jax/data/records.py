@@ -219,7 +219,7 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():
         raise InputError(f"{folder}: no dataset_info.json or features.json, expected a dataset of the shards stage.")
     try:
-        named = set(_class_names(json.loads((folder / "features.json").read_text())))
+        named = set(_class_names(json.loads((folder / "features.json").read_text(encoding="utf-8"))))
         if foreign := sorted(name for name in named if not name.startswith(_TFDS_FEATURES)):
             raise InputError(f"{folder}: features.json names {foreign[0]!r}, expected classes of TFDS only.")
         info = tfds.builder_from_directory(folder).info

@@ -78,7 +78,7 @@ class AVHubertConfig:
         if not path.exists():
             raise InputError(f"{path}: no such file, expected the config of an AV-HuBERT encoder")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a JSON file ({error})") from error
         if not isinstance(values, dict):
@@ -95,7 +95,7 @@ class AVHubertConfig:
             raise InputError(f"{path}: {error}") from error
 
     def to_json(self, path: epath.PathLike) -> None:
-        epath.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        epath.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ _EPILOG = (
 )
 
 
+@reported_to_user()
 def main(arguments: Sequence[str]) -> None:
     """Runs one stage."""
     parser = argparse.ArgumentParser(prog="python -m viavsp_jax.prepare", description=__doc__, epilog=_EPILOG)
@@ -33,8 +34,7 @@ def main(arguments: Sequence[str]) -> None:
             stage.add_arguments(subparser)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with reported_to_user():
-        stage.run(args)
+    stage.run(args)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.options import whole
 from viavsp_jax.prepare.manifest import Clip
 from viavsp_jax.prepare.reading import Media, Noise, Reader
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="torch",
         help="torch: one device; jax: all devices of this machine, also TPUs, without PyTorch (default torch)",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="clips encoded at a time (default 8)")
+    parser.add_argument(
+        "--batch_size", type=whole("--batch_size", 1), default=8, help="clips encoded at a time (default 8)"
+    )
     parser.add_argument("--device", help="with torch: cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument(
         "--dtype",
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole("--workers", 0),
         default=min(8, os.cpu_count() or 1),
         help="processes that decode media; 0: none",
     )
@@ -73,8 +76,6 @@ class Encoder(Protocol):
 
 def load_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that the options ask for. Raises InputError if it or the device is not usable."""
-    if args.batch_size < 1 or args.workers < 0:
-        raise InputError(f"--batch_size {args.batch_size}, --workers {args.workers}: expected at least 1 and 0.")
     # Imported here because a machine may have only one of them.
     if args.backend == "jax":
         from viavsp_jax.prepare.encoder_jax import JaxEncoder

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.errors import InputError
+from viavsp_jax.options import MAX_SEED, new_file, real, whole
 from viavsp_jax.prepare import extract
 from viavsp_jax.prepare.manifest import Clip, read_manifest
 from viavsp_jax.prepare.reading import Reader
@@ -29,20 +30,29 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     extract.add_arguments(parser)
-    parser.add_argument("--output", required=True, help="file for the centres, e.g. kmeans.safetensors")
+    parser.add_argument(
+        "--output", type=new_file("--output"), required=True, help="file for the centres, e.g. kmeans.safetensors"
+    )
     parser.add_argument("--split", default="train", help="split to learn from (default train)")
-    parser.add_argument("--layer", type=int, default=12, help="encoder block, from 1 (default 12, the reference's)")
-    parser.add_argument("--num_clusters", type=int, default=1000, help="number of clusters (default 1000)")
-    parser.add_argument("--percent", type=float, default=1.0, help="fraction of the clips, 0 to 1 (default 1.0)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of K-Means (default 0)")
+    parser.add_argument(
+        "--layer", type=whole("--layer", 1), default=12, help="encoder block, from 1 (default 12, the reference's)"
+    )
+    parser.add_argument(
+        "--num_clusters", type=whole("--num_clusters", 1), default=1000, help="number of clusters (default 1000)"
+    )
+    parser.add_argument(
+        "--percent",
+        type=real("--percent", above=0, at_most=1),
+        default=1.0,
+        help="fraction of the clips, 0 to 1 (default 1.0)",
+    )
+    parser.add_argument(
+        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the sample and of K-Means (default 0)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Learns and writes the centres. Raises InputError if an input or an option is not usable."""
-    if not 0 < args.percent <= 1:
-        raise InputError(f"--percent is {args.percent}, expected a fraction above 0 and at most 1.")
-    if args.num_clusters < 1:
-        raise InputError(f"--num_clusters is {args.num_clusters}, expected at least 1.")
     clips = _sample(read_manifest(args.manifest, args.split), args.percent, args.seed)
     encoder = extract.load_encoder(args)
     if not 1 <= args.layer <= encoder.config.num_layers:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from viavsp_jax.data.ids import Files, id_text, read_channels
 from viavsp_jax.errors import InputError
+from viavsp_jax.options import MAX_SEED, new_folder, real, whole
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
@@ -71,20 +72,23 @@ class Clip:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     parser.add_argument("--data", required=True, help="corpus folder: metadata.parquet, visual/, audio/")
-    parser.add_argument("--output", required=True, help="folder for {split}.tsv and {split}.wrd")
+    parser.add_argument(
+        "--output", type=new_folder("--output"), required=True, help="folder for {split}.tsv and {split}.wrd"
+    )
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to list (default: all there are)")
     parser.add_argument(
-        "--frac", type=float, default=1.0, help="fraction of each channel's clips to take (default 1.0: all)"
+        "--frac",
+        type=real("--frac", above=0, at_most=1),
+        default=1.0,
+        help="fraction of each channel's clips to take (default 1.0: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the sampling (default 0)")
     parser.add_argument("--source-language", default="vi", help="language that is spoken (default vi)")
     parser.add_argument("--target-language", default="vi", help="language of the transcripts (default vi)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the manifests. Raises InputError if the corpus folder or a table in it is not as described."""
-    if not 0 < args.frac <= 1:
-        raise InputError(f"--frac is {args.frac}, expected a fraction above 0 and at most 1.")
     for language in (args.source_language, args.target_language):
         if not language.isalnum():
             raise InputError(f"language {language!r} is not usable in a manifest, expected a code like vi.")

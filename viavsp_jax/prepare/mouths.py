@@ -29,6 +29,7 @@ from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.errors import InputError
+from viavsp_jax.options import new_folder, whole
 from viavsp_jax.prepare import cluster, faces
 from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
 from viavsp_jax.prepare.parquet import read_parquet
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     parser.epilog = faces.LICENCE
     parser.add_argument("--videos", required=True, help="folder with recordings, searched through to the bottom")
-    parser.add_argument("--output", required=True, help="folder of the corpus")
+    parser.add_argument("--output", type=new_folder("--output"), required=True, help="folder of the corpus")
     parser.add_argument(
         "--transcripts",
         metavar="FILE",
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole("--workers", 0),
         help="processes, each with one recording at a time; 0: only this one (default: as many as there are cores)",
     )
     parser.add_argument(
@@ -96,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
     """Makes the clips that are missing. Raises InputError if an option or a table is not usable, or no recording is."""
     if args.runner == "local" and args.ray_address is not None:
         raise InputError("--ray_address goes with --runner ray.")
-    if args.workers is not None and args.workers < (args.runner == "ray"):
-        raise InputError(f"--workers is {args.workers}, expected at least {int(args.runner == 'ray')}.")
+    if args.workers == 0 and args.runner == "ray":
+        raise InputError("--workers is 0, expected at least 1 with --runner ray.")
     faces.require_packages()
     # They need packages that only this stage and the application do.
     from viavsp_jax.prepare.mouth import load_mean_face

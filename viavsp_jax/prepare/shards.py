@@ -29,6 +29,7 @@ from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.options import MAX_SEED, new_folder, real, whole
 from viavsp_jax.prepare import cluster, extract, provenance
 from viavsp_jax.prepare.folders import Folder, Shard, missing
 from viavsp_jax.prepare.kmeans import load_centers
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     extract.add_arguments(parser)
     parser.add_argument("--kmeans", required=True, help="file that the kmeans stage wrote")
-    parser.add_argument("--output", required=True, help="folder that holds the dataset folders")
+    parser.add_argument(
+        "--output", type=new_folder("--output"), required=True, help="folder that holds the dataset folders"
+    )
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to write (default: all in the manifest)")
     parser.add_argument(
         "--kind",
@@ -63,17 +66,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num_shards",
-        type=int,
+        type=whole("--num_shards", 1),
         help=f"shards of each split, at most one a clip (default: one for each {_CLIPS_PER_SHARD:,} clips)",
     )
-    parser.add_argument("--shard_index", type=int, help="write only this shard, from 0 (default: all)")
+    parser.add_argument(
+        "--shard_index", type=whole("--shard_index", 0), help="write only this shard, from 0 (default: all)"
+    )
     parser.add_argument(
         "--noise",
         metavar="KIND",
         help="add noise to the audio: babble (other clips of the split) or a folder with 16 kHz mono wav files",
     )
-    parser.add_argument("--snr", type=float, metavar="DB", help="signal-to-noise ratio in dB, with --noise")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+    parser.add_argument(
+        "--snr",
+        type=real("--snr", at_least=-100, at_most=100),
+        metavar="DB",
+        help="signal-to-noise ratio in dB, with --noise",
+    )
+    parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the noise (default 0)")
     parser.add_argument(
         "--runner",
         choices=["local", "ray"],
@@ -85,11 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ray_address",
         help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
     )
-    parser.add_argument("--ray_workers", type=int, help="workers at most (default: as many as there is room for)")
+    parser.add_argument(
+        "--ray_workers", type=whole("--ray_workers", 1), help="workers at most (default: as many as there is room for)"
+    )
     # The hosts of a TPU slice find each other without these.
     parser.add_argument("--coordinator", help="several processes with jax: host:port of the first, the same for all")
-    parser.add_argument("--processes", type=int, help="several processes with jax: how many there are")
-    parser.add_argument("--process", type=int, help="several processes with jax: which one this is, from 0")
+    parser.add_argument(
+        "--processes", type=whole("--processes", 1), help="several processes with jax: how many there are"
+    )
+    parser.add_argument(
+        "--process", type=whole("--process", 0), help="several processes with jax: which one this is, from 0"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -136,16 +152,12 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
     if args.noise and args.kind != "media" and "video" in args.modalities:
         raise InputError("--noise does not change video features, leave video out of --modalities.")
-    if args.num_shards is not None and args.num_shards < 1:
-        raise InputError(f"--num_shards is {args.num_shards}, expected at least 1.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
     if args.runner == "ray" and args.backend == "jax":
         raise InputError("--runner ray goes with --backend torch, with jax the hosts of a slice share the shards.")
     if args.runner == "local" and (args.ray_address, args.ray_workers) != (None, None):
         raise InputError("--ray_address and --ray_workers go with --runner ray.")
-    if args.ray_workers is not None and args.ray_workers < 1:
-        raise InputError(f"--ray_workers is {args.ray_workers}, expected at least 1.")
 
 
 def _join_processes(args: argparse.Namespace) -> tuple[int, int]:

@@ -58,14 +58,14 @@ def remake(workdir: epath.PathLike, mapping: epath.PathLike) -> None:
     write_report(workdir, report | {name: old[name] for name in ABOUT if name in old})
 
 
+@reported_to_user()
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m viavsp_jax.report", description=__doc__.split(":")[0] + ".")
     parser.add_argument("--workdir", required=True, help="the folder that --mode=eval wrote to")
     parser.add_argument("--mapping", default="", help="mapping.json of the corpus, to tell channels apart")
     args = parser.parse_args()
-    with reported_to_user():
-        remake(args.workdir, args.mapping)
+    remake(args.workdir, args.mapping)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,21 @@
 import argparse
 import os
 
+from viavsp_jax.options import MAX_SEED, new_folder, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
-    parser.add_argument("--output", required=True, help="folder of the corpus")
-    parser.add_argument("--num_train", type=int, default=1500, help="training clips (default 1500)")
-    parser.add_argument("--num_valid", type=int, default=100, help="validation clips (default 100)")
-    parser.add_argument("--num_test", type=int, default=100, help="test clips (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sentences and voices (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    parser.add_argument("--output", type=new_folder("--output"), required=True, help="folder of the corpus")
+    parser.add_argument("--num_train", type=whole("--num_train", 1), default=1500, help="training clips (default 1500)")
+    parser.add_argument("--num_valid", type=whole("--num_valid", 0), default=100, help="validation clips (default 100)")
+    parser.add_argument("--num_test", type=whole("--num_test", 0), default=100, help="test clips (default 100)")
+    parser.add_argument(
+        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of sentences and voices (default 0)"
+    )
+    parser.add_argument(
+        "--workers", type=whole("--workers", 1), default=os.cpu_count() or 1, help="rendering processes"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -223,7 +223,7 @@ def _write_metadata(output: Path, clips: list[Clip]) -> None:
         }
     )
     mapping = [{"id": c.id, "shard": c.shard, "split": c.split, "channel": c.speaker.id, "topic": TOPIC} for c in clips]
-    (output / ".mapping.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1) + "\n")
+    (output / ".mapping.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (output / ".mapping.json").replace(output / "mapping.json")
     table.to_parquet(output / ".metadata.parquet", index=False)
     (output / ".metadata.parquet").replace(output / "metadata.parquet")
@@ -250,11 +250,11 @@ def write_corpus(
     output.mkdir(parents=True, exist_ok=True)
     settings_path = output / "demo.json"
     if settings_path.exists():
-        found = json.loads(settings_path.read_text())
+        found = json.loads(settings_path.read_text(encoding="utf-8"))
         if found != settings:
             raise InputError(f"{settings_path}: the corpus there was made with {found}, expected {settings}")
     else:
-        settings_path.write_text(json.dumps(settings) + "\n")
+        settings_path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     if (output / "metadata.parquet").exists():
         return
     for clip in clips:

@@ -1,0 +1,71 @@
+"""Types of command-line options with bounds, for argparse's `type`.
+
+What is out of bounds is an InputError, one sentence that names the option, before any work.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from viavsp_jax.data.atomic import check_writable
+from viavsp_jax.errors import InputError
+
+Parse = Callable[[str], Any]
+
+MAX_SEED = 2**32 - 1  # of NumPy
+
+
+def whole(option: str, at_least: int, at_most: int | None = None) -> Parse:
+    """A whole number in these bounds."""
+    bounds = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < at_least or at_most is not None and value > at_most:
+            raise InputError(f"{option} is {text}, expected a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def real(option: str, at_most: float = math.inf, *, at_least: float = -math.inf, above: float = -math.inf) -> Parse:
+    """A finite number in these bounds; `above` is one that it must not be itself."""
+    bounds = f"above {above:g}" if above > -math.inf else f"from {at_least:g}"
+    bounds += f" to {at_most:g}" if at_most < math.inf else ""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and at_least <= value <= at_most and value > above):
+            raise InputError(f"{option} is {text}, expected a number {bounds}")
+        return value
+
+    return parse
+
+
+def checkpoint_step(text: str) -> str:
+    """--step: a checkpoint of a work folder."""
+    if text not in ("best", "latest") and not (text.isascii() and text.isdigit()):
+        raise InputError(f"--step is {text}, expected best, latest or the number of an update")
+    return text
+
+
+def new_file(option: str) -> Parse:
+    """The path of a file that can be made or replaced."""
+    return functools.partial(_new, option, False)
+
+
+def new_folder(option: str) -> Parse:
+    """The path of a folder that can be made or written to."""
+    return functools.partial(_new, option, True)
+
+
+def _new(option: str, folder: bool, text: str) -> str:
+    check_writable(text, option, folder)
+    return text
