@@ -159,12 +159,6 @@ def test_a_split_of_which_nothing_is_left(config, prompt, tmp_path):
     assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 24
 
 
-def test_a_setting_that_means_nothing(config, prompt, tmp_path):
-    config.data.too_long = "drop"
-    with pytest.raises(InputError, match="config.data.too_long is 'drop', expected error or skip"):
-        lengths.check(config, prompt, tmp_path)
-
-
 def test_languages_are_looked_at_too(config, prompt, tmp_path, too_long):
     config.data.path = str(shutil.copytree(too_long, tmp_path / "shards"))
     rewrite(tmp_path / "shards" / "av_clean", {f"{x}0_2": {"source_language": "xx"} for x in ("valid", "test")})

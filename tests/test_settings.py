@@ -31,6 +31,7 @@ WRONG = {
     "data.rows": (0,),
     "data.row.clips": (0,),
     "data.row.window": (0,),
+    "data.too_long": ("drop", None),
     "optimizer.peak_lr": (-1.0, 0.0, float("nan"), "1e-3"),
     "optimizer.warmup_updates": (-5,),
     "optimizer.b2": (1.0,),

@@ -183,7 +183,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
     workdir, is_first, names = epath.Path(workdir), jax.process_index() == 0, config.evaluate.names
     report = read_whole_report(workdir)
     experiment = load_experiment(config)
-    if not names or set(names) & set(results.RESERVED):
+    if set(names) & set(results.RESERVED):
         raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
     for name in names:
         lengths.check_languages(config, experiment.prompt, name)
@@ -202,6 +202,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
     frozen = experiment.load_frozen() | checkpoints.restore_batch_stats(step, experiment.batch_stats)
     if is_first:
         print(f"decoding with the checkpoint of update {step}")
+        for name, before, now in settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL):
+            print(f"since then config.{name} was changed from {before} to {now}")
         (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
         if report:
             results.move_old_tables(workdir, report)

@@ -119,6 +119,7 @@ TABLE = {
     "data.row.labels": COUNT,
     "data.row.clips": COUNT,
     "data.row.window": COUNT,
+    "data.too_long": one_of("error", "skip"),
     "optimizer.peak_lr": ABOVE_0,
     "optimizer.warmup_updates": FROM_0,
     "optimizer.hold_updates": FROM_0,
@@ -139,6 +140,8 @@ TABLE = {
     **{f"evaluate.decoding.{name}": rule for name, rule in DECODING.items()},
 }
 
+# What may change between training and evaluation, and is told.
+OF_THE_MODEL = ("dtype", "llm", "lora", "encoder")
 # Which clips a batch holds follows from these: a run goes on with the same, or clips would be read twice, or never.
 ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.rows", "data.row")
 

@@ -24,7 +24,6 @@ from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
 from viavsp_jax.errors import InputError
 
 FILE = "too_long.jsonl"
-TOO_LONG = ("error", "skip")  # config.data.too_long
 _BLOCK = 50_000  # records whose counts, or transcripts, are handled at a time
 _FEW = 4_000  # records that are read in seconds, from a bucket, too
 _SHOWN = 3
@@ -67,9 +66,7 @@ def check(config: ml_collections.ConfigDict, prompt: Prompt, workdir: epath.Path
     Raises InputError if there are some and none is to be left out, or all of them are; also for a shard folder or a
     split that is missing, and for languages that the prompt does not know.
     """
-    chosen = config.data.get("too_long", TOO_LONG[0])
-    if chosen not in TOO_LONG:
-        raise InputError(f"config.data.too_long is {chosen!r}, expected {' or '.join(TOO_LONG)}")
+    chosen = config.data.too_long
     opened = {split: open_sources(config, config.data.train, split) for split in ("train", "valid")}
     found: list[TooLong] = []
     for split, sources in opened.items():
