@@ -68,8 +68,8 @@ def test_feature_width(error_of, tmp_path, folders):
 
 def test_label_longer_than_a_row(error_of, tmp_path, folders):
     message = error_of(*given(*folders), "--config.data.row.labels=5")
-    assert "label tokens, a row holds 5: raise config.data.row.labels or drop the record" in message
-    assert "record train0_" in message
+    assert "29 of 29 records do not fit a row: record train0_0 of av_clean (train) needs" in message
+    assert "label tokens, a row holds 5" in message and "too_long.jsonl lists all of them" in message
 
 
 def test_broken_record(error_of, tmp_path, folders):
