@@ -10,12 +10,13 @@ Letters: N clips, R resamples.
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 
 import jiwer
 import numpy as np
 import sacrebleu
+
+from viavsp_jax.vietnamese import normalize
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
@@ -25,11 +26,6 @@ _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
 
 # (reference word, hypothesis word); one of them is empty where a word was left out or put in.
 AlignedWord = tuple[str, str]
-
-
-def normalize(text: str) -> str:
-    """One spelling of the same text: Unicode NFC, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,8 @@
 """Vietnamese text: one form of what may be written in several ways, and what a syllable is made of.
 
-`spoken_form` takes away the differences that cannot be heard. It leaves those that can: "linh" and "lẻ", "nghìn" and
-"ngàn", "bốn" and "tư" are different words, and stay as they were written.
-
-How numbers are read, where usage knows more than one way:
-
-  105        một trăm linh năm              not "lẻ"
-  24         hai mươi bốn                   not "tư"
-  1005       một nghìn không trăm linh năm  hundreds of a later group are named, even if there are none
-  1000005    một triệu không trăm linh năm  a group of zeros is left out
-  1.500      một nghìn năm trăm             a point before three digits groups them, a comma is the decimal sign;
-  3.14       ba phẩy mười bốn               where that cannot be meant, the English way: 3.14, 1,000,000
-  3,05       ba phẩy không năm              digit by digit, unless these are one or two without a zero in front
-  0912345678 không chín một hai …           digit by digit, and so are numbers of more than 15 digits
-  25%        hai mươi lăm phần trăm
+`normalize` takes away the differences that cannot be seen, `spoken_form` those that cannot be heard; numerals.py says
+how numbers are read. What can be heard stays: "linh" and "lẻ", "nghìn" and "ngàn", "bốn" and "tư" are different words,
+and stay as they were written.
 """
 
 import dataclasses
@@ -21,18 +10,19 @@ import functools
 import re
 import unicodedata
 
-DIGITS = ("không", "một", "hai", "ba", "bốn", "năm", "sáu", "bảy", "tám", "chín")
+from viavsp_jax.numerals import read_numbers
+
 # The combining mark of each tone, in the order of dictionaries.
 TONES = {"": "ngang", "\u0300": "huyền", "\u0309": "hỏi", "\u0303": "ngã", "\u0301": "sắc", "\u0323": "nặng"}
-# More digits are not read as one number.
-_LONGEST = 15
 
-_NUMBER = re.compile(r"([0-9]+(?:[.,][0-9]+)*)(\s?%)?")
-# (whole, fraction), the Vietnamese way first.
-_FORMS = (
-    re.compile(r"([1-9][0-9]{0,2}(?:\.[0-9]{3})+|[0-9]+)(?:,([0-9]+))?"),
-    re.compile(r"([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.([0-9]+))?"),
-)
+# Letters of other alphabets that look like Đ: Eth, of Icelandic, and African D.
+_LIKE_D = str.maketrans("ÐðƉɖ", "ĐđĐđ")
+# Spaces that have no width. Other characters that are not seen, as soft hyphens and joiners, stand inside words.
+_NO_WIDTH = str.maketrans("\u200b\ufeff", "  ")
+# The circumflex and the breve are part of a letter, and come before its tone.
+_MARKS = re.compile("[\u0300\u0301\u0302\u0303\u0306\u0309]{2,}")
+# Digits and signs as wide as Chinese characters.
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 # Ends of open syllables as older spelling has them, with the tone on the second vowel (hoà, khoẻ, thuý), and as newer.
 _NEWER = {
     unicodedata.normalize("NFC", first + second + mark): unicodedata.normalize("NFC", first + mark + second)
@@ -46,73 +36,32 @@ _OLDER_END = re.compile(rf"(?<!q)(?:{'|'.join(_NEWER)})(?![\w\u0300-\u036f])")
 _ONSET = re.compile(r"ngh|ng|nh|gh|gi(?=[aăâeoôơuư])|kh|ph|th|tr|ch|qu|[bcdđghklmnprstvx]|")
 
 
+def visible(text: str) -> str:
+    """Text of any language in Unicode NFC, with single spaces, without control and format characters."""
+    text = " ".join(text.translate(_NO_WIDTH).split())
+    text = "".join(x for x in text if unicodedata.category(x) not in ("Cc", "Cf"))
+    return " ".join(unicodedata.normalize("NFC", text).split())  # last: what stood apart may now be one letter
+
+
+def normalize(text: str) -> str:
+    """One spelling of the same text: as `visible`, each letter with one code and its marks in one order."""
+    text = unicodedata.normalize("NFD", visible(text).translate(_LIKE_D))
+    text = _MARKS.sub(lambda match: "".join(sorted(match[0], key=TONES.__contains__)), text)
+    return unicodedata.normalize("NFC", text)
+
+
 def spoken_form(text: str) -> str:
-    """The words of a text as they are spoken: NFC, lower case, without punctuation, numbers and per cent in words.
+    """The words of a text as they are spoken: as `normalize`, lower case, without punctuation, numbers in words.
 
     The tone mark stands where newer spelling has it: hòa, khỏe, thúy. Punctuation and symbols part words, as spaces do.
     """
-    text = _NUMBER.sub(lambda match: f" {read_number(match[1])} {'phần trăm' if match[2] else ''} ", text.lower())
-    text = place_tones(text)
+    text = place_tones(read_numbers(normalize(text.translate(_WIDE)).lower()))
     return " ".join("".join(" " if unicodedata.category(x)[0] in "PS" else x for x in text).split())
 
 
 def place_tones(text: str) -> str:
     """Text in lower case whose open syllables in oa, oe and uy have the tone on the first vowel; NFC."""
     return _OLDER_END.sub(lambda match: _NEWER[match[0]], unicodedata.normalize("NFC", text))
-
-
-def read_number(written: str) -> str:
-    """A number in words: digits, with points and commas among them."""
-    found = next((match for form in _FORMS if (match := form.fullmatch(written))), None)
-    if not found:  # a date or a version
-        return " ".join(_read_digits(part) for part in re.split("[.,]", written))
-    whole, fraction = _read_digits(re.sub("[.,]", "", found[1])), found[2]
-    if fraction is None:
-        return whole
-    short = len(fraction) < 3 and not fraction.startswith("0")
-    return f"{whole} phẩy {_read_digits(fraction) if short else _one_by_one(fraction)}"
-
-
-def cardinal(number: int) -> str:
-    """A number from 0 on in words."""
-    billions, rest = divmod(number, 10**9)
-    if billions:
-        return f"{cardinal(billions)} tỷ {_groups(rest, True)}".rstrip()
-    return _groups(rest, False) or DIGITS[0]
-
-
-def _groups(number: int, in_front: bool) -> str:
-    """Millions, thousands and ones, less those that are 0; `in_front` says that something stands before them."""
-    words = []
-    for group, unit in ((number // 10**6, "triệu"), (number // 1000 % 1000, "nghìn"), (number % 1000, "")):
-        if group:
-            words += [_below_thousand(group, in_front or bool(words)), unit]
-    return " ".join(words).rstrip()
-
-
-def _below_thousand(number: int, in_front: bool) -> str:
-    hundreds, tens, ones = number // 100, number // 10 % 10, number % 10
-    words = [DIGITS[hundreds], "trăm"] if hundreds or in_front else []
-    if tens > 1:
-        words += [DIGITS[tens], "mươi"]
-    elif tens:
-        words.append("mười")
-    elif ones and words:
-        words.append("linh")
-    if ones:
-        changed = {1: "mốt"} if tens > 1 else {}
-        words.append((changed | ({5: "lăm"} if tens else {})).get(ones, DIGITS[ones]))
-    return " ".join(words)
-
-
-def _read_digits(digits: str) -> str:
-    if len(digits) > _LONGEST or (len(digits) > 1 and digits[0] == "0"):
-        return _one_by_one(digits)
-    return cardinal(int(digits))
-
-
-def _one_by_one(digits: str) -> str:
-    return " ".join(DIGITS[int(digit)] for digit in digits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import re
-import unicodedata
 
 import pandas as pd
 import pyarrow
@@ -30,6 +29,7 @@ from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.vietnamese import normalize, visible
 
 SPLITS = ("train", "valid", "test")
 FPS = 25
@@ -165,7 +165,7 @@ def _write_split(clips: pd.DataFrame, split: str, data: epath.Path, args: argpar
         clips = sample(clips, args.frac, args.seed, data)
     tsv, wrd, files = [os.fspath(data)], [], Files(data)
     for row in tqdm(clips.itertuples(), total=len(clips), desc=f"{split} manifest", unit="clip"):
-        transcript = clean(row.transcript) if isinstance(row.transcript, str) else ""
+        transcript = clean(row.transcript, args.target_language) if isinstance(row.transcript, str) else ""
         reason, media = _reason_to_skip(row, transcript), []
         for path in () if reason else (f"visual/{row.shard}/{row.id}.mp4", f"audio/{row.shard}/{row.id}.wav"):
             media.append(files.find(path))
@@ -197,10 +197,9 @@ def is_file_name(text: str) -> bool:
     return short and text.isprintable() and "/" not in text and text.strip() == text and text not in ("", ".", "..")
 
 
-def clean(transcript: str) -> str:
-    """In Unicode NFC, with single spaces, without control and format characters, which nobody sees or says."""
-    text = "".join(x for x in " ".join(transcript.split()) if unicodedata.category(x) not in ("Cc", "Cf"))
-    return " ".join(unicodedata.normalize("NFC", text).split())  # last: what stood apart may now be one letter
+def clean(transcript: str, language: str = "vi") -> str:
+    """As the model is to write it: one spelling of what looks alike, without what nobody sees or says."""
+    return normalize(transcript) if language == "vi" else visible(transcript)
 
 
 def lengths_differ(num_frames: int, num_samples: int) -> bool:
