@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from viavsp_jax.data.ids import Files, id_text, read_channels
+from viavsp_jax.data.ids import Files, column_of_ids, id_text, read_channels
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.parquet import read_parquet
 
@@ -63,6 +63,21 @@ def test_other_columns_stay_whole_numbers():
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"n": pyarrow.array([2**60 + 1, None])}), file)
     assert read_parquet(file, ["n"], ["id"])["n"].tolist() == [2**60 + 1, None]
+
+
+@pytest.mark.parametrize(
+    ("texts", "ids"),
+    [
+        (["1.0", "", "2.0"], ["1", "", "2"]),
+        (["1.0", "2.0"], ["1.0", "2.0"]),  # names of files may be so
+        (["1.0", "", "a"], ["1.0", "", "a"]),
+        (["9007199254740992.0", ""], ["9007199254740992.0", ""]),
+        (["007", "", NFD], ["007", "", NFC]),
+        ([], []),
+    ],
+)
+def test_columns_of_text(texts, ids):
+    assert column_of_ids(texts) == ids
 
 
 ROWS = [{"id": 1, "channel": 5}, {"channel": "b"}, {"id": NFD, "channel": NFD}, {"id": "3", "channel": None}]

@@ -263,8 +263,10 @@ def test_transcripts_find_their_recordings_in_every_spelling(tmp_path, form, cap
 def test_a_gap_among_whole_numbers_leaves_the_others(tmp_path, ids, name):
     table = pd.DataFrame({"id": pd.array(ids, "Int64" if ids[0] == 7 else None), "transcript": "a", "split": "train"})
     table.to_parquet(tmp_path / name)
-    found = mouths._read_transcripts(str(tmp_path / name))
-    assert found.to_dict("list") == {"id": ["7", "", "8"], "transcript": ["a"] * 3, "split": ["train"] * 3}
+    table.to_csv(tmp_path / "table.csv", index=False)
+    for path in (tmp_path / name, tmp_path / "table.csv"):
+        found = mouths._read_transcripts(str(path))
+        assert found.to_dict("list") == {"id": ["7", "", "8"], "transcript": ["a"] * 3, "split": ["train"] * 3}
 
 
 def test_mistakes_are_told_in_a_sentence(capsys, videos, tmp_path):

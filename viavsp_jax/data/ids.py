@@ -7,13 +7,18 @@ writes the names of files in NFD. So ids are compared, and written, in one form;
 import decimal
 import json
 import os
+import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from viavsp_jax.errors import InputError
+
+# With more digits, other numbers are the same float.
+_FLOAT = re.compile(r"[0-9]{1,15}\.0")
 
 
 def id_text(value: Any) -> str:
@@ -32,6 +37,14 @@ def id_text(value: Any) -> str:
     if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value)) if abs(value) < 2 ** (np.finfo(type(value)).nmant + 1) else ""
     return ""
+
+
+def column_of_ids(texts: Sequence[str]) -> list[str]:
+    """The ids of a column of text; of one that was written from floats, because of a gap in it, without the ".0"."""
+    ids = [id_text(text) for text in texts]
+    if "" in ids and all(_FLOAT.fullmatch(id) for id in ids if id):
+        return [id.removesuffix(".0") for id in ids]
+    return ids
 
 
 def read_channels(path: epath.PathLike) -> dict[str, str]:

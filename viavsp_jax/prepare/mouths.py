@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.delimited import read_delimited
-from viavsp_jax.data.ids import id_text
+from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.errors import InputError
 from viavsp_jax.options import new_folder, whole
 from viavsp_jax.prepare import cluster, faces
@@ -206,7 +206,7 @@ def _read_transcripts(path: str) -> pd.DataFrame:
     table = _read_table(path)
     if wrong := [name for name in _TRANSCRIPT_COLUMNS if list(table.columns).count(name) != 1]:
         raise InputError(f"{path}: columns {wrong} are missing or there twice, expected id, transcript and split.")
-    ids, splits = [_clip_id(id_text(x)) for x in table["id"]], list(table["split"])
+    ids, splits = [_clip_id(id) for id in column_of_ids(table["id"])], list(table["split"])
     known = pd.Series([id for id in ids if id], dtype=str)
     if (repeated := known.duplicated()).any():
         raise InputError(f"{path}: id {known[repeated].iloc[0]!r} occurs twice.")
