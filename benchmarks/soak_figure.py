@@ -7,6 +7,8 @@ from itertools import accumulate
 
 from matplotlib.figure import Figure
 
+from viavsp_jax.errors import reported_to_user
+
 _KILLS = {"start": "at the start", "work": "at work", "save": "in a save", "notice": "SIGTERM",
           "evaluation": "in an evaluation", "export": "in an export"}  # fmt: skip
 
@@ -32,4 +34,5 @@ def draw(rounds: pathlib.Path, output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(*map(pathlib.Path, sys.argv[1:]))
+    with reported_to_user():
+        draw(*map(pathlib.Path, sys.argv[1:]))

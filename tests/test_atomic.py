@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from viavsp_jax.data.atomic import atomic_write, write_bytes
+from viavsp_jax.data.atomic import atomic_write, check_writable, write_bytes
+from viavsp_jax.errors import InputError
 
 
 def test_what_fails_leaves_the_earlier_file_and_nothing_else(tmp_path):
@@ -38,3 +39,36 @@ def test_others_may_read_it_as_they_may_read_what_is_not_atomic(tmp_path):
     write_bytes(tmp_path / "atomic", b"")
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ệ" * 85, "-a:b%d", "một hai"])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path, name):
+    check_writable(tmp_path / name)
+    write_bytes(tmp_path / name, b"whole")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_cannot_be_written_is_said_and_nothing_is_made(tmp_path, small_disk):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for path, folder, message in (
+        ("file", True, "a file is there, expected a folder or nothing yet"),
+        ("file/new", False, r"cannot be written \(Not a directory\), expected a place for a file"),
+        ("file/new/deep", True, r"cannot be written \(Not a directory\)"),
+        ("link", True, "a file is there, expected a folder or nothing yet"),
+        ("link/new", True, r"cannot be written \(No such file or directory\)"),
+        (".", False, "a folder is there, expected a file or nothing yet"),
+        ("x" * 256, False, r"cannot be written \(File name too long\)"),
+        ("new/" + "x" * 256, True, r"cannot be written \(File name too long\)"),
+    ):
+        with pytest.raises(InputError, match=f"^--output {tmp_path / path}: {message}"):
+            check_writable(tmp_path / path, "--output", folder)
+    for path, folder in (("file", False), ("new/deep/file", False), ("new/deep", True), (".", True), ("link", False)):
+        check_writable(tmp_path / path, folder=folder)
+    check_writable("gs://bucket/file")
+    assert sorted(tmp_path.rglob("*")) == before
+    disk = small_disk(2**20)
+    disk.read_only()
+    with pytest.raises(InputError, match=r"new: cannot be written \(Read-only file system\)"):
+        check_writable(disk.path / "new", folder=True)

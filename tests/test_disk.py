@@ -23,7 +23,7 @@ from viavsp_jax.report.__main__ import remake
 from viavsp_jax.report.page import make_report, write_report
 
 PAGE = 4096  # what a file on the disk takes at least
-NO_ROOM, LOCKED = "No space left on device, expected a disk with room", "Read-only file system, expected a disk"
+NO_ROOM, LOCKED = "No space left on device, expected a disk with room", "Read-only file system"
 
 
 def room_of(folder, files) -> int:

@@ -142,14 +142,18 @@ def test_clips_that_cannot_be_read_leave_no_rows(tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--percent", "0"], "--percent is 0.0"),
-        (["--percent", "10"], "--percent is 10.0"),
+        (["--percent", "0"], "--percent is 0, expected a number above 0 and at most 1"),
+        (["--percent", "10"], "--percent is 10,"),
+        (["--percent", "nan"], "--percent is nan,"),
+        (["--seed", "-1"], "--seed is -1, expected a whole number at least 0 and at most 4294967295"),
+        (["--output", "/dev/null/k"], "--output /dev/null/k: cannot be written (Not a directory)"),
         (["--num_clusters", "0"], "--num_clusters is 0"),
         (["--num_clusters", "51"], "gives 50 frames, expected at least as many as --num_clusters 51"),
+        (["--layer", "0"], "--layer is 0, expected a whole number at least 1"),
         (["--layer", "4"], "--layer is 4, expected 1 to 3"),
         (["--split", "test"], "test.tsv: no such file"),
         (["--device", "abacus"], "--device abacus is not usable here"),
-        (["--batch_size", "0"], "--batch_size 0"),
+        (["--batch_size", "0"], "--batch_size is 0"),
     ],
 )
 def test_unusable_options_are_named(prepared, tmp_path, capsys, options, words):

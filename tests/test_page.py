@@ -5,14 +5,13 @@ import json
 import logging
 import re
 import socket
-import subprocess
-import sys
 import wave
 
 import gradio as gr
 import numpy as np
 import pytest
 
+from viavsp_jax.app import __main__ as app
 from viavsp_jax.app import captions, page, pictures, views
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
@@ -199,17 +198,18 @@ def test_text_of_a_model_is_never_markup():
     ]
 
 
-def command(*options):
-    done = subprocess.run([sys.executable, "-m", "viavsp_jax.app", *options], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.strip().splitlines()[-1]
+def refused_options(capsys, *options):
+    with pytest.raises(SystemExit) as status:
+        app.main(["--model", "nowhere", *options])
+    assert status.value.code == 2
+    return capsys.readouterr().err
 
 
-def test_command_refuses_what_cannot_be():
-    assert command("--model", "nowhere", "--max_minutes", "0") == (
-        2,
-        "error: --max_minutes is 0, expected more than 0",
-    )
+def test_command_refuses_what_cannot_be(capsys):
+    wrong = {"--max_minutes": "0", "--port": "99999", "--batch_size": "x"}
+    expected = "a number above 0", "a whole number at least 1 and at most 65535", "a whole number at least 1"
+    for (option, value), bounds in zip(wrong.items(), expected, strict=True):
+        assert refused_options(capsys, option, value) == f"error: {option} is {value}, expected {bounds}\n"
 
 
 def test_a_port_in_use_is_one_sentence(transcriber, tmp_path):

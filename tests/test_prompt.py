@@ -1,9 +1,12 @@
 """Token ids of instructions and labels, against recorded ids of the reference and the tokenizer itself."""
 
+import types
+
 import pytest
 from small_run import DEMO_LLAMA
 
-from viavsp_jax.data.prompt import LANGUAGES, instruction_text, load_prompt
+from convert.hub import modeling_viavsp
+from viavsp_jax.data.prompt import LANGUAGES, instruction_text, load_prompt, one_line
 from viavsp_jax.errors import InputError
 
 
@@ -31,6 +34,19 @@ def test_label_round_trip(prompt, text):
     assert ids[0] == prompt.begin_id and ids[-1] == prompt.end_id
     assert prompt.text(ids) == text
     assert prompt.text([*ids, 300, 301]) == text  # what follows the end token does not count
+
+
+def test_a_text_is_one_line_here_and_in_exports(prompt):
+    """The vocabulary has a token for every byte."""
+    export = types.SimpleNamespace(tokenizer=prompt.tokenizer, until_end=lambda ids: ids[: ids.index(prompt.end_id)])
+    for code in (*range(0x100), 0x2028, 0x2029, 0x3000, 0x1F600):
+        middle = prompt.tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in chr(code).encode()])
+        ids = [*prompt.label("một")[1:-1], *middle, *middle, *prompt.label("hai")[1:]]
+        text = prompt.text(ids)
+        assert modeling_viavsp.ViAVSPModel.text(export, ids) == text
+        space = chr(code).isspace() or code < 0x20 or 0x7F <= code < 0xA0
+        assert text == ("một hai" if space else f"một{chr(code) * 2} hai"), hex(code)
+    assert one_line("\n một\x00\r\nhai\u2028 ba\t") == "một hai ba"
 
 
 def test_every_language_pair_has_an_instruction(prompt):

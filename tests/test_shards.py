@@ -172,6 +172,8 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
         (["--noise", "babble"], "--noise and --snr go together"),
         (["--snr", "0"], "--noise and --snr go together"),
         (["--noise", "babble", "--snr", "0", "--modalities", "video"], "leave video out"),
+        (["--noise", "babble", "--snr", "nan"], "--snr is nan, expected a number at least -100 and at most 100"),
+        (["--workers", "-1"], "--workers is -1"),
         (["--num_shards", "0"], "--num_shards is 0"),
         (["--num_shards", "2", "--shard_index", "2"], "--shard_index is 2, expected 0 to 1"),
         (["--shard_index", "-1"], "--shard_index is -1"),

@@ -102,6 +102,8 @@ def test_what_cannot_be_transcribed_is_one_sentence(by_torch, demo_folder, demo_
         (Clip(video[:, :90], silence), {}, r"is uint8\[30, 90, 96\], expected grey mouth crops"),
         (demo_clips[0], {"modality": "lips"}, "the modality is 'lips', expected one of av, audio, video"),
         (demo_clips[0], {"num_beams": 0}, "num_beams is 0"),
+        (demo_clips[0], {"num_beams": 5000}, "num_beams is 5000, expected from 1 to 200"),
+        (demo_clips[0], {"noise_snr": np.nan}, "noise_snr is nan, expected from -100 to 100 dB"),
         (demo_clips[0], {"languages": ("vi", "xx")}, "language 'xx' is unknown"),
     ):
         with pytest.raises(InputError, match=message):
@@ -147,6 +149,18 @@ def test_options_that_do_not_fit(demo_export, demo_clips, tmp_path, monkeypatch,
     for arguments, message in (
         ([demo_clips[0], other, "--output", tmp_path], "2 of the files would be written to"),
         ([demo_clips[0], "--batch_size", "0"], "--batch_size is 0"),
+        (
+            [demo_clips[0], "--num_beams", "5000"],
+            "--num_beams is 5000, expected a whole number at least 1 and at most 200",
+        ),
+        ([demo_clips[0], "--num_beams", "-1"], "--num_beams is -1"),
+        ([demo_clips[0], "--noise-snr", "nan"], "--noise-snr is nan, expected a number at least -100 and at most 100"),
+        ([demo_clips[0], "--noise-snr=-inf"], "--noise-snr is -inf"),
+        ([demo_clips[0], "--source", "xx"], "argument --source: invalid choice: 'xx'"),
+        ([demo_clips[0], "--step", "foo"], "--step is foo, expected best, latest or the number of an update"),
+        ([demo_clips[0], "--device", "tpu"], "--device tpu is not usable here"),
+        ([demo_clips[0], "--output", other], f"--output {other}: a file is there, expected a folder"),
+        ([demo_clips[0], "--output", other / "new"], f"--output {other / 'new'}: cannot be written (Not a directory)"),
         ([demo_clips[0], "--mean_face", other], "not a readable .npy file"),
         ([demo_clips[0], "--step", "3"], "is an export: it holds its encoder"),
         ([demo_clips[0], "--modalities", "audio", "--mouths", "--output", tmp_path], "no mouth was looked for"),
@@ -219,6 +233,15 @@ def test_formats():
     assert captions.clock(3725.9996) == "01:02:06.000"
 
 
+def test_a_cue_is_one_line_whatever_was_recognised():
+    broken = transcript_of("một\n\nhai", "\x85\u2028", "ba\r\v\fbốn\x00\u2029năm")
+    assert captions.render(broken, "txt") == "một hai\nba bốn năm\n"
+    for form in ("srt", "vtt"):
+        cues = captions.render(broken, form).removeprefix("WEBVTT\n\n").rstrip("\n").split("\n\n")
+        assert [cue.splitlines()[-1] for cue in cues] == ["một hai", "ba bốn năm"]
+        assert {len(cue.splitlines()) for cue in cues} == {3 if form == "srt" else 2}
+
+
 def test_lines_fit_the_picture():
     font, text = cv2.FontFace("sans"), "sáng nay em gái vẫn nấu mười bát phở ngon ở nhà cô giáo"
     lines = pictures._lines(text, font, 16, 200, (320, 240))
@@ -253,14 +276,18 @@ def test_names_are_never_options_or_addresses(demo_export, demo_clips, tmp_path,
     monkeypatch.chdir(tmp_path)
     content = demo_clips[0].read_bytes()
     names = ["-.mp4", "--help.mp4", "pipe:1.mp4", "tcp:127.0.0.1:1.mp4", "%d.mp4", "a\nb.mp4", "x" * 240 + ".mp4"]
-    for name in names:
+    long = "x" * 250 + ".mp4"
+    for name in (*names, long):
         pathlib.Path(name).write_bytes(content)
     assert run_command(monkeypatch, capsys, "--model", demo_export, "-.mp4")[0] == 2  # an option that is unknown
-    status, error = run_command(monkeypatch, capsys, "--video", "--format", "txt", "--model", demo_export, "--", *names)
-    assert status == 2 and re.search(r"x{240}\.txt: cannot be written \(File name too long\)", error)
-    made = {path.name for path in tmp_path.iterdir()} - set(names)
-    assert made >= {f"{pathlib.Path(name).stem}{end}" for name in names[:-1] for end in (".txt", ".subtitled.mp4")}
-    assert len(made) <= 2 * len(names) and all(pathlib.Path(name).read_bytes() == content for name in names)
+    options = ["--video", "--format", "txt", "--model", demo_export, "--"]
+    status, error = run_command(monkeypatch, capsys, *options, *names, long)
+    assert status == 2 and re.search(r"x{250}\.subtitled\.mp4: cannot be written \(File name too long\)", error)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, long}  # before any work
+    assert run_command(monkeypatch, capsys, *options, *names)[0] == 0
+    made = {path.name for path in tmp_path.iterdir()} - {*names, long}
+    assert made == {f"{pathlib.Path(name).stem}{end}" for name in names for end in (".txt", ".subtitled.mp4")}
+    assert all(pathlib.Path(name).read_bytes() == content for name in names)
 
 
 def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(
@@ -283,7 +310,7 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(
     disk.free()
     disk.read_only()
     status, error = run_command(monkeypatch, capsys, demo_clips[0], *options)
-    assert status == 2 and ".srt: cannot be written (Read-only file system)" in error
+    assert status == 2 and f"--output {disk.path}: cannot be written (Read-only file system)" in error
 
 
 def test_code_in_a_folder_is_not_run(demo_export, demo_clips, tmp_path):

@@ -18,7 +18,7 @@ MAX_SEED = 2**32 - 1  # of NumPy
 
 def whole(option: str, at_least: int, at_most: int | None = None) -> Parse:
     """A whole number in these bounds."""
-    bounds = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    bounds = f"at least {at_least}" + (f" and at most {at_most}" if at_most is not None else "")
 
     def parse(text: str) -> int:
         try:
@@ -34,8 +34,8 @@ def whole(option: str, at_least: int, at_most: int | None = None) -> Parse:
 
 def real(option: str, at_most: float = math.inf, *, at_least: float = -math.inf, above: float = -math.inf) -> Parse:
     """A finite number in these bounds; `above` is one that it must not be itself."""
-    bounds = f"above {above:g}" if above > -math.inf else f"from {at_least:g}"
-    bounds += f" to {at_most:g}" if at_most < math.inf else ""
+    bounds = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}"
+    bounds += f" and at most {at_most:g}" if at_most < math.inf else ""
 
     def parse(text: str) -> float:
         try:
