@@ -57,8 +57,12 @@ def check_writable(path: epath.PathLike, option: str = "", folder: bool = False)
             there = "a file" if folder else "a folder"
             raise InputError(f"{name}: {there} is there, expected {what} or nothing yet")
         place = place if folder else os.path.dirname(place)
+        missing = [os.path.basename(path)]
         while not _exists(place):
-            place = os.path.dirname(place)
+            place, name_of_it = os.path.split(place)
+            missing.append(name_of_it)
+        for one in missing:  # below a folder that is not there yet, no name is too long
+            _exists(os.path.join(place, one))
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
