@@ -7,6 +7,7 @@ import shutil
 import pytest
 from bad_input import REFUSED, Bad, each
 from small_run import small_config
+from transformers import AutoTokenizer
 
 from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import load_experiment
@@ -50,6 +51,22 @@ def without_end(folder):
         (folder / name).write_text((folder / name).read_text().replace('"</s>"', '"<end>"'))
 
 
+def several_parts(folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": values}))
+
+
+def pad_token(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+
+
+def no_begin(folder):
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(values | {"bos_token": None}))
+
+
 def renamed(text):
     return text.replace('"</s>"', '"<end>"')
 
@@ -85,13 +102,21 @@ READ_FIRST = [
     bad("config.json is a list", "is not the config of a LLaMA: AttributeError", file("config.json", b"[]")),
     bad("config.json is not UTF-8", "is not the config of a LLaMA: UnicodeDecodeError", file("config.json", b'{"\xff')),
     bad("config.json is nested without end", "LLaMA: RecursionError", file("config.json", b"[" * 99_999)),
-    bad("config.json lacks a field", "is not the config of a LLaMA: KeyError('vocab_size')", config(vocab_size=None)),
+    bad("config.json lacks a field", "is not the config of a LLaMA: it lacks vocab_size", config(vocab_size=None)),
     bad("model of another kind", "model_type is 'mistral', only 'llama'", config(model_type="mistral")),
+    bad("model of several parts", "(it is a model of several parts with a 'llama' inside", several_parts),
     bad(
-        "no attention heads",
-        "is not the config of a LLaMA: ZeroDivisionError",
-        config(num_attention_heads=0, head_dim=None),
+        "rope that is scaled beside one that is not",
+        "rope type is 'linear', only 'default' is supported",
+        config(rope_scaling={"rope_type": "linear", "factor": 4.0}),
     ),
+    bad("attention in windows", "sliding_window is 8, only None is supported", config(sliding_window=8)),
+    bad(
+        "quantized weights",
+        "the weights are quantized (quantization_config: gptq)",
+        config(quantization_config={"quant_method": "gptq"}),
+    ),
+    bad("no attention heads", "num_heads is 0, expected a positive", config(num_attention_heads=0, head_dim=None)),
     bad(
         "size that is negative",
         "hidden_size is -64, expected a positive whole number",
@@ -106,7 +131,7 @@ READ_FIRST = [
         config(rms_norm_eps=float("nan")),
     ),
     bad("heads that cannot be shared", "expected a multiple of num_kv_heads 3", config(num_key_value_heads=3)),
-    bad("odd head width", "head_dim, rope_theta, tie_word_embeddings are 7", config(head_dim=7)),
+    bad("odd head width", "head_dim is 7, expected an even number", config(head_dim=7)),
     bad("model that is not converted", "is not a converted language model", file("conversion.json", None)),
     bad("conversion.json is cut off", "conversion.json is damaged, convert again", file("conversion.json", b"{")),
     bad("conversion.json names no dtype", "conversion.json is damaged, convert again", dtype),
@@ -122,6 +147,8 @@ READ_FIRST = [
         "tokenizer of more tokens than the model has", "has token ids up to 677, expected less", config(vocab_size=600)
     ),
     bad("end token that the tokenizer adds", "has token ids up to 678, expected less", tokenizer(renamed)),
+    bad("pad token beyond the model's vocabulary", "the model has no embedding for '[PAD]'", pad_token),
+    bad("tokenizer without a begin token", "has no begin token, expected one of its tokens as bos_token", no_begin),
     bad("tokenizer without the end token", "no token '</s>' (config.llm.end_token)", without_end),
     bad("tokenizer with code of its own", "cannot be read: The repository", file("tokenizer_config.json", OWN_CODE)),
 ]

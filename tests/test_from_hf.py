@@ -1,19 +1,26 @@
 """Conversion from Hugging Face folders, and back through the same table, against transformers."""
 
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_llama import LORA, frozen_shapes, write_llama
 
 from convert import from_hf, safetensors_files, to_hf
 from viavsp_jax import llm_folder
+from viavsp_jax.data.prompt import instruction_text, load_prompt
 from viavsp_jax.errors import InputError
+from viavsp_jax.llm_config import llama_config
 from viavsp_jax.llm_folder import load_llm, read_conversion
+
+GOLDEN_LLAMA = pathlib.Path(__file__).parent / "golden" / "avsp" / "llm_gqa"
 
 
 def edit(raw, target, change):
@@ -166,3 +173,74 @@ def test_folders_that_are_no_output(raw, llm):
 def test_a_raw_folder_is_no_language_model_folder(raw):
     with pytest.raises(InputError, match=f"python -m convert.from_hf {raw} --output"):
         load_llm(raw, frozen_shapes(raw))
+
+
+def tokenizer_model(folder, llama):
+    """A LLaMA with the tokenizer.model that lies beside a tokenizer.json in recorded files."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(llama / name, folder)
+    return folder
+
+
+def test_tokenizer_model_without_the_package(tmp_path, monkeypatch):
+    source = tokenizer_model(tmp_path / "hf", GOLDEN_LLAMA)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = f"{source} holds a tokenizer.model and no tokenizer.json, for which the package sentencepiece is needed"
+    with pytest.raises(InputError, match=f"{message}: pip install sentencepiece$"):
+        from_hf.convert(source, tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
+def test_tokenizer_model_gives_the_same_ids(tmp_path):
+    """Read once, by the conversion; later steps need no other package."""
+    pytest.importorskip("sentencepiece", reason="of the extra prepare")
+    from_hf.convert(tokenizer_model(tmp_path / "hf", GOLDEN_LLAMA), tmp_path / "llm")
+    (tmp_path / "llm" / "tokenizer.model").unlink()
+    ours = load_prompt(tmp_path / "llm", "</s>")
+    theirs = load_prompt(GOLDEN_LLAMA, "</s>")
+    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+    for text in ("xin chào thế giới", "a  b ", "£ 😀", "</s> x", "\n a", "", instruction_text("vi", "vi")):
+        ids = ours.label(text)
+        assert ids == theirs.label(text)
+        assert ours.text(ids) == theirs.text(ids)
+
+
+def test_a_tokenizer_that_training_would_refuse(raw, tmp_path):
+    folder = tmp_path / "hf"
+    shutil.copytree(raw, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        InputError, match=rf"the tokenizer in {folder} has token ids up to 90, .* for '\[PAD\]'; give it"
+    ):
+        from_hf.convert(folder, tmp_path / "llm")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(raw)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=f"the tokenizer in {folder} has no begin token"):
+        from_hf.convert(folder, tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
+def test_what_the_message_says_to_do_helps(raw, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(raw)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model = transformers.AutoModelForCausalLM.from_pretrained(raw)
+    model.resize_token_embeddings(len(tokenizer))
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "hf")
+    from_hf.convert(tmp_path / "hf", tmp_path / "llm")
+    prompt = load_prompt(tmp_path / "llm", "</s>")
+    prompt.check_fits(llama_config(tmp_path / "llm").vocab_size)
+    assert prompt.pad_id == 90
+
+
+def test_a_model_without_a_tokenizer_is_converted_with_a_note(raw, tmp_path, capsys):
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(raw / name, tmp_path / "hf")
+    from_hf.convert(tmp_path / "hf", tmp_path / "llm")
+    assert "note: " in (shown := capsys.readouterr().err) and "holds no tokenizer.json or tokenizer.model" in shown
+    assert read_conversion(tmp_path / "llm")["dtype"] == "float32"

@@ -4,6 +4,7 @@ import types
 
 import pytest
 from small_run import DEMO_LLAMA
+from transformers import AutoTokenizer
 
 from convert.hub import modeling_viavsp
 from viavsp_jax.data.prompt import LANGUAGES, instruction_text, load_prompt, one_line
@@ -62,11 +63,60 @@ def test_a_tokenizer_of_more_tokens_than_the_model_has(prompt):
         prompt.check_fits(677)
 
 
-def test_errors(tmp_path):
+def changed(folder, change):
+    """The demo's tokenizer after `change(tokenizer)`, as its own methods save it."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_LLAMA)
+    change(tokenizer)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "size", "message"),
+    [
+        (
+            lambda t: t.add_special_tokens({"pad_token": "[PAD]"}),
+            678,
+            r"up to 678, .* embedding for '\[PAD\]'; give",
+        ),
+        (lambda t: t.add_special_tokens({"unk_token": "[UNK]"}), 678, r"no embedding for '\[UNK\]';"),
+        (lambda t: t.add_special_tokens({"bos_token": "[BOS]"}), 678, r"no embedding for '\[BOS\]';"),
+        (lambda t: t.add_tokens(["xyz"]), 678, "no embedding for 'xyz';"),
+        (lambda t: t.add_tokens([f"<{n}>" for n in range(9)]), 679, r"up to 686, .* for '<1>', '<2>', '<3>', \.\.\.;"),
+    ],
+)
+def test_a_token_without_an_embedding(tmp_path, change, size, message):
+    prompt = load_prompt(changed(tmp_path, change), "</s>")
+    with pytest.raises(InputError, match=message):
+        prompt.check_fits(size)
+    prompt.check_fits(len(prompt.tokenizer))
+
+
+def test_a_pad_token_of_the_model_is_used(tmp_path):
+    prompt = load_prompt(changed(tmp_path, lambda t: t.add_special_tokens({"pad_token": "<unk>"})), "</s>")
+    prompt.check_fits(678)
+    assert prompt.pad_id == prompt.tokenizer.unk_token_id != prompt.end_id
+
+
+def no_begin_token(tokenizer):
+    tokenizer.bos_token = None
+
+
+def test_what_a_tokenizer_lacks(tmp_path):
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_prompt(tmp_path, "</s>")
-    with pytest.raises(InputError, match=r"no token '<\|im_end\|>'"):
+    own = r"\(config.llm.end_token\): set that to one it has, such as its own '</s>'$"
+    with pytest.raises(InputError, match=rf"no token '<\|im_end\|>' {own}"):
         load_prompt(DEMO_LLAMA, "<|im_end|>")
+    for end_token in ("</s>", "<|im_end|>"):
+        with pytest.raises(
+            InputError, match="has no begin token, expected one of its tokens as bos_token in"
+        ) as caught:
+            load_prompt(changed(tmp_path, no_begin_token), end_token)
+        assert "end_token" not in str(caught.value)
+
+
+def test_errors(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         load_prompt(tmp_path, "</s>")
