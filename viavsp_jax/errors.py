@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from viavsp_jax.interrupts import STOPPED
+
 # The disk is full, over a quota, failing, read-only or not this user's.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 # Something of another kind is where a file or a folder is to be.
@@ -45,7 +47,7 @@ def reported_to_user() -> Iterator[None]:
     except InputError as error:
         _end(str(error))
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C: what was finished before is kept", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         sys.exit(130)  # 128 and the number of the signal
     except Exception as error:
         if trouble := disk_trouble(error):

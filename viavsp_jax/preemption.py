@@ -37,6 +37,7 @@ class Preemption:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._held:
+            self._received = number
             _say(f"stopped by {name} before the first update: there is nothing to save")
             sys.exit(_STATUS[number])
         if self._received and number == signal.SIGINT:
@@ -47,6 +48,8 @@ class Preemption:
 
     def hold(self) -> None:
         """From now on there is something to save."""
+        if self._received:  # and a library dropped what was raised
+            sys.exit(_STATUS[self._received])
         self._held = True
 
     def noticed(self) -> bool:

@@ -4,14 +4,16 @@ Each process does one item at a time, so that it is known of which it died: a co
 concurrent.futures gives up all items when one process dies, and does not say which one it was.
 """
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +29,20 @@ def sign_of_life() -> None:
     """Long work calls this as it gets on, so that it is not taken to be stuck. Elsewhere it does nothing."""
     if _to_starter is not None:
         _to_starter.send(_ALIVE)
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started meanwhile never hear of Ctrl-C, which the terminal sends to all.
+
+    To ignore it themselves they would first have to be at work.
+    """
+    resource_tracker.ensure_running()  # to start it undoes what follows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # as a thread is, its children are
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:
@@ -84,7 +100,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, its_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(its_end,), daemon=True)
-        self._process.start()
+        with deaf_to_ctrl_c():
+            self._process.start()
         its_end.close()
 
     def do(self, work: Callable, args: tuple, seconds: float | None) -> Any:
@@ -115,10 +132,9 @@ def _ending(code: int) -> str:
 
 
 def _serve(pipe: Connection) -> None:
-    """Does what it is asked, until the process that started it is gone. Leaves Ctrl-C to that one."""
+    """Does what it is asked, until the process that started it is gone."""
     global _to_starter
     _to_starter = pipe
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # It may be killed while this process is at work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:

@@ -34,6 +34,7 @@ from viavsp_jax.prepare.demo.speech import (
     synthesize,
 )
 from viavsp_jax.prepare.demo.visemes import VISEMES
+from viavsp_jax.prepare.workers import deaf_to_ctrl_c
 
 CLIPS_PER_SHARD = 500
 TOPIC = "daily life"
@@ -162,7 +163,9 @@ def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
         yield from map(function, clips)
         return
     # Spawned, not forked: the caller may hold threads of JAX or PyTorch.
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+    with deaf_to_ctrl_c():
+        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
+    with pool:
         yield from pool.imap(function, clips, chunksize=4)
 
 
@@ -197,8 +200,9 @@ def _write_clip(clip: Clip, output: Path) -> None:
     video, audio = _media_paths(output, clip)
     jobs = ((video, _write_video, rendered.frames), (audio, _write_audio, rendered.samples))
     for path, write, content in jobs:
-        # OpenCV chooses the container by the suffix, so the unfinished file keeps it.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+        # OpenCV chooses the container by the suffix, so the unfinished file keeps it. What a run that was stopped left
+        # of one is replaced.
+        unfinished = path.with_name(f".{path.name}")
         write(unfinished, content)
         unfinished.replace(path)
 
