@@ -58,9 +58,19 @@ def run_stage(name: str, commands: list[list[str]], done: Path) -> float:
     start = time.monotonic()
     for command in commands:
         print(f"\n== {name}: python {shlex.join(command)}", flush=True)
-        if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        if status := _status_of(command):
             sys.exit(f"error: the stage {name} failed (exit status {status}); call the demo again to continue")
     return recorded(done, round(time.monotonic() - start, 1))
+
+
+def _status_of(command: list[str]) -> int:
+    """Runs one command; Ctrl-C, of which it hears itself, ends this process when the command has saved its work."""
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            sys.exit(130)
 
 
 def recorded(done: Path, seconds: float) -> float:

@@ -47,6 +47,16 @@ def test_a_stage_that_finished_is_not_run_again(tmp_path, capfd):
     assert "== one: python -c" in capfd.readouterr().out
 
 
+def test_after_ctrl_c_a_stage_has_the_time_to_save(tmp_path):
+    """The terminal sends it to both; here the command passes it on."""
+    save = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(1); open(%r, 'w').write('x')"
+    with pytest.raises(SystemExit) as caught:
+        demo.run_stage(
+            "one", [["-c", save % str(tmp_path / "saved")], ["-c", "raise SystemExit(3)"]], tmp_path / "done"
+        )
+    assert caught.value.code == 130 and (tmp_path / "saved").exists() and not (tmp_path / "done").exists()
+
+
 def test_agreement_is_the_share_of_equal_texts(tmp_path):
     head = "id\treference\thypothesis\tseconds\n"
     for name in demo.NAMES:
