@@ -5,6 +5,7 @@ import pathlib
 
 import av
 import pytest
+from odd_folders import ODD
 from small_run import DEMO_LLAMA, make_llm
 
 from configs import demo
@@ -21,7 +22,7 @@ TEST_CLIPS = 4
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory) -> pathlib.Path:
     """corpus, manifest, kmeans.safetensors, shards, llm, and the work folder `run` with its evaluation; read only."""
-    folder = tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp(ODD)
     corpus, manifest, kmeans, shards = (str(folder / x) for x in ("corpus", "manifest", "kmeans.safetensors", "shards"))
     sizes = ["--num_train", "16", "--num_valid", "4", "--num_test", str(TEST_CLIPS)]
     prepare(["demo", "--output", corpus, *sizes, "--workers", "1"])

@@ -6,6 +6,7 @@ import wave
 import ml_collections
 import numpy as np
 import pytest
+from odd_folders import ODD
 from small_corpus import WIDTH, write_encoder, write_video
 from small_run import make_llm, small_config
 
@@ -75,7 +76,7 @@ def media_config(llm: pathlib.Path, shards: pathlib.Path, encoder: pathlib.Path)
 @pytest.fixture(scope="session")
 def media_folders(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
     """The converted language model, a folder with the shards media_clean, and an encoder; read only."""
-    folder = tmp_path_factory.mktemp("small_media")
+    folder = tmp_path_factory.mktemp(ODD)
     make_media(folder / "shards" / "media_clean", folder)
     write_encoder(folder / "encoder")
     return make_llm(folder / "llm"), folder / "shards", folder / "encoder"

@@ -6,6 +6,7 @@ import sys
 import ml_collections
 import numpy as np
 import pytest
+from odd_folders import ODD
 
 import viavsp_jax
 from configs import demo
@@ -84,6 +85,6 @@ def command(config: ml_collections.ConfigDict, workdir: pathlib.Path, **settings
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """The converted language model, and a folder with the shards av_clean; read only."""
-    folder = tmp_path_factory.mktemp("small_run")
+    folder = tmp_path_factory.mktemp(ODD)
     make_shards(folder / "shards" / "av_clean")
     return make_llm(folder / "llm"), folder / "shards"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_folders import ODD
 from small_corpus import write_corpus, write_encoder
 
 from viavsp_jax.data import media, records
@@ -22,7 +23,7 @@ FRAMES = {"train": [7, 12, 5, 9, 12, 8, 6], "test": [6, 10, 4]}
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A corpus, its manifest, an encoder and centres; read only."""
-    return prepare(tmp_path_factory.mktemp("prepared"))
+    return prepare(tmp_path_factory.mktemp(ODD))
 
 
 def prepare(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from viavsp_jax.data.media import read_video
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.demo import corpus, speech
 from viavsp_jax.prepare.demo.corpus import (
@@ -288,3 +289,12 @@ def test_a_stopped_corpus_is_completed_and_a_finished_one_left_alone(small_corpu
 
     with pytest.raises(InputError, match="num_train"):
         write_corpus(tmp_path, 7, 3, 3, seed=0, workers=1)
+
+
+def test_a_relative_folder_with_a_colon(tmp_path, monkeypatch):
+    """FFmpeg would take what is before it for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    Path("run:2").mkdir()
+    corpus._write_video(Path("run:2/50%d [a].mp4"), np.full((3, corpus.SIZE, corpus.SIZE, 3), 80, np.uint8))
+    assert [path.name for path in tmp_path.rglob("*.mp4")] == ["50%d [a].mp4"]
+    assert len(read_video("run:2/50%d [a].mp4")) == 3

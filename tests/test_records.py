@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from odd_folders import ODD_NAMES
 
 from viavsp_jax.data import records
 from viavsp_jax.errors import InputError
@@ -61,6 +62,19 @@ def test_what_is_written_is_read_at_random_and_after_pickling(dataset):
     copy = pickle.loads(pickle.dumps(source))  # as Grain's worker processes get it
     assert_same(copy[4], examples[4])
     assert [found["id"] for found in copy] == [wanted["id"] for wanted in examples]
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, "x[0:1]"])
+def test_folders_of_any_name(tmp_path, name):
+    rng, folder = np.random.default_rng(0), tmp_path / name
+    path = records.shard_path(folder, "train", 0, 1)
+    folder.mkdir()
+    for left in (f".{path.name}.1.tmp", f".{path.name}x.1.tmp"):
+        (folder / left).touch()
+    records.write_shard(path, [example(1, rng), wanted := example(2, rng)])
+    assert [file.name for file in folder.glob(".*")] == [f".{path.name}x.1.tmp"], "of another shard"
+    records.write_metadata(folder, WIDTH, ["train"])
+    assert_same(records.open_split(folder, "train")[1], wanted)
 
 
 def test_tfds_reads_it_without_tensorflow(dataset):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_folders import ODD
 from small_corpus import WIDTH
 from small_shards import (
     FRAMES,
@@ -69,7 +70,7 @@ def test_workers_and_batches_change_nothing(prepared, tmp_path):
 
 
 def test_clips_that_cannot_be_read_are_skipped_and_listed(tmp_path, caplog, capsys):
-    folder = prepare(tmp_path)
+    folder = tmp_path = prepare(tmp_path / ODD)
     main(options(folder, tmp_path / "good", "--modalities", "av", "audio"))
     clips = read_manifest(folder / "manifest", "train")
     Path(clips[1].video).write_bytes(b"no video at all")

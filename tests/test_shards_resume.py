@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from odd_folders import ODD
 from small_corpus import write_encoder
 from small_shards import (
     LAYER,
@@ -46,7 +47,7 @@ def test_a_killed_run_goes_on_where_it_was(prepared, tmp_path):
 
 
 def test_only_the_modality_that_is_missing_is_done_again(prepared, tmp_path):
-    more = ["--modalities", "av", "audio", "--split", "train"]
+    tmp_path, more = tmp_path / ODD, ["--modalities", "av", "audio", "--split", "train"]
     main(options(prepared, tmp_path, *more))
     before = contents(tmp_path)
     kept, lost = (Path(records.shard_path(tmp_path / f"{name}_clean", "train", 0, 1)) for name in ("av", "audio"))

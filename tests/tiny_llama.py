@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from odd_folders import ODD
 
 from convert import from_hf, to_hf
 from viavsp_jax.checkpoint import Checkpoints
@@ -55,14 +56,14 @@ def write_llama(folder, dtype=torch.float32, tied=False, shard_size="1GB", kv_he
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("raw")
+    folder = tmp_path_factory.mktemp(ODD)
     write_llama(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def llm(raw, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llm") / "converted"
+    folder = tmp_path_factory.mktemp(ODD) / "converted"
     from_hf.convert(raw, folder)
     return folder
 
@@ -101,12 +102,12 @@ def write_checkpoints(workdir, llm, quantization="none"):
 @pytest.fixture(scope="session")
 def trained(llm, tmp_path_factory):
     """A work folder with checkpoints of random learnt weights, and those of the best one."""
-    workdir = tmp_path_factory.mktemp("work")
+    workdir = tmp_path_factory.mktemp(ODD)
     return workdir, write_checkpoints(workdir, llm)
 
 
 @pytest.fixture(scope="session")
 def export(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "hf"
+    folder = tmp_path_factory.mktemp(ODD) / "hf"
     to_hf.export(trained[0], folder, merge=True)
     return folder

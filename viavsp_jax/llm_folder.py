@@ -9,6 +9,8 @@ too, so that a missing one is known to be missing.
 import hashlib
 import json
 import math
+import os
+import shlex
 from collections.abc import Iterable
 from types import EllipsisType
 from typing import Any
@@ -102,8 +104,8 @@ def read_conversion(folder: epath.PathLike) -> dict[str, str]:
     path = folder / "conversion.json"
     if not path.exists():
         raise InputError(
-            f"{folder} is not a converted language model: run python -m convert.from_hf {folder} --output FOLDER once "
-            "and give that folder"
+            f"{folder} is not a converted language model: run python -m convert.from_hf "
+            f"{shlex.quote(os.fspath(folder))} --output FOLDER once and give that folder"
         )
     try:
         conversion = json.loads(path.read_bytes())

@@ -36,9 +36,7 @@ def key_value_store(folder: epath.PathLike) -> str | dict[str, str]:
     """The files of a folder as tensorstore wants them named. Raises InputError where it would take another folder."""
     place = os.fspath(folder)
     if "\\" in place:
-        raise InputError(
-            f"{place}: arrays cannot be kept in a folder with a backslash in its name: give it another one"
-        )
+        raise InputError(f"{place}: a folder with a backslash in its name cannot hold arrays: give it another name")
     if "://" in place:
         scheme, rest = place.split("://", 1)
         return f"{scheme}://{urllib.parse.quote(rest)}/"

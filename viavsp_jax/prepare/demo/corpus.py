@@ -179,7 +179,8 @@ def _media_paths(output: Path, clip: Clip) -> tuple[Path, Path]:
 
 
 def _write_video(path: Path, frames: np.ndarray) -> None:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, (SIZE, SIZE))
+    # Absolute, or FFmpeg takes what is before a colon for a protocol.
+    writer = cv2.VideoWriter(str(path.absolute()), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, (SIZE, SIZE))
     if not writer.isOpened():
         raise InputError(f"{path}: OpenCV cannot write an mp4v video there")
     for frame in frames:
