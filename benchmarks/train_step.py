@@ -66,7 +66,7 @@ class PackedTraining:
 def our_losses(model: RandomModel) -> tuple[float, float]:
     """Loss of the validation split without dropout: mean over clips of their mean over tokens, and over all tokens."""
     experiment = model.experiment
-    step = jax.jit(train.make_validation_step(experiment.structure))
+    step = train.jit_validation_step(experiment)
     state = TrainState(jnp.int32(0), model.trainable, opt_state=())
 
     def loss(change_weights: Callable[[np.ndarray], np.ndarray]) -> float:

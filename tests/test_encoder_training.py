@@ -13,7 +13,7 @@ from small_media import media_config
 from tensorboard_events import scalars
 
 from convert.avhubert import load_flax
-from viavsp_jax import evaluate, experiment, train
+from viavsp_jax import evaluate, experiment, programs, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.errors import InputError
@@ -179,7 +179,7 @@ def whole(media_folders, tmp_path_factory):
     config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
     config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.Experiment, "compiler_options", QUICKLY)
+        patch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
         train.train(config, workdir)
     return config, workdir
 
@@ -187,7 +187,7 @@ def whole(media_folders, tmp_path_factory):
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, tmp_path, stop, monkeypatch):
     config, workdir = whole[0].copy_and_resolve_references(), whole[1]
-    monkeypatch.setattr(experiment.Experiment, "compiler_options", QUICKLY)
+    monkeypatch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
     config.updates = stop
     train.train(config, tmp_path)
     config.updates = 3

@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import decode, distributed, scoring, settings, sharding
+from viavsp_jax import decode, distributed, programs, scoring, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.data.atomic import write_bytes
@@ -55,10 +55,11 @@ class Decoder:
         sharding.check_rows(self.mesh, config.rows, "config.evaluate.rows")
         # Every token but the last one is run through the model.
         self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
-        self.prefill = jax.jit(self._prefill)
-        self.search = jax.jit(self._search, donate_argnums=(2, 3))
-        self.move = jax.jit(self._move, static_argnums=1)
-        self.result = jax.jit(decode.result, out_shardings=sharding.replicated(self.mesh))
+        jit = functools.partial(programs.jit, self.mesh)
+        self.prefill = jit(self._prefill)
+        self.search = jit(self._search, donate_argnums=(2, 3))
+        self.move = jit(self._move, static_argnums=1)
+        self.result = jit(decode.result, out_shardings=sharding.replicated(self.mesh))
 
     def __call__(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The hypotheses int32[B, M, G], best first, and their scores float32[B, M]; every process gets all of them."""

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from convert.avhubert import load_flax
-from viavsp_jax import llm_folder, sharding, state
+from viavsp_jax import llm_folder, programs, sharding, state
 from viavsp_jax.data import media
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.typical_clips import TypicalPrompt
@@ -48,13 +48,6 @@ class Experiment:
     prompt: Prompt | TypicalPrompt
     fits: dict[str, Any] = dataclasses.field(default_factory=dict)  # what learnt weights fit, see Checkpoints.save
 
-    @property
-    def compiler_options(self) -> dict[str, str]:
-        """What the programs of training are compiled with."""
-        # An update on a CPU takes a tenth longer with XLA's YNN kernels, which batch attention's products badly.
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return {"xla_cpu_experimental_ynn_fusion_type": ""} if on_cpu else {}
-
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
         new = {name: tree for name, tree in self.trainable.items() if name != "encoder"}
@@ -64,7 +57,7 @@ class Experiment:
             return {name: trainable[name] for name in new}
 
         shardings = jax.tree.map(lambda x: x.sharding, new)
-        return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+        return programs.jit(self.mesh, init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def load_encoder(self) -> tuple[Tree, Tree]:
         """The pre-trained encoder's weights and the statistics of its BatchNorm; both empty without an encoder."""
@@ -87,7 +80,8 @@ class Experiment:
         for kernel, shape in self.to_quantize.items():
             shardings = {path[-1]: target.sharding for path, target in frozen.items() if path[:-1] == kernel}
             (stack,) = flatten_dict(llm_folder.load_llm(folder, unflatten_dict({kernel: shape}))).values()
-            weights[kernel] = jax.block_until_ready(jax.jit(quantize_stack, out_shardings=shardings)(stack))
+            to_nf4 = programs.jit(self.mesh, quantize_stack, out_shardings=shardings)
+            weights[kernel] = jax.block_until_ready(to_nf4(stack))
             del stack  # before the next one is read
         return {"llm": unflatten_dict(weights)}
 

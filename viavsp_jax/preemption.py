@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from viavsp_jax import programs
+
 # What the process ends with. After Ctrl-C a script is not to go on with its next command.
 _STATUS = {signal.SIGTERM: 0, signal.SIGHUP: 0, signal.SIGINT: 128 + signal.SIGINT}
 
@@ -94,4 +96,4 @@ def _programs() -> tuple[NamedSharding, jax.stages.Wrapped]:
     """How a number for each device lies, and the largest of them."""
     mesh = Mesh(np.array(jax.devices()), ("all",))
     whole = NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=whole)
+    return NamedSharding(mesh, PartitionSpec("all")), programs.jit(mesh, jnp.max, out_shardings=whole)

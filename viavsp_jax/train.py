@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import distributed, settings, sharding
+from viavsp_jax import distributed, programs, settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.errors import InputError
@@ -52,7 +52,7 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) 
     encoder, batch_stats = experiment.load_encoder()
     trainable = experiment.init_trainable() | encoder
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    opt_state = programs.jit(experiment.mesh, optimizer.init, out_shardings=shardings.opt_state)(trainable)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), trainable, opt_state, batch_stats)
 
 
@@ -96,22 +96,19 @@ def jit_train_step(
     step = make_train_step(experiment.structure, optimizer, experiment.config, learn_encoder)
     # Pinned, so that the state keeps its place.
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(experiment.mesh)),
-        compiler_options=experiment.compiler_options,
+    return programs.jit(
+        experiment.mesh, step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(experiment.mesh))
     )
 
 
-def make_validation_step(structure: nnx.GraphDef) -> Callable[[TrainState, Tree, Batch], Metrics]:
-    """Metrics of one batch without dropout. To be jitted."""
+def jit_validation_step(experiment: Experiment) -> jax.stages.Wrapped:
+    """(state, frozen, batch) → metrics of the batch without dropout."""
 
     def validation_step(state: TrainState, frozen: Tree, batch: Batch) -> Metrics:
-        logits = nnx.merge(structure, state.trainable, state.batch_stats, frozen)(batch)
+        logits = nnx.merge(experiment.structure, state.trainable, state.batch_stats, frozen)(batch)
         return label_loss(logits, batch["targets"], batch["weights"])[1]
 
-    return validation_step
+    return programs.jit(experiment.mesh, validation_step, out_shardings=sharding.replicated(experiment.mesh))
 
 
 def summarize(metrics: list[Metrics]) -> dict[str, float]:
@@ -162,8 +159,7 @@ class Trainer:
         self.frozen = self.experiment.load_frozen()
         self.writer = Writer(workdir)
         self.pending: list[Metrics] = []  # of the updates since the last log
-        whole = sharding.replicated(self.experiment.mesh)
-        self.validation_step = jax.jit(make_validation_step(self.experiment.structure), out_shardings=whole)
+        self.validation_step = jit_validation_step(self.experiment)
 
     def check_finite(self, step: int, what: str, value: float) -> None:
         """InputError, which stops the run before that is saved, when `value` is no number any more."""

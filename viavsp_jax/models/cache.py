@@ -81,8 +81,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Sequence[Past]) -> ja
     weights = [jnp.exp(score - top[:, :, None]) for score in scores]
     own = jnp.exp(own - top)
     total = own + sum(weight.sum(2) for weight in weights)
-    out = product("bgmh,bmgk->bmghk", own, v)
+    out = product("bgmh,bmgk->bgmhk", own, v)
     for weight, (_, values, _) in zip(weights, past, strict=True):
-        out += product("bgcmh,bgck->bmghk", weight.astype(v.dtype), values)
-    out /= jnp.moveaxis(total, 2, 1)[..., None]
-    return out.astype(v.dtype).reshape(batch, beams, heads * width)
+        out += product("bgcmh,bgck->bgmhk", weight.astype(v.dtype), values)
+    out = (out / total[..., None]).astype(v.dtype)
+    return jnp.moveaxis(out, 2, 1).reshape(batch, beams, heads * width)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from convert.avhubert import load_flax
+from viavsp_jax import programs
 from viavsp_jax.data import media
 from viavsp_jax.errors import InputError
 from viavsp_jax.models.avhubert import AVHubert, normalized
@@ -43,7 +44,8 @@ class JaxEncoder:
         self._precision = "highest" if dtype == "float32" else "default"
         settings = {"dtype": jnp.dtype(dtype), "fold": True}
         graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(self.config, rngs=nnx.Rngs(0), **settings)))
-        self._forward = jax.jit(functools.partial(_forward, graph), static_argnames=("modalities", "layer"))
+        forward = functools.partial(_forward, graph)
+        self._forward = programs.jit(mesh, forward, static_argnames=("modalities", "layer"))
 
     def encode(
         self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
