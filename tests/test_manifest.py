@@ -123,11 +123,6 @@ def test_unusable_clips_are_skipped_counted_and_listed(tmp_path, caplog):
     assert not (tmp_path / "out/skipped.jsonl").exists(), "a stale list is removed"
 
 
-def test_a_corpus_in_a_folder_with_a_line_break_is_refused(corpus, tmp_path, capsys):
-    message = refused(capsys, corpus.rename(tmp_path / "a\nb"), tmp_path / "out")
-    assert "train.tsv: cannot hold" in message and "a\\nb', expected a text without a line break." in message
-
-
 def test_frac_samples_within_each_channel(tmp_path, caplog):
     corpus = tmp_path / "corpus"
     metadata = write_corpus(corpus, {"train": [3]})

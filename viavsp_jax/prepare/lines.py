@@ -20,8 +20,5 @@ def read_lines(path: epath.PathLike) -> list[str]:
 
 
 def write_lines(path: epath.PathLike, lines: Iterable[str]) -> None:
-    """Writes a file, at once or not at all. Raises InputError if there is a line break in a line."""
-    lines = list(lines)
-    if broken := next((line for line in lines if "\n" in line), None):
-        raise InputError(f"{path}: cannot hold {broken!r:.300}, expected a text without a line break.")
+    """Writes a file, at once or not at all."""
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
