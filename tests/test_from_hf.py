@@ -207,6 +207,18 @@ def test_tokenizer_model_gives_the_same_ids(tmp_path):
         assert ours.text(ids) == theirs.text(ids)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\x0e\x8f" * 99, b"IQ== 0\nIg== 1\n"], ids=["empty", "damaged", "tiktoken's"]
+)
+def test_a_tokenizer_model_of_another_kind(tmp_path, content):
+    pytest.importorskip("sentencepiece", reason="of the extra prepare")
+    source = tokenizer_model(tmp_path / "hf", GOLDEN_LLAMA)
+    (source / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=f"{source} cannot be read: tokenizer.model is none of sentencepiece; "):
+        from_hf.convert(source, tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
 def test_a_tokenizer_that_training_would_refuse(raw, tmp_path):
     folder = tmp_path / "hf"
     shutil.copytree(raw, folder)

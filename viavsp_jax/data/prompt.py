@@ -127,16 +127,34 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerBase:
     present = [name for name in TOKENIZERS if (folder / name).exists()]
     if not present:
         raise InputError(f"{folder} holds no {' or '.join(TOKENIZERS)}")
-    if present == ["tokenizer.model"] and importlib.util.find_spec("sentencepiece") is None:
-        raise InputError(
-            f"{folder} holds a tokenizer.model and no tokenizer.json, for which the package sentencepiece is needed: "
-            "pip install sentencepiece"
-        )
+    if present == ["tokenizer.model"]:
+        _check_sentencepiece(folder)
     try:
         # Code that comes with a tokenizer is not run, nor is it asked for on the terminal.
         return AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
     except Exception as error:  # what tokenizers raise for a damaged file is no kind of it
         raise InputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_sentencepiece(folder: epath.Path) -> None:
+    """InputError where transformers would make a tokenizer of a few tokens: of a file that is cut off or another."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{folder} holds a tokenizer.model and no tokenizer.json, for which the package sentencepiece is needed: "
+            "pip install sentencepiece"
+        )
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString((folder / "tokenizer.model").read_bytes())
+        whole = model.pieces and model.HasField("trainer_spec")  # which follows them
+    except Exception:  # protobuf's, whichever it came with
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{folder / 'tokenizer.model'} is not a whole file of sentencepiece, expected one, or a tokenizer.json"
+        )
 
 
 def load_prompt(folder: epath.PathLike, end_token: str) -> Prompt:
