@@ -72,6 +72,16 @@ def empty_folder(folder):
     return folder / "empty"
 
 
+def adapter(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "llama"}')
+    return folder
+
+
+def other_model(folder):
+    (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": 768}')
+    return folder
+
+
 def page_of_text(folder):
     (folder / "text").write_text("<html>404</html>")
     return folder / "text"
@@ -80,6 +90,8 @@ def page_of_text(folder):
 CONVERSIONS = [
     Bad("convert.from_hf", "no such folder", REFUSED, "config.json does not exist", nothing),
     Bad("convert.from_hf", "folder without a model", REFUSED, "config.json does not exist", empty_folder),
+    Bad("convert.from_hf", "adapter, alone or beside weights", REFUSED, "holds an adapter", adapter),
+    Bad("convert.from_hf", "another model", REFUSED, "model_type is 'gpt2', only 'llama' is supported", other_model),
     Bad("convert.from_fairseq", "no such file", REFUSED, "no such file, expected a fairseq checkpoint", nothing),
     Bad("convert.from_fairseq", "folder in its place", REFUSED, "no such file, expected a fairseq", empty_folder),
     Bad("convert.from_fairseq", "another file", REFUSED, "not a PyTorch zip archive", page_of_text),
