@@ -63,7 +63,6 @@ class ViAVSPModel(PreTrainedModel):
         self.begin_id, self.end_id = tokenizer.bos_token_id, tokenizer.get_vocab().get(config.end_token)
         if self.end_id is None:
             raise ExportError(f"the tokenizer has no token {config.end_token!r}, which is the end_token of config.json")
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         # Replaces the language model's own, so that no repetition penalty or the like of it applies.
         llm.generation_config = self.generation_config_with({})
 
@@ -299,9 +298,10 @@ class ViAVSPModel(PreTrainedModel):
             left_out |= {"early_stopping", "length_penalty"}
         if not settings.get("do_sample", False):
             left_out |= {"top_k", "top_p"}
+        # Texts are filled up with the end token: a tokenizer's own padding may have no embedding in the model.
         return GenerationConfig(
             **{name: value for name, value in settings.items() if name not in left_out},
-            bos_token_id=self.begin_id, eos_token_id=self.end_id, pad_token_id=self.pad_id,
+            bos_token_id=self.begin_id, eos_token_id=self.end_id, pad_token_id=self.end_id,
         )  # fmt: skip
 
     def embed(
