@@ -39,6 +39,9 @@ def test_paths_to_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     assert options.new_file("--output")(f"{tmp_path}/file") == f"{tmp_path}/file"
     assert options.new_folder("--output")(f"{tmp_path}/new/deep") == f"{tmp_path}/new/deep"
+    with pytest.raises(InputError, match=r"^--output '.*/b\\udcff': holds bytes that are not UTF-8"):
+        options.new_folder("--output")(f"{tmp_path}/b\udcff")
+    assert options.new_file("--output")(f"{tmp_path}/b\udcff")
     for parse, path in ((options.new_folder, "file"), (options.new_file, "."), (options.new_file, "file/x")):
         with pytest.raises(InputError, match="^--output "):
             parse("--output")(f"{tmp_path}/{path}")

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         from viavsp_jax import distributed
         from viavsp_jax.compilation_cache import keep_programs
         from viavsp_jax.compile import compile_for
-        from viavsp_jax.data.atomic import check_writable
+        from viavsp_jax.data.atomic import check_utf_8, check_writable
         from viavsp_jax.evaluate import evaluate
         from viavsp_jax.origin import describe
         from viavsp_jax.train import train
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         # And Orbax with stacks what it raises anyway.
         logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+        check_utf_8(_WORKDIR.value or "", "--workdir")
         if _OUTPUT.value:
             check_writable(_OUTPUT.value, "--output")
         if _MODE.value == "compile":

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from viavsp_jax.data.atomic import check_writable
+from viavsp_jax.data.atomic import check_utf_8, check_writable
 from viavsp_jax.errors import InputError
 
 Parse = Callable[[str], Any]
@@ -67,5 +67,7 @@ def new_folder(option: str) -> Parse:
 
 
 def _new(option: str, folder: bool, text: str) -> str:
+    if folder:
+        check_utf_8(text, option)
     check_writable(text, option, folder)
     return text

@@ -14,6 +14,7 @@ from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
 from viavsp_jax.app import windows
 from viavsp_jax.app.recognizer import Hypothesis, Recognizer, Utterance
 from viavsp_jax.data import noise
+from viavsp_jax.data.atomic import check_utf_8
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
 from viavsp_jax.data.prompt import instruction_text
@@ -120,6 +121,7 @@ class Transcriber:
         Raises InputError if the folder is neither, or a part of it is missing.
         """
         path = os.fspath(folder)
+        check_utf_8(path)
         if (pathlib.Path(path) / "projector.safetensors").exists():
             # Imported here because a machine may have only one of PyTorch and JAX's accelerators.
             from viavsp_jax.app.recognizer_torch import TorchRecognizer

@@ -76,3 +76,13 @@ def _exists(path: str) -> bool:
     except FileNotFoundError:
         return os.path.islink(path)
     return True
+
+
+def check_utf_8(path: epath.PathLike, option: str = "") -> None:
+    """Raises InputError if a folder's path has bytes that are not UTF-8: what reads and writes weights, clips and
+    shards takes no such names, and some of it waits forever."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        name = f"{option} {os.fspath(path)!a}".strip()
+        raise InputError(f"{name}: holds bytes that are not UTF-8, expected a path of UTF-8") from None
