@@ -269,6 +269,20 @@ def test_a_cache_that_fills_up(run, monkeypatch):
     assert max(rooms) > 2 and len(rooms) > len(set(rooms))
 
 
+@pytest.mark.parametrize(("rows", "beams"), [(2, 1), (3, 5)])
+def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
+    """It finds what is as likely as what float32 finds, but for rounding."""
+    config, scores = run[1].copy_and_resolve_references(), {}
+    config.evaluate.rows, config.evaluate.decoding.num_beams, config.mesh.data = rows, beams, 1
+    for config.dtype in ("float32", "bfloat16"):
+        experiment = load_experiment(config)
+        trainable = Checkpoints(run[0]).restore_trainable(20, experiment.trainable)
+        decode_batch = functools.partial(evaluate.Decoder(experiment), trainable, experiment.load_frozen())
+        scores[config.dtype] = [row["score"] for row in evaluate.decode_folder(experiment, decode_batch, "av_clean")]
+    assert len(scores["float32"]) == 5
+    np.testing.assert_allclose(scores["bfloat16"], scores["float32"], atol=0.05)
+
+
 @pytest.mark.parametrize("limit, rooms", [(1, [1]), (16, [16]), (17, [16, 17]), (299, [16, 32, 64, 128, 256, 299])])
 def test_cache_rooms(limit, rooms):
     assert evaluate.cache_rooms(limit) == rooms

@@ -88,6 +88,17 @@ def test_update_changes_everything_that_learns_and_donates_nothing_frozen(config
         assert np.array_equal(a, b)
 
 
+def test_validation_in_every_dtype(config):
+    losses = []
+    for config.dtype in ("float32", "bfloat16"):
+        exp, trainable, frozen, batch = loaded(config)
+        start = state.TrainState(jnp.int32(0), trainable, ())
+        metrics = train.jit_validation_step(exp)(start, frozen, sharding.put_batch(exp.mesh, batch))
+        losses.append(train.summarize([metrics])["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+    assert losses[1] != losses[0]
+
+
 def test_every_setting_of_the_update_changes_it(config):
     exp, trainable, frozen, batch = loaded(config)
     optimizer, _ = make_optimizer(config)

@@ -67,6 +67,16 @@ def test_files_and_arrays_give_the_words_of_the_shards(by_jax, by_torch, demo_fo
                 assert len(segment.hypotheses) == 3 and segment.hypotheses[1].score <= segment.score
 
 
+def test_another_dtype_than_the_trainings(demo_folder, demo_export, demo_clips, by_torch):
+    """In bfloat16 scores are other ones, near those of float32; the encoder's features may fall into other clusters."""
+    expected = by_torch(demo_clips[0]).segments[0].score
+    for folder in (demo_folder / "run", demo_export):
+        segment = Transcriber.from_pretrained(folder, dtype="bfloat16")(demo_clips[0]).segments[0]
+        assert segment.score != expected and segment.score == pytest.approx(expected, abs=0.1)
+    with pytest.raises(InputError, match="the dtype is 'bf16', expected float32 or bfloat16"):
+        Transcriber.from_pretrained(demo_export, dtype="bf16")
+
+
 def test_beams_and_noise_make_a_difference(by_torch, demo_clips):
     one = by_torch(demo_clips[0], num_beams=1)
     assert len(one.segments[0].hypotheses) == 1

@@ -19,6 +19,7 @@ from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.quantize import Quantization
 
 MOST_SEED = 2**32 - 1  # of Grain's shuffle
+DTYPES = ("float32", "bfloat16")  # that a model computes in
 MAX_BEAMS = 200  # of a search: its memory and time grow with their square
 MOST_COUNT = 2**31 - 1  # counts are int32 on the devices
 
@@ -87,7 +88,7 @@ DECODING = {
 }
 TABLE = {
     "seed": whole(0, MOST_SEED),
-    "dtype": one_of("float32", "bfloat16"),
+    "dtype": one_of(*DTYPES),
     "updates": COUNT,
     "log_every": COUNT,
     "profile_steps": STEPS,

@@ -34,7 +34,7 @@ with needs_extra(__name__):
     from viavsp_jax.app.transcriber import MAX_SNR, Clip, Progress, Segment, Transcriber, Transcript
     from viavsp_jax.data.media import FRAME_RATE
     from viavsp_jax.prepare.mouth import load_mean_face
-    from viavsp_jax.settings import MAX_BEAMS
+    from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
 
@@ -49,6 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", help="the encoder of a work folder's shards, likewise")
     parser.add_argument("--kmeans", help="the centres of a work folder's shards, likewise")
     parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="that the model computes in (default: that of the training)")
     parser.add_argument(
         "--batch_size", type=whole("--batch_size", 1), default=8, help="windows decoded at a time (default 8)"
     )
@@ -66,6 +67,7 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
         encoder=args.encoder,
         kmeans=args.kmeans,
         device=args.device,
+        dtype=args.dtype,
         batch_size=args.batch_size,
         mean_face=args.mean_face and load_mean_face(args.mean_face),
     )

@@ -32,6 +32,7 @@ class JaxRecognizer:
         llm: epath.PathLike | None = None,
         encoder: epath.PathLike | None = None,
         kmeans: epath.PathLike | None = None,
+        dtype: str | None = None,
     ):
         """Loads the checkpoint and what it was trained around.
 
@@ -41,13 +42,14 @@ class JaxRecognizer:
           step: best, latest or a number.
           llm, encoder, kmeans: the language model, and the encoder and centres that the shards were made with, where
             they are not where they were.
+          dtype: that the model computes in; None: that of the training.
 
         Raises InputError if one of them is not there or does not fit.
         """
         keep_programs(workdir)
         opened = open_work_folder(workdir, step, llm, encoder)
         self._config = config = opened.config
-        config.llm.path = str(opened.llm)
+        config.llm.path, config.dtype = str(opened.llm), dtype or config.dtype
         if config.encoder.train:
             config.encoder.path = str(opened.encoder_path)
         # Whatever mesh it was trained on: each device holds a part of the weights and as many rows as the others.

@@ -14,8 +14,16 @@ from viavsp_jax.errors import InputError
 class TorchRecognizer:
     """A recognizer.Recognizer of a folder that convert.to_hf wrote; runs no code that lies there."""
 
-    def __init__(self, folder: str, llm: str | None, device: str | None):
-        """`llm` is the base language model's folder where it moved. Raises InputError if the export is not usable."""
+    def __init__(self, folder: str, llm: str | None, device: str | None, dtype: str | None = None):
+        """Loads an export.
+
+        Args:
+          llm: the base language model's folder where it moved.
+          device: cpu, cuda or cuda:N; None: cuda if there is one.
+          dtype: that the model computes in; None: that of the training.
+
+        Raises InputError if the export is not usable.
+        """
         config = read_config(folder)
         if not config.cluster_layer:
             raise InputError(
@@ -25,7 +33,7 @@ class TorchRecognizer:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         merged = llm is None and (pathlib.Path(folder) / "merged").exists()
         try:
-            self._model = load_model(folder, llm, merged, device, None)
+            self._model = load_model(folder, llm, merged, device, dtype and getattr(torch, dtype))
         except OSError as error:  # as transformers calls what it misses in a folder
             raise InputError(f"{folder}: its language model cannot be loaded ({error})") from error
         self.longest, self.num_beams = config.longest_clip, config.decoding["num_beams"]

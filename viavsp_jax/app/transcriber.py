@@ -22,7 +22,7 @@ from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
 from viavsp_jax.prepare.tracks import loudness
-from viavsp_jax.settings import MAX_BEAMS
+from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 # Called with what is being done and the share of it that is done.
 Progress = Callable[[str, float], None]
@@ -105,6 +105,7 @@ class Transcriber:
         encoder: str | None = None,
         kmeans: str | None = None,
         device: str | None = None,
+        dtype: str | None = None,
         batch_size: int = 8,
         mean_face: np.ndarray | None = None,
     ) -> "Transcriber":
@@ -116,19 +117,22 @@ class Transcriber:
           llm, encoder, kmeans: the language model, the encoder and the centres where they are not where they were in
             training. An export holds the last two.
           device: of an export: cpu, cuda or cuda:N; None: cuda if there is one.
+          dtype: that the model computes in, float32 or bfloat16; None: that of the training.
           batch_size, mean_face: see the class.
 
         Raises InputError if the folder is neither, or a part of it is missing.
         """
         path = os.fspath(folder)
         check_utf_8(path)
+        if dtype not in (None, *DTYPES):
+            raise InputError(f"the dtype is {dtype!r}, expected {' or '.join(DTYPES)}")
         if (pathlib.Path(path) / "projector.safetensors").exists():
             # Imported here because a machine may have only one of PyTorch and JAX's accelerators.
             from viavsp_jax.app.recognizer_torch import TorchRecognizer
 
             if encoder or kmeans or step != "best":
                 raise InputError(f"{path} is an export: it holds its encoder and centres, and one step")
-            return cls(TorchRecognizer(path, llm, device), batch_size, mean_face)
+            return cls(TorchRecognizer(path, llm, device, dtype), batch_size, mean_face)
         if "://" not in path and not (pathlib.Path(path) / "checkpoints").is_dir():
             raise InputError(
                 f"{path} is no model: expected the work folder of a training, or an export of python -m convert.to_hf"
@@ -139,7 +143,7 @@ class Transcriber:
             )
         from viavsp_jax.app.recognizer_jax import JaxRecognizer
 
-        return cls(JaxRecognizer(path, batch_size, step, llm, encoder, kmeans), batch_size, mean_face)
+        return cls(JaxRecognizer(path, batch_size, step, llm, encoder, kmeans, dtype), batch_size, mean_face)
 
     def __call__(
         self,
