@@ -112,7 +112,7 @@ def write_checkpoint(workdir: pathlib.Path, llm: pathlib.Path) -> None:
     state = TrainState(jnp.int32(1), trainable, optax.sgd(0.1).init(trainable))
     checkpoints = Checkpoints(workdir)
     data = iter(grain.MapDataset.range(4).to_iter_dataset())
-    checkpoints.save(state, data, config.to_json(), experiment.fits, {"accuracy": 0.5})
+    checkpoints.save(state, data, config.to_json(), experiment.fits, {}, {"accuracy": 0.5})
     checkpoints.close()
 
 

@@ -189,7 +189,7 @@ def test_all_that_is_asked_for_is_looked_for_before_decoding(evaluated, monkeypa
     for names, split, words in (
         (("av_clean", "video_clean"), "test", "video_clean: no such folder"),
         (("av_clean", "audio_clean"), "dev", r"av_clean: no split 'dev', expected one of \['test', 'train', 'valid'\]"),
-        ((), "test", r"config.evaluate.names is \(\), expected names of shard folders"),
+        ((), "test", r"config.evaluate.names is \(\), expected a tuple of at least 1"),
         (("analysis",), "test", "config.evaluate.names is"),
     ):
         config.evaluate.names, config.evaluate.split = names, split
