@@ -5,7 +5,7 @@ or addresses, are refused, as only formats that hold the media themselves are le
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import av
@@ -21,7 +21,8 @@ def opened(file: BinaryIO, formats: str, max_pixels: int) -> Iterator[av.contain
     Raises OSError or av.FFmpegError if it is none.
     """
     limits = {"max_pixels": str(max_pixels)}
-    options = {"format_whitelist": formats, "protocol_whitelist": "none", **limits}
+    # The last: of a broadcast or of files appended to each other, whose tracks change their numbers, but go on.
+    options = {"format_whitelist": formats, "protocol_whitelist": "none", "merge_pmt_versions": "1", **limits}
     with av.open(file, options=options, metadata_errors="replace") as container:
         for stream in container.streams.video:
             if stream.codec_context is not None:
@@ -43,12 +44,11 @@ def tracks(container: av.container.InputContainer, kind: str) -> list[av.stream.
     return sorted(found, key=lambda stream: (stream is not best, not stream.disposition & Disposition.default))
 
 
-def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """The frames of one track's packets. What cannot be decoded is reported and left out.
-
-    A frame of which the decoder made a part up says so (`is_corrupt`).
-    """
-    packets = iter(packets)
+def demuxed(
+    container: av.container.InputContainer, streams: Sequence[av.stream.Stream], report: Callable[[str], None]
+) -> Iterator[av.Packet]:
+    """The packets of some tracks; where the file cannot be read on, this is reported and they end."""
+    packets = container.demux(streams)
     while True:
         try:
             packet = next(packets, None)
@@ -57,6 +57,15 @@ def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iter
             return
         if packet is None:
             return
+        yield packet
+
+
+def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """The frames of one track's packets. What cannot be decoded is reported and left out.
+
+    A frame of which the decoder made a part up says so (`is_corrupt`).
+    """
+    for packet in packets:
         try:
             yield from packet.decode()
         except av.FFmpegError as error:

@@ -33,7 +33,7 @@ from convert.hub.feature_extraction_viavsp import (  # noqa: F401
     video_input,
 )
 from viavsp_jax.data import wav
-from viavsp_jax.data.containers import decoded, opened, tracks
+from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
 from viavsp_jax.errors import InputError
 
 FRAME_RATE = 25
@@ -72,7 +72,7 @@ def _decode(data: bytes, where: str) -> tuple[np.ndarray, str]:
     with _opened(data, where) as (container, stream):
         # One thread: to start more takes longer than to decode so small a picture.
         stream.codec_context.thread_count, convert = 1, VideoReformatter()
-        for frame in decoded(container.demux(stream), errors.append):
+        for frame in decoded(demuxed(container, [stream], errors.append), errors.append):
             if errors:
                 break
             _check_size(frame.width, frame.height, where)

@@ -1,25 +1,27 @@
 """Reads any video or audio file: pictures at 25 a second and speech at 16 kHz, both from the same instant on.
 
-FFmpeg (PyAV) does the decoding. It gets the open file and nothing else: playlists and lists of files, by which a file
-from a stranger could make it read other files or addresses, are refused.
-
-A damaged or truncated file is used as far as it can be decoded, with a warning. Letters: H, W height and width of a
-picture, n audio samples.
+FFmpeg does the decoding, see data/containers.py. A damaged or truncated file is used as far as it can be decoded, with
+a warning. Letters: H, W height and width of a picture, n audio samples.
 """
 
 import contextlib
 import dataclasses
 import fractions
+import itertools
 import logging
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 
 import av
+import cv2
 import numpy as np
-from av.stream import Disposition
 from etils import epath
 
+from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
 from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
+from viavsp_jax.prepare import sound
+from viavsp_jax.prepare.timeline import Timeline, find_timeline
 
 # Containers that hold the media themselves and have timestamps. Not those that name other files (hls, concat, dash,
 # image2, sdp), and not those that FFmpeg makes of any text (tty).
@@ -27,14 +29,10 @@ _CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gxf,matroska,mov,mp3,mpeg,mpegts,mxf,nut,ogg,rm,tta,"
     "w64,wav,wv"
 )
-# A track whose timestamps differ by less from the sum of its samples goes on without a break; containers round them.
-_TOLERANCE = fractions.Fraction(1, 10)
-_LONGEST_GAP = 3600  # seconds without a picture or, all in all, a sound; timestamps that leap further are wrong
+_LONGEST_GAP = 3600  # seconds without a picture; timestamps that leap further are wrong
+_LONGEST_HOLD = 1  # seconds that a picture may be held beyond its time and still show what is done
 _MOST_OBLONG = 4  # width of a pixel by its height, or the other way round; more than that is a mistake
 _MOST_PIXELS = 8192 * 8192
-# Of decoders. A picture of one colour is a thousand times smaller as a file than in memory.
-_LIMITS = {"max_pixels": str(_MOST_PIXELS)}
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none", **_LIMITS}
 _THREADS = 2  # they decode faster than faces are found; more only hold more pictures in memory
 _HALF = fractions.Fraction(1, 2)
 
@@ -46,24 +44,35 @@ class Recording:
     """A file with pictures, sound or both. Its first picture and first sample belong to the same instant."""
 
     path: epath.Path
-    samples: np.ndarray | None  # int16[n] at 16 kHz; None without sound
+    samples: np.ndarray | None  # int16[n] at 16 kHz; None without sound that can be heard
     size: tuple[int, int] | None  # width and height of the pictures in square pixels, upright; None without pictures
     seconds: float | None  # how long it is, if the file says so
     max_seconds: float | None = None  # longer ones are refused, whatever the file says
     _start: fractions.Fraction = fractions.Fraction(0)  # of both, in the file's own time
+    _oblong: fractions.Fraction = fractions.Fraction(1)  # width of a pixel by its height
     _rotation: int = 0  # quarter turns to the left that make a decoded picture upright
+    _video: int = 0  # number of the track that the pictures are from
+    _timeline: Timeline = Timeline()
     _reported: bool = False
 
     def frames(self) -> Iterator[np.ndarray]:
         """Pictures uint8[H, W, 3] (BGR, read-only) at 25 a second; each call reads the file anew.
 
         Each is what a player shows in the middle of its 1/25 s. Before the first decoded picture, that one is given.
+        Sound may go on after the last one.
 
         Raises InputError if the timestamps leap, or there are more than is allowed.
         """
-        for count, picture in enumerate(self._pictures(), start=1):
+        return (picture for picture, _ in self.shown_frames())
+
+    def shown_frames(self) -> Iterator[tuple[np.ndarray, bool]]:
+        """As `frames`, with whether the picture is of that time.
+
+        It is not before the first one, nor where the next one takes more than a second longer to come than it should.
+        """
+        for count, (picture, shown) in enumerate(self._pictures(), start=1):
             self._check_length(count / FRAME_RATE)
-            yield picture
+            yield picture, shown
 
     def _check_length(self, seconds: float) -> None:
         if self.max_seconds is not None and seconds > self.max_seconds:
@@ -71,34 +80,60 @@ class Recording:
                 f"{self.path}: is longer than {self.max_seconds / 60:g} minutes, expected at most so many."
             )
 
-    def _pictures(self) -> Iterator[np.ndarray]:
+    def _pictures(self) -> Iterator[tuple[np.ndarray, bool]]:
         count, shown, picture, end = 0, None, None, 0
         with _opened(self.path) as container:
-            stream = container.streams.best("video")
-            for frame, time in _timed(container, stream, self._report):
+            stream = container.streams[self._video]
+            for frame, time, _ in self._timed(container, stream):
                 time -= self._start
                 if time - max(end, 0) > _LONGEST_GAP:
                     raise InputError(f"{self.path}: its pictures leap from {float(end):.0f} s to {float(time):.0f} s.")
                 while (count + _HALF) / FRAME_RATE <= time:
                     picture = self._picture(shown or frame) if picture is None else picture
-                    yield picture
+                    yield picture, shown is not None and (count + _HALF) / FRAME_RATE < end + _LONGEST_HOLD
                     count += 1
                 shown, picture, end = frame, None, time + _duration(frame, stream)
             while shown is not None and (count == 0 or (count + _HALF) / FRAME_RATE < end):
                 picture = self._picture(shown) if picture is None else picture
-                yield picture
+                yield picture, True
                 count += 1
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """Upright. Where the file goes on with pictures of another shape, they are fitted in, with black around."""
         width, height = self.size if self._rotation % 2 == 0 else self.size[::-1]
+        scale = min(width / (frame.width * self._oblong), height / frame.height)
+        inner = [round(frame.width * self._oblong * scale), round(frame.height * scale)]
+        left, top = max(0, width - inner[0]) // 2, max(0, height - inner[1]) // 2
         try:
-            picture = np.rot90(frame.reformat(width, height, "bgr24").to_ndarray(), self._rotation)
+            picture = frame.reformat(max(1, width - 2 * left), max(1, height - 2 * top), "bgr24").to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise InputError(f"{self.path}: has a picture that cannot be converted ({error}).") from error
+        if left or top:
+            picture = cv2.copyMakeBorder(picture, top, top, left, left, cv2.BORDER_CONSTANT)
+        picture = np.rot90(picture, self._rotation)
         picture.flags.writeable = False  # the same one may be given several times
         return picture
 
-    def _report(self, what: object) -> None:
+    def _timed(
+        self, container: av.container.InputContainer, stream: av.stream.Stream
+    ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, fractions.Fraction, int]]:
+        """Each decoded frame, its time in seconds, and the number of its piece. What is damaged is reported."""
+        if stream.type == "video":
+            stream.thread_type, stream.codec_context.thread_count = "AUTO", _THREADS
+        expected = fractions.Fraction(0)
+        placed = self._timeline.placed(demuxed(container, [stream], self._report), stream.index)
+        for piece, packets in itertools.groupby(placed, key=operator.itemgetter(0)):
+            last = [] if piece == len(self._timeline.shifts) - 1 else [_ending(stream)]
+            for frame in decoded(itertools.chain((packet for _, packet in packets), last), self._report):
+                if frame.is_corrupt:
+                    self._report("the decoder made up a part of it")
+                time = expected if frame.pts is None else frame.pts * frame.time_base
+                expected = time + _duration(frame, stream)
+                yield frame, time, piece
+            if last:
+                stream.codec_context.flush_buffers()
+
+    def _report(self, what: str) -> None:
         if not self._reported:
             log.warning("%s: damaged or truncated (%s), what can be decoded is used", self.path, what)
         self._reported = True
@@ -107,14 +142,15 @@ class Recording:
 def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Recording:
     """Reads the sound of a file and the first of its pictures; the others are read when they are asked for.
 
-    A file that is longer than `max_seconds` is refused as soon as it is known to be: by what it says of itself, else
-    when so much sound or so many pictures have been decoded.
+    Of several tracks, the one is used that a player would, if there is a decoder for it and if it is not silent. A file
+    that is longer than `max_seconds` is refused as soon as it is known to be: by what it says of itself, else when so
+    much sound or so many pictures have been decoded.
 
     A 16 kHz mono 16-bit PCM track comes out bit for bit. Other sound is resampled and mixed to mono; gaps become
     silence.
 
     Raises InputError if the file is missing, is no media file or none of a kind that is read, if nothing in it can be
-    decoded, or if it is too long.
+    decoded or heard, or if it is too long.
     """
     try:
         path = epath.Path(path)
@@ -125,25 +161,29 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
         if container.duration is not None:
             recording.seconds = container.duration / av.time_base
             recording._check_length(recording.seconds)
-        has_audio, has_video = _stream(container, "audio") is not None, _stream(container, "video") is not None
-    if not has_audio and not has_video:
-        raise InputError(f"{path}: has neither pictures nor sound, expected a video or audio file.")
-    starts = []
-    if has_video:
-        starts.append(_read_first_picture(recording))
-    if has_audio:
-        audio_start, samples = _read_samples(recording)
-        if not samples and not has_video:
-            raise InputError(f"{path}: no sample of its sound could be decoded, the file is damaged or empty.")
-        if samples:
-            starts.append(audio_start)
-    recording._start = min(starts)
-    if has_audio and samples:
-        late = audio_start - recording._start
-        if late > _LONGEST_GAP:
+        videos, sounds = ([one.index for one in tracks(container, kind)] for kind in ("video", "audio"))
+        streams = [*container.streams.video, *container.streams.audio]
+        if not videos and not sounds:
+            what = (
+                "pictures and sound of kinds that there is no decoder for" if streams else "neither pictures nor sound"
+            )
+            raise InputError(f"{path}: has {what}, expected a video or audio file.")
+        used = [container.streams[index] for index in (*videos, *sounds)]
+        recording._timeline, seconds = find_timeline(container, demuxed(container, used, recording._report))
+        if len(recording._timeline.shifts) > 1:
+            recording.seconds = float(seconds)
+            recording._check_length(recording.seconds)
+    shown = _read_first_picture(recording, videos) if videos else None
+    heard, samples = _read_samples(recording, sounds)
+    if heard is None and not videos:
+        what = "there is nothing to hear in it" if len(samples) else "no sample of its sound could be decoded"
+        raise InputError(f"{path}: {what}, expected speech.")
+    recording._start = min(time for time in (shown, heard) if time is not None)
+    if heard is not None:
+        late = heard - recording._start
+        if late > sound.LONGEST_GAP:
             raise InputError(f"{path}: its sound begins {float(late):.0f} s after its pictures.")
         ahead = np.zeros(round(late * SAMPLE_RATE), np.int16)
-        samples = np.frombuffer(samples, "<i2").astype(np.int16, copy=False)
         recording.samples = np.concatenate([ahead, samples]) if ahead.size else samples
     return recording
 
@@ -152,102 +192,58 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
 def _opened(path: epath.Path) -> Iterator[av.container.InputContainer]:
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a video or audio file.")
-    with path.open("rb") as file:  # not the name, which could be an address or a pattern
+    with contextlib.ExitStack() as closing:
+        file = closing.enter_context(path.open("rb"))  # not the name, which could be an address or a pattern
         try:
-            container = av.open(file, options=_OPTIONS, metadata_errors="replace")
+            container = closing.enter_context(opened(file, _CONTAINERS, _MOST_PIXELS))
         except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
             reason = error.strerror or error
             raise InputError(
                 f"{path}: not a media file that can be read ({reason}), expected a video or audio file, as mp4 or wav."
             ) from error
-        with container:
-            yield container
+        yield container
 
 
-def _stream(container: av.container.InputContainer, kind: str) -> av.stream.Stream | None:
-    """The main stream of a kind that can be decoded; the cover of an audio file is not a video."""
-    stream = container.streams.best(kind)
-    if stream is None or stream.codec_context is None or stream.disposition & Disposition.attached_pic:
-        return None
-    return stream
+def _read_first_picture(recording: Recording, videos: Sequence[int]) -> fractions.Fraction:
+    """Chooses the first track with one. Notes its size, upright, and returns when it is shown, in the file's time."""
+    for recording._video in videos:
+        with _opened(recording.path) as container:
+            stream = container.streams[recording._video]
+            frame, time, _ = next(recording._timed(container, stream), (None, None, None))
+            if frame is None:
+                continue
+            oblong = stream.sample_aspect_ratio or 1
+            recording._oblong = oblong if 1 / _MOST_OBLONG <= oblong <= _MOST_OBLONG else fractions.Fraction(1)
+            width = round(frame.width * recording._oblong)
+            if width * frame.height > _MOST_PIXELS:
+                raise InputError(
+                    f"{recording.path}: pictures of {width}x{frame.height}, expected at most 8192x8192 pixels."
+                )
+            recording._rotation = round(frame.rotation / 90) % 4
+            recording.size = (width, frame.height) if recording._rotation % 2 == 0 else (frame.height, width)
+            return time
+    raise InputError(f"{recording.path}: no picture of its video could be decoded.")
 
 
-def _read_first_picture(recording: Recording) -> fractions.Fraction:
-    """When it is shown, in the file's own time; notes its size, upright."""
-    with _opened(recording.path) as container:
-        stream = container.streams.best("video")
-        frame, time = next(_timed(container, stream, recording._report), (None, None))
-        if frame is None:
-            raise InputError(f"{recording.path}: no picture of its video could be decoded.")
-        oblong = stream.sample_aspect_ratio or 1
-        width = round(frame.width * (oblong if 1 / _MOST_OBLONG <= oblong <= _MOST_OBLONG else 1))
-        if width * frame.height > _MOST_PIXELS:
-            raise InputError(
-                f"{recording.path}: pictures of {width}x{frame.height}, expected at most 8192x8192 pixels."
-            )
-        recording._rotation = round(frame.rotation / 90) % 4
-        recording.size = (width, frame.height) if recording._rotation % 2 == 0 else (frame.height, width)
-    return time
+def _read_samples(recording: Recording, sounds: Sequence[int]) -> tuple[fractions.Fraction | None, np.ndarray]:
+    """When the sound begins, in the file's own time, and its samples; None if no track can be heard."""
+    samples = np.zeros(0, np.int16)
+    for number, index in enumerate(sounds):
+        with _opened(recording.path) as container:
+            frames = recording._timed(container, container.streams[index])
+            start, samples = sound.read_sound(str(recording.path), frames, recording._check_length)
+        if start is not None and not sound.is_silent(samples):
+            if number:
+                log.warning("%s: sound track %d is used, those before it are silent", recording.path, number + 1)
+            return start, samples
+    return None, samples
 
 
-def _read_samples(recording: Recording) -> tuple[fractions.Fraction | None, bytearray]:
-    """When the sound begins, in the file's own time, and its samples as bytes, gaps filled with silence."""
-    start, samples = None, bytearray()
-    resampler, setup, run_start, run_length, silence = None, None, None, 0, 0
-    with _opened(recording.path) as container:
-        stream = container.streams.best("audio")
-        for frame, time in _timed(container, stream, recording._report):
-            start = time if start is None else start
-            before, setup = setup, (frame.format.name, frame.layout.name, frame.sample_rate)
-            if setup != before or abs(time - run_start - run_length) > _TOLERANCE:
-                samples += _resampled(recording.path, resampler, None)
-                gap = round((time - start) * SAMPLE_RATE) - len(samples) // 2
-                silence += max(0, gap)
-                if silence > _LONGEST_GAP * SAMPLE_RATE:
-                    raise InputError(f"{recording.path}: its sound leaps by {silence / SAMPLE_RATE:.0f} s.")
-                recording._check_length(len(samples) / 2 / SAMPLE_RATE + gap / SAMPLE_RATE)
-                samples += bytes(2 * max(0, gap))
-                resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-                run_start, run_length = time, fractions.Fraction(0)
-            run_length += _duration(frame, stream)
-            samples += _resampled(recording.path, resampler, frame)
-            recording._check_length(len(samples) / 2 / SAMPLE_RATE)
-        samples += _resampled(recording.path, resampler, None)
-    return start, samples
-
-
-def _resampled(path: epath.Path, resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> bytes:
-    """What comes out of the resampler, as bytes; without a frame, what is still in it."""
-    try:
-        frames = resampler.resample(frame) if resampler else []
-    except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"{path}: its sound cannot be resampled ({error}).") from error
-    return b"".join(one.to_ndarray().astype("<i2", copy=False).tobytes() for one in frames if one is not None)
-
-
-def _timed(container, stream, report) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, fractions.Fraction]]:
-    """Each decoded frame and its time in seconds. What cannot be decoded is reported and left out."""
-    if stream.type == "video":
-        stream.thread_type, stream.codec_context.thread_count = "AUTO", _THREADS
-        stream.codec_context.options = _LIMITS
-    packets, expected = container.demux(stream), fractions.Fraction(0)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (OSError, av.FFmpegError, IndexError) as error:  # the last: a stream that was not there at the start
-            report(getattr(error, "strerror", None) or error)
-            return
-        if packet is None:
-            return
-        try:
-            frames = packet.decode()
-        except av.FFmpegError as error:
-            report(error.strerror)
-            continue
-        for frame in frames:
-            time = expected if frame.pts is None else frame.pts * frame.time_base
-            expected = time + _duration(frame, stream)
-            yield frame, time
+def _ending(stream: av.stream.Stream) -> av.Packet:
+    """A packet that makes the decoder give what it has kept back."""
+    packet = av.Packet()
+    packet.stream, packet.time_base = stream, stream.time_base
+    return packet
 
 
 def _duration(frame: av.VideoFrame | av.AudioFrame, stream: av.stream.Stream) -> fractions.Fraction:
