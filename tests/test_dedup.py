@@ -24,9 +24,14 @@ def loop(features, slots):
 
 @st.composite
 def rows(draw):
-    """A row's slots, ascending with gaps, then padding."""
+    """A row's slots, ascending with gaps; padding after them or, as in rows of clips, anywhere between them."""
     slots = sorted(draw(st.lists(st.integers(0, S - 1), max_size=T)))
-    return np.array(slots + [S] * (T - len(slots)), np.int32)
+    places = range(len(slots))
+    if draw(st.booleans()):
+        places = sorted(draw(st.permutations(range(T)))[: len(slots)])
+    row = np.full(T, S, np.int32)
+    row[list(places)] = slots
+    return row
 
 
 @hypothesis.given(st.tuples(rows(), rows()), st.integers(0, 2**32 - 1))
@@ -35,6 +40,20 @@ def test_equals_the_loop(slots, seed):
     features = np.random.default_rng(seed).normal(size=(2, T, E)).astype(np.float32)
     expected = np.stack([loop(f, s) for f, s in zip(features, slots, strict=True)])
     np.testing.assert_allclose(mean(features, slots, S), expected, atol=1e-5)
+
+
+def order_is_promised(jaxpr):
+    """Whether any operation is told that its indices ascend."""
+    inner = [value.jaxpr for eqn in jaxpr.eqns for value in eqn.params.values() if hasattr(value, "jaxpr")]
+    return any(eqn.params.get("indices_are_sorted") for eqn in jaxpr.eqns) or any(map(order_is_promised, inner))
+
+
+def test_nothing_is_promised_of_the_order_of_slots():
+    """On CPUs the promise changes nothing, so that no result would show a false one."""
+    features, slots = jnp.zeros((1, T, E)), jnp.zeros((1, T), jnp.int32)
+    assert not order_is_promised(jax.make_jaxpr(mean, static_argnums=2)(features, slots, S).jaxpr)
+    told = jax.jit(lambda x, i: jax.ops.segment_sum(x, i, S, indices_are_sorted=True))
+    assert order_is_promised(jax.make_jaxpr(told)(features[0], slots[0]).jaxpr)
 
 
 def test_padding_counts_for_nothing():

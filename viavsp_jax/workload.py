@@ -1,7 +1,6 @@
 """What a step of training or decoding runs, and how much of its work is useful when clips are of VASR's sizes."""
 
 import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -123,7 +122,7 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     programs = [Program(prefill)]
 
     def with_room(room: int):
-        smaller = jax.eval_shape(functools.partial(decoder.move, room=room), cache)
+        smaller = decoder.move.eval_shape(cache, room=room)
         return sharding.with_sharding(smaller, jax.tree.map(lambda x: x.sharding, cache))
 
     longest = np.array(labels).reshape(-1, settings.rows).max(1)
