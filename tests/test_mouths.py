@@ -152,7 +152,7 @@ def test_a_second_run_makes_only_what_is_missing(corpus, videos, tmp_path, caplo
 
 def test_another_mean_face_makes_other_clips(tmp_path):
     (tmp_path / "videos").mkdir()
-    path = write_video(tmp_path / "videos" / "a.mkv", first(SPEECH, 6), samples=NOISE)
+    path = write_video(tmp_path / "videos" / "a.mkv", first(SPEECH, 6), samples=NOISE[: 6 * 640])
     face = np.full((68, 2), 128.0)
     face[STABLE_POINTS] = 1.3 * (_stable_face() - 128) + 128
     np.save(tmp_path / "face.npy", face)
@@ -192,7 +192,9 @@ def test_a_recording_of_which_workers_die_is_skipped(tmp_path, monkeypatch, make
     (tmp_path / "videos").mkdir()
     crops = np.random.default_rng(1).integers(0, 255, (3, 9, 96, 96)).astype(np.uint8)
     for number in range(3):
-        write_video(tmp_path / "videos" / f"{number}.mkv", crops[number][..., None].repeat(3, -1), samples=NOISE)
+        write_video(
+            tmp_path / "videos" / f"{number}.mkv", crops[number][..., None].repeat(3, -1), samples=NOISE[: 9 * 640]
+        )
     main(options(tmp_path / "videos", tmp_path / "clean"))
     monkeypatch.setattr(mouth_clips, "ClipMaker", maker)
     monkeypatch.setattr(mouths, "_PATIENCE", 6)  # a process that starts takes some of it
@@ -226,7 +228,7 @@ def test_on_a_ray_cluster(surroundings, videos, tmp_path):  # noqa: F811
     crops = np.random.default_rng(1).integers(0, 255, (2, 9, 96, 96)).astype(np.uint8)
     for number in range(2):
         frames = crops[number][..., None].repeat(3, -1)
-        write_video(tmp_path / "videos" / f"{number}.mkv", frames, samples=NOISE)
+        write_video(tmp_path / "videos" / f"{number}.mkv", frames, samples=NOISE[: 9 * 640])
     shutil.copy(videos / "broken.mp4", tmp_path / "videos")
     more = [tmp_path / "videos", tmp_path / "there", "--runner", "ray"]
     main([*options(*more), "--workers", "1"])
@@ -282,7 +284,7 @@ def test_mistakes_are_told_in_a_sentence(capsys, videos, tmp_path):
     shutil.copy(videos / "broken.mp4", tmp_path / "bad")
     assert "none of the 1 recordings gave a clip" in refused(capsys, options(tmp_path / "bad", tmp_path / "out"))
     shutil.copy(videos / "mouth.mp4", tmp_path / "bad")
-    write_video(tmp_path / "bad" / "good.mkv", np.zeros((3, 96, 96, 3), np.uint8), samples=NOISE)
+    write_video(tmp_path / "bad" / "good.mkv", np.zeros((3, 96, 96, 3), np.uint8), samples=NOISE[: 3 * 640])
     write_table(tmp_path / "table.csv", [("a", "b", "train")])
     table = options(tmp_path / "bad", tmp_path / "out", "--transcripts", tmp_path / "table.csv")
     assert "no clip has a transcript, expected ids like 'good'" in refused(capsys, table)

@@ -46,7 +46,7 @@ def made_up(texts=("một hai",), runs=(3, 1, 2), offset=0):
     """A transcript of one segment after `offset` frames, whose mouth gets brighter from frame to frame."""
     frames = offset + sum(runs)
     crops = np.stack([np.full((96, 96), 2 * t, np.uint8) for t in range(frames)])
-    track = MouthTrack(crops, np.ones(frames, bool), np.zeros((frames, 4), np.float32))
+    track = MouthTrack(crops, np.ones(frames, bool), np.zeros((frames, 4), np.float32), np.ones(frames, bool))
     hypotheses = tuple(Hypothesis(text, -0.1 - i) for i, text in enumerate(texts))
     segment = Segment(offset, frames, hypotheses, np.int32(runs))
     return Transcript((segment,), "av", frames, track, np.zeros(640 * frames, np.int16), None)

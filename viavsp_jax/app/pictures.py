@@ -67,7 +67,7 @@ def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, sam
 def _subtitled(transcript: Transcript) -> Iterator[np.ndarray]:
     """The pictures with text and box: uint8[H, W, 3], their sides made even, as H.264 wants them."""
     font, texts, mouth = cv2.FontFace("sans"), _texts(transcript), transcript.mouth
-    for number, picture in enumerate(transcript.recording.frames()):
+    for number, picture in enumerate(_held(transcript.recording.frames(), transcript.num_frames)):
         height, width = picture.shape[:2]
         picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if mouth is not None and number < len(mouth.boxes):
@@ -75,6 +75,16 @@ def _subtitled(transcript: Transcript) -> Iterator[np.ndarray]:
         if texts.get(number):
             _draw_text(picture, texts[number], font)
         yield picture
+
+
+def _held(pictures: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """At least `count` pictures: where sound goes on, the last one stays."""
+    shown, picture = 0, None
+    for picture in pictures:
+        yield picture
+        shown += 1
+    if picture is not None:
+        yield from itertools.repeat(picture, max(0, count - shown))
 
 
 def sheet(crops: np.ndarray) -> np.ndarray:

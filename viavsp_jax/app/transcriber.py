@@ -4,9 +4,10 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
 from viavsp_jax.data.prompt import instruction_text
 from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
+from viavsp_jax.prepare.mouth import MouthTrack, given_crops, mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
 from viavsp_jax.prepare.tracks import loudness
 from viavsp_jax.settings import DTYPES, MAX_BEAMS
@@ -29,6 +30,8 @@ Progress = Callable[[str, float], None]
 
 MAX_SNR = 100.0  # dB of noise, above or below: more is all of the one or of the other
 
+_LOOSE_END = 5  # frames by which sound may be longer than the pictures without being read to its end
+_LEAST_SHOWN = 0.5  # share of a window in which a mouth has to be shown for lips to be read
 _FINDING, _READING = "finding the mouth", "reading lips and speech"
 
 
@@ -181,18 +184,19 @@ class Transcriber:
             raise InputError(f"noise_snr is {noise_snr}, expected from {-MAX_SNR:g} to {MAX_SNR:g} dB")
         instruction_text(*languages)  # raises for one that has no name
         progress = progress or (lambda what, share: None)
-        whole, mouth, recording = self._read(media, modality, max_seconds, progress)
+        whole, shown, mouth, recording = self._read(media, modality, max_seconds, progress)
         name = recording.path if recording else "the arrays"
         if whole.samples is not None and noise_snr is not None:
             whole = dataclasses.replace(whole, samples=_with_babble(whole.samples, noise_snr, str(name)))
-        segments = self._segments(whole, languages, num_beams or self.recognizer.num_beams, progress)
+        segments = self._segments(whole, shown, languages, num_beams or self.recognizer.num_beams, progress)
         if not segments:
             raise InputError(f"{name}: there is nothing to hear in it; read lips alone with the modality video")
         return Transcript(segments, whole.modality, whole.num_frames, mouth, whole.samples, recording)
 
     def _read(
         self, media: str | os.PathLike | Clip, modality: str | None, max_seconds: float | None, progress: Progress
-    ) -> tuple[Utterance, MouthTrack | None, Recording | None]:
+    ) -> tuple[Utterance, np.ndarray, MouthTrack | None, Recording | None]:
+        """All of it as one utterance, and where a mouth is shown: bool[T]."""
         if isinstance(media, Clip):
             recording, name = None, "the arrays"
             samples, has_video = media.audio, media.video is not None
@@ -203,24 +207,35 @@ class Transcriber:
             samples, has_video = recording.samples, recording.size is not None
         if modality is None:
             modality = "video" if samples is None else "av" if has_video else "audio"
-        for wanted, there, what in (("audio", samples is not None, "sound"), ("video", has_video, "pictures")):
+        for wanted, there, what in (
+            ("audio", samples is not None, "sound that can be heard"),
+            ("video", has_video, "pictures"),
+        ):
             if modality in ("av", wanted) and not there:
                 raise InputError(f"{name}: has no {what}, which the modality {modality} needs")
         mouth = None
         if modality != "audio":
-            mouth = _given(media.video) if recording is None else self._mouth(recording, progress)
+            mouth = _checked(media.video) if recording is None else self._mouth(recording, progress)
         samples = None if modality == "video" else samples
-        num_frames = -(-len(samples) // SAMPLES_PER_FRAME) if mouth is None else len(mouth.crops)
+        heard = 0 if samples is None else -(-len(samples) // SAMPLES_PER_FRAME)
+        if mouth is None:
+            num_frames, crops, shown = heard, None, np.zeros(heard, bool)
+        else:
+            num_frames, crops, shown = len(mouth.crops), mouth.crops, mouth.shown
+            if num_frames and heard - num_frames > _LOOSE_END:
+                more = heard - num_frames
+                crops = np.concatenate([crops, np.repeat(crops[-1:], more, 0)])
+                num_frames, shown = heard, np.pad(shown, (0, more))
         if not num_frames:
             raise InputError(f"{name}: is empty, expected at least one frame")
-        return Utterance(mouth and mouth.crops, samples, num_frames), mouth, recording
+        return Utterance(crops, samples, num_frames), shown, mouth, recording
 
     def _mouth(self, recording: Recording, progress: Progress) -> MouthTrack:
         progress(_FINDING, 0.0)
         return mouth_crops(recording, self.mean_face, lambda share: progress(_FINDING, share))
 
     def _segments(
-        self, whole: Utterance, languages: tuple[str, str], num_beams: int, progress: Progress
+        self, whole: Utterance, shown: np.ndarray, languages: tuple[str, str], num_beams: int, progress: Progress
     ) -> tuple[Segment, ...]:
         if whole.samples is None:
             activity = windows.motion(whole.frames)
@@ -229,33 +244,39 @@ class Transcriber:
         pieces = [
             (start, piece)
             for start, end in windows.cut(activity, self.recognizer.longest)
-            if (piece := _piece(whole, start, end)).samples is None or not windows.is_silent(piece.samples)
+            if (piece := _piece(whole, shown, start, end)).samples is None or not windows.is_silent(piece.samples)
         ]
         found: dict[int, Segment] = {}
-        # Windows of like length share a batch.
-        pieces.sort(key=lambda one: -one[1].num_frames)
-        for first in range(0, len(pieces), self.batch_size):
-            progress(_READING, first / len(pieces))
-            batch = pieces[first : first + self.batch_size]
+        # Windows of one modality and like length share a batch.
+        pieces.sort(key=lambda one: (one[1].modality, -one[1].num_frames))
+        for batch in self._batches(pieces):
+            progress(_READING, len(found) / len(pieces))
             recognized = self.recognizer([piece for _, piece in batch], languages, num_beams)
             for (start, piece), one in zip(batch, recognized, strict=True):
                 found[start] = Segment(start, start + piece.num_frames, one.hypotheses, one.run_lengths)
         progress(_READING, 1.0)
         return tuple(found[start] for start in sorted(found))
 
+    def _batches(self, pieces: list[tuple[int, Utterance]]) -> Iterator[list[tuple[int, Utterance]]]:
+        """Pieces that are sorted by modality, at most `batch_size` of one at a time."""
+        for _, alike in itertools.groupby(pieces, key=lambda one: one[1].modality):
+            alike = list(alike)
+            yield from (alike[first : first + self.batch_size] for first in range(0, len(alike), self.batch_size))
 
-def _piece(whole: Utterance, start: int, end: int) -> Utterance:
-    frames = None if whole.frames is None else whole.frames[start:end]
+
+def _piece(whole: Utterance, shown: np.ndarray, start: int, end: int) -> Utterance:
+    """A window; where sound is heard, but no mouth shown in most of it, by sound alone."""
+    blind = whole.samples is not None and shown[start:end].mean() < _LEAST_SHOWN
+    frames = None if whole.frames is None or blind else whole.frames[start:end]
     samples = None if whole.samples is None else windows.samples_of(whole.samples, start, end)
     return Utterance(frames, samples, end - start)
 
 
-def _given(crops: np.ndarray) -> MouthTrack:
+def _checked(crops: np.ndarray) -> MouthTrack:
     """Crops that somebody made already."""
     if crops.ndim != 3 or crops.shape[1:] != (FRAME_SIZE, FRAME_SIZE) or crops.dtype != np.uint8:
         raise InputError(f"the video is {crops.dtype}{list(crops.shape)}, expected grey mouth crops, uint8[T, 96, 96]")
-    whole = np.float32([(FRAME_SIZE - 1) / 2, (FRAME_SIZE - 1) / 2, FRAME_SIZE, 0])
-    return MouthTrack(crops, np.ones(len(crops), bool), np.tile(whole, (len(crops), 1)))
+    return given_crops(crops)
 
 
 def _with_babble(samples: np.ndarray, snr_db: float, name: str) -> np.ndarray:

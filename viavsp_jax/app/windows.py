@@ -6,12 +6,12 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second).
 import numpy as np
 
 from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
+from viavsp_jax.prepare.sound import SILENCE
 
 # A sound that reaches the analysis windows of a frame may lie up to so many samples behind the frame.
 _OVERLAP = 240
 # Each cut costs as much as one in this share of the range from the quietest to the loudest frame.
 _COST = 0.1
-_SILENCE = 2.0  # root mean square of int16 samples, about -84 dB of full scale
 
 
 def motion(crops: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def motion(crops: np.ndarray) -> np.ndarray:
 
 def is_silent(samples: np.ndarray) -> bool:
     """Whether there is nothing to hear in int16[n]."""
-    return not len(samples) or float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) < _SILENCE
+    return not len(samples) or float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) < SILENCE
 
 
 def cut(activity: np.ndarray, longest: int) -> list[tuple[int, int]]:

@@ -47,6 +47,7 @@ class MouthTrack:
     # float32[T, 4]: the crop in the recording's own picture, as x and y of its centre, the length of its sides, and its
     # angle in degrees: cv2.boxPoints(((x, y), (side, side), angle)) are its corners.
     boxes: np.ndarray
+    shown: np.ndarray  # bool[T]: not where there is no picture of that time, see Recording.shown_frames
 
 
 def load_mean_face(path: epath.PathLike) -> np.ndarray:
@@ -83,24 +84,33 @@ def mouth_crops(
     if recording.size is None:
         raise InputError(f"{recording.path}: has sound only, so there is no mouth in it, expected a video.")
     if recording.size == (FRAME_SIZE, FRAME_SIZE):
-        crops = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in _watched(recording, progress, 0.0, 1.0)])
-        whole = np.float32([(FRAME_SIZE - 1) / 2, (FRAME_SIZE - 1) / 2, FRAME_SIZE, 0])
-        return MouthTrack(crops, np.ones(len(crops), bool), np.tile(whole, (len(crops), 1)))
+        shown: list[bool] = []
+        frames = _watched(recording, progress, 0.0, 1.0, shown)
+        crops = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames])
+        return given_crops(crops, np.array(shown))
     speaker = _find_speaker(recording, progress)
     transforms = align(speaker.landmarks, speaker.starts, mean_face)
     centers = np.rint(apply(transforms, speaker.landmarks[:, MOUTH].mean(1)))
     crops = np.empty((len(centers), FRAME_SIZE, FRAME_SIZE), np.uint8)
-    count = 0
+    count, shown = 0, []
     # A damaged file may give a picture less when it is read again.
     for count, (frame, transform, center) in enumerate(
-        zip(_watched(recording, progress, _FINDING, 1.0), transforms, centers, strict=False), start=1
+        zip(_watched(recording, progress, _FINDING, 1.0, shown), transforms, centers, strict=False), start=1
     ):
         crops[count - 1] = cut(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), transform, center)
-    return MouthTrack(crops[:count], speaker.found[:count], _boxes(transforms, centers)[:count])
+    boxes = _boxes(transforms, centers)
+    return MouthTrack(crops[:count], speaker.found[:count], boxes[:count], np.array(shown[:count]))
+
+
+def given_crops(crops: np.ndarray, shown: np.ndarray | None = None) -> MouthTrack:
+    """The track of a video uint8[T, 96, 96] that is a mouth crop already; all of it is shown if nothing is said."""
+    whole = np.float32([(FRAME_SIZE - 1) / 2, (FRAME_SIZE - 1) / 2, FRAME_SIZE, 0])
+    everywhere = np.ones(len(crops), bool)
+    return MouthTrack(crops, everywhere, np.tile(whole, (len(crops), 1)), everywhere if shown is None else shown)
 
 
 def _find_speaker(recording: Recording, progress: Callable[[float], None] | None) -> Speaker:
-    found = FaceFinder().faces(_watched(recording, progress, 0.0, _FINDING))
+    found = FaceFinder().faces(_watched(recording, progress, 0.0, _FINDING, []))
     tracks, shots, num_frames = follow(found)
     loud = None if recording.samples is None else loudness(recording.samples, num_frames)
     chosen = choose(tracks, loud)
@@ -115,11 +125,15 @@ def _find_speaker(recording: Recording, progress: Callable[[float], None] | None
 
 
 def _watched(
-    recording: Recording, progress: Callable[[float], None] | None, start: float, end: float
+    recording: Recording, progress: Callable[[float], None] | None, start: float, end: float, shown: list[bool]
 ) -> Iterator[np.ndarray]:
-    """The pictures of a recording; meanwhile the progress goes from `start`, each second of it, to `end`."""
+    """The pictures of a recording; `shown` gets whether each is of its time.
+
+    Meanwhile the progress goes from `start`, each second of it, to `end`.
+    """
     expected = max(1, recording.seconds * FRAME_RATE) if recording.seconds else float("inf")
-    for number, frame in enumerate(recording.frames()):
+    for number, (frame, is_shown) in enumerate(recording.shown_frames()):
+        shown.append(is_shown)
         yield frame
         if progress and number % FRAME_RATE == 0:
             progress(start + (end - start) * min(1.0, number / expected))

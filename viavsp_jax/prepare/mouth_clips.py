@@ -6,6 +6,7 @@ import json
 import wave
 
 import av
+import cv2
 import numpy as np
 from av.video.reformatter import ColorRange
 from etils import epath
@@ -15,10 +16,14 @@ from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.faces import require_packages
 from viavsp_jax.prepare.lines import write_lines
-from viavsp_jax.prepare.mouth import mouth_crops
+from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings import Recording, read_recording
+from viavsp_jax.prepare.sound import SILENCE, levels
 from viavsp_jax.prepare.workers import sign_of_life
 
+_STILL = 0.2  # mean difference of successive crops, in grey levels; 0.04 in a coded still, 1.2 and more in speech
+_SPEECH = 0.1  # share of the level of loud speech from which on sound is taken for speech
+_MOST_UNSEEN = 0.2  # seconds of speech without pictures; tracks never end at quite the same time
 # 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
 _QUALITY = {"crf": "10", "x264-params": "mbtree=0"}
 _NO_COLOUR = np.full((FRAME_SIZE // 2, FRAME_SIZE), 128, np.uint8)
@@ -74,7 +79,7 @@ class ClipMaker:
 
     def _write(self, recording: Recording, visual: epath.Path, audio: epath.Path) -> dict:
         if recording.samples is None:
-            raise InputError(f"{recording.path}: has no sound, expected speech.")
+            raise InputError(f"{recording.path}: has no sound that can be heard, expected speech.")
         crops, found = self._mouth(recording)
         with atomic_write(visual) as path:
             write_video(path, crops)
@@ -86,12 +91,37 @@ class ClipMaker:
     def _mouth(self, recording: Recording) -> tuple[np.ndarray, float]:
         try:
             track = mouth_crops(recording, self.mean_face, lambda _: sign_of_life())
+            _check_mouth_is_shown(recording, track)
             return track.crops, float(track.found.mean())
         except InputError:
             if not self.audio_only_without_face:
                 raise
         num_frames = max(1, round(len(recording.samples) * FRAME_RATE / SAMPLE_RATE))
         return np.zeros((num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8), 0.0
+
+
+def _check_mouth_is_shown(recording: Recording, track: MouthTrack) -> None:
+    """Raises InputError if there is speech while no picture, or one that stands still, is shown."""
+    loud = levels(recording.samples)
+    seen = (track.shown & moves(track.crops))[: len(loud)]
+    seen = np.pad(seen, (0, len(loud) - len(seen)))
+    unseen = (~seen & (loud >= max(SILENCE, _SPEECH * np.percentile(loud, 95)))).sum() / FRAME_RATE
+    if unseen > _MOST_UNSEEN:
+        raise InputError(
+            f"{recording.path}: for {unseen:.1f} s there is sound as loud as speech, but no picture or one that stands "
+            "still, expected a video of all that is said."
+        )
+
+
+def moves(crops: np.ndarray) -> np.ndarray:
+    """Where pictures do not stand still for a second or more: uint8[T, 96, 96] -> bool[T]."""
+    steps = [
+        cv2.norm(before, after, cv2.NORM_L1) / before.size for before, after in zip(crops, crops[1:], strict=False)
+    ]
+    if len(steps) < FRAME_RATE:
+        return np.ones(len(crops), bool)
+    still = np.convolve(steps, np.full(FRAME_RATE, 1 / FRAME_RATE), "valid") < _STILL
+    return np.convolve(still, np.ones(FRAME_RATE + 1)) == 0
 
 
 def _read_note(path: epath.Path) -> dict:

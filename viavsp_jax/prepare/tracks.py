@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.data.media import FRAME_RATE
 from viavsp_jax.prepare.faces import Face, match
+from viavsp_jax.prepare.sound import levels
 
 _LONGEST_GAP = FRAME_RATE  # pictures in which a face may be missed before it counts as another
 _TIE = 0.5  # a face that moves by this share of the most active one's movement may be the speaker, too
@@ -77,10 +78,8 @@ def follow(found: Iterable[tuple[bool, list[Face]]]) -> tuple[list[Track], list[
 
 def loudness(samples: np.ndarray, num_frames: int) -> np.ndarray:
     """Logarithm of the amplitude of speech int16[n] during each picture: float64[num_frames]."""
-    length = SAMPLE_RATE // FRAME_RATE
-    here = samples[: num_frames * length].astype(np.float64)
-    here = np.pad(here, (0, num_frames * length - len(here))).reshape(num_frames, length)
-    return np.log(np.sqrt(np.square(here).mean(1)) + _QUIET)
+    heard = levels(samples)[:num_frames]
+    return np.log(np.pad(heard, (0, num_frames - len(heard))) + _QUIET)
 
 
 def activity(track: Track, loud: np.ndarray | None) -> float:
