@@ -89,6 +89,12 @@ RECORDINGS = [
     skip("recording is an empty file", "0.mkv: not a media file that can be read", written("0.mkv", b"")),
     skip("recording is text", "1.mkv: not a media file that can be read", written("1.mkv", b"<html>404</html>")),
     skip("recording without sound", "2.mkv: has no sound", recording("2.mkv", samples=None)),
+    skip("recording of silence", "silence.mkv: has no sound that", recording("silence.mkv", samples=0 * NOISE)),
+    skip(
+        "sound goes on after the pictures",
+        "on.mkv: for 0.8 s there is sound as loud as speech, but no picture",
+        recording("on.mkv", samples=np.tile(NOISE, 3)),
+    ),
     skip("recording without a face", "3.mkv: no face is seen in it", recording("3.mkv", size=(64, 64))),
     skip("two recordings of one id", "has the same id as", recording("good.mp4")),
     skip("name with a control character", "of UTF-8 without control characters", recording("4\a.mkv")),

@@ -208,7 +208,7 @@ class Transcriber:
         if modality is None:
             modality = "video" if samples is None else "av" if has_video else "audio"
         for wanted, there, what in (
-            ("audio", samples is not None, "sound that can be heard"),
+            ("audio", samples is not None, "sound"),
             ("video", has_video, "pictures"),
         ):
             if modality in ("av", wanted) and not there:

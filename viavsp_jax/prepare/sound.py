@@ -79,17 +79,18 @@ class _Mixer:
         self._path = path
         # The mix comes from FFmpeg, which knows how loud each loudspeaker of a layout has to be.
         layouts = ["mono"] if layout.nb_channels == 1 else ["mono", layout]
-        self._resamplers = [av.AudioResampler("s16p", one, SAMPLE_RATE) for one in layouts]
+        self._resamplers = [av.AudioResampler("s16", one, SAMPLE_RATE) for one in layouts]
         self._waiting = [np.empty((one.nb_channels, 0), np.int16) for one in map(av.AudioLayout, layouts)]
 
     def add(self, frame: av.AudioFrame | None) -> bytes:
         """What is ready after one more frame."""
         for number, resampler in enumerate(self._resamplers):
             try:
-                frames = [one.to_ndarray() for one in resampler.resample(frame) if one is not None]
+                frames = [one.to_ndarray() for one in resampler.resample(frame) if one is not None]  # [1, nC]
             except (av.FFmpegError, ValueError) as error:
                 raise InputError(f"{self._path}: its sound cannot be resampled ({error}).") from error
-            self._waiting[number] = np.concatenate([self._waiting[number], *frames], 1)
+            waiting = self._waiting[number]
+            self._waiting[number] = np.concatenate([waiting, *(one.reshape(-1, len(waiting)).T for one in frames)], 1)
         ready = min(part.shape[1] for part in self._waiting)
         if len(self._waiting) > 1 and frame is not None:
             ready -= ready % _BLOCK
