@@ -1,6 +1,7 @@
 """Recordings whose pictures do not cover all of the sound: read to the end, and never a training pair."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -107,9 +108,8 @@ def test_a_picture_that_stands_still_shows_no_speech(tmp_path, maker, codec):
     """As software makes a video of a sound and a picture: coded anew 25 times a second, and with errors of coding."""
     (picture,) = (frame[:96, 140:236] for frame in first(SPEECH, 1))
     path = write_video(tmp_path / "a.mkv", [picture] * 100, samples=VOICE[:64_000], codec=codec)
-    assert (
-        "a.mkv: for 4.0 s there is sound as loud as speech, but no picture or one that stands" in maker(path)["reason"]
-    )
+    found = r"a\.mkv: for (3\.[5-9]|4\.0) s there is sound as loud as speech, but no picture or one that stands still"
+    assert re.search(found, maker(path)["reason"])
     assert read_recording(path).size == (96, 96)
     moving = [np.roll(picture, number % 7, 0) for number in range(100)]
     assert "reason" not in maker(write_video(tmp_path / "a.mkv", moving, samples=VOICE[:64_000], codec=codec))
