@@ -194,7 +194,7 @@ def test_files_of_the_server_are_not_served(server, demo_export):
     address = server[0]
     for path in ("/etc/hostname", f"{demo_export}/config.json", str(pathlib.Path(__file__))):
         with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(f"{address}gradio_api/file={path}")
+            urllib.request.urlopen(f"{address}gradio_api/file={urllib.parse.quote(path)}")
         assert error.value.code in (403, 404)
 
 
