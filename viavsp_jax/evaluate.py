@@ -199,11 +199,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
         "dtype": config.dtype,
         "decoding": dataclasses.asdict(decoder.config),
     }
+    # Every process asks: Orbax lets them wait for each other.
+    changed = settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
     frozen = experiment.load_frozen() | checkpoints.restore_batch_stats(step, experiment.batch_stats)
     if is_first:
         print(f"decoding with the checkpoint of update {step}")
-        for name, before, now in settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL):
+        for name, before, now in changed:
             print(f"since then config.{name} was changed from {before} to {now}")
         (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
         if report:
