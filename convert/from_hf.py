@@ -183,7 +183,7 @@ def convert(folder: epath.PathLike, output: epath.PathLike, dtype: str | None = 
     copy_files(folder, output, ("config.json", "generation_config.json", *TOKENIZER_FILES))
     if tokenizer and tokenizer.is_fast and not (output / "tokenizer.json").exists():
         # What was made of tokenizer.model, so that only this command needs the package that reads it.
-        (output / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str())
+        (output / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
     conversion = {"source": os.path.abspath(folder), "dtype": dtype, "version": __version__}
     save_llm(output, weights(folder, wanted, files, dtype), conversion)
 

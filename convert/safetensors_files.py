@@ -86,7 +86,7 @@ def open_files(folder: pathlib.Path) -> dict[str, Stored]:
 def _names_in_index(index: pathlib.Path) -> list[str]:
     """The files that an index names, in the order in which transformers reads them."""
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if os.path.basename(name) != name or not name.endswith(".safetensors")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None

@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ SOURCES = [
     for name in ("viavsp_jax", "convert", "scripts", "benchmarks", "configs")
     for path in ROOT.glob(f"{name}/**/*.py")
 ]
-OTHER_OPENS = {"av", "wave", "tensorstore", "Image"}  # whose `open` is not of text
+OTHER_OPENS = {"av", "wave", "tensorstore", "KvStore", "Image"}  # whose `open` is not of text
 
 
 def without_encoding(path):
@@ -27,7 +28,7 @@ def without_encoding(path):
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         method = isinstance(call.func, ast.Attribute)
         name = call.func.attr if method else getattr(call.func, "id", "")
-        owner = getattr(call.func.value, "id", "") if method else ""
+        owner = getattr(call.func.value, "id", getattr(call.func.value, "attr", "")) if method else ""
         if name in ("open", "fdopen") and owner not in OTHER_OPENS and (name, owner) != ("open", "os"):
             modes = [*call.args[0 if method and name == "open" else 1 :], keywords.get("mode")]
             strings = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
@@ -59,8 +60,8 @@ from viavsp_jax.errors import reported_to_user
 from viavsp_jax.main import app as absl, main
 
 assert sys.stdout.encoding.lower() != "utf-8", sys.stdout.encoding
-workdir, output = sys.argv[1:]
-sys.argv = ["to_hf", "--workdir", workdir, "--output", output]
+workdir, llm, output = sys.argv[1:]
+sys.argv = ["to_hf", "--workdir", workdir, "--llm", llm, "--output", output]
 to_hf.main()
 print("m\\u1ed9t \\u2192 hai", "\\udcff")
 sys.argv = ["main", "--helpfull"]
@@ -69,9 +70,12 @@ with reported_to_user():
 """
 
 
-def test_a_terminal_of_ascii(trained, export, tmp_path):
+def test_a_terminal_of_ascii(trained, llm, export, tmp_path):
     """An export holds the same there, and what cannot be shown is escaped."""
-    command = [sys.executable, "-c", IN_ASCII, str(trained[0]), str(tmp_path / "hf")]
+    shutil.copytree(trained[0], tmp_path / "work")  # names in ASCII, as such a locale wants them
+    shutil.copytree(llm, tmp_path / "llm")
+    folders = (str(tmp_path / name) for name in ("work", "llm", "hf"))
+    command = [sys.executable, "-c", IN_ASCII, *folders]
     done = subprocess.run(command, env=os.environ | ASCII | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     shown = done.stdout.decode("ascii")

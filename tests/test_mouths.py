@@ -246,7 +246,9 @@ def test_transcripts_find_their_recordings_in_every_spelling(tmp_path, form, cap
     folder = tmp_path / "videos" / unicodedata.normalize(form, "buổi  tối")
     folder.mkdir(parents=True)
     write_video(
-        folder / f"{unicodedata.normalize(form, 'số một')}.mkv", np.zeros((3, 96, 96, 3), np.uint8), samples=NOISE
+        folder / f"{unicodedata.normalize(form, 'số một')}.mkv",
+        np.zeros((3, 96, 96, 3), np.uint8),
+        samples=NOISE[: 3 * 640],
     )
     shutil.copytree(folder, tmp_path / "videos" / unicodedata.normalize(other, "buổi  tối"))
     table = f"{unicodedata.normalize(other, 'buổi  tối_số một')};xin chào, các bạn;train\r\n;không có tên;train\r\n"

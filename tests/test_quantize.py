@@ -302,9 +302,6 @@ def test_training(config):
 
 def test_what_cannot_be_quantized(folders):
     config = small_config(*folders)
-    config.llm.quantization = "int8"
-    with pytest.raises(InputError, match="config.llm.quantization is 'int8', expected none or nf4"):
-        experiment.load_experiment(config)
     config.llm.quantization = "nf4"
     with pytest.raises(InputError, match="layers/down/kernel has 352 inputs, config.llm.quantization=nf4 needs a mult"):
         experiment.load_experiment(config)
