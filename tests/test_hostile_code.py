@@ -123,7 +123,7 @@ def test_code_that_an_adapter_names_is_not_run(tmp_path, evil_code, tiny, change
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ExportError, match=f"{adapter} is not an adapter"):
-        ViAVSPModel.from_pretrained(tmp_path)
+        ViAVSPModel.from_pretrained(tmp_path, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ["pickle.bin", "../x.safetensors", "/x.safetensors", "a/x.safetensors", 7, "evil.bin"])
