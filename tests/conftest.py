@@ -16,9 +16,6 @@ if "VIAVSP_TEST_PROGRAMS" not in os.environ:  # the first process; those that it
     os.environ["VIAVSP_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="viavsp_programs_")
     atexit.register(shutil.rmtree, os.environ["VIAVSP_TEST_PROGRAMS"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["VIAVSP_TEST_PROGRAMS"]
-# Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # With AMX, PyTorch 2.13 gets grouped convolutions of few channels a group wrong in bfloat16; real encoders have 64.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 
@@ -33,6 +30,9 @@ from small_run import folders  # noqa: F401  fixture
 from small_shards import prepared  # noqa: F401  fixture
 from tiny_llama import export, llm, raw, trained  # noqa: F401  fixtures
 
+# Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)
 # Compilation makes the first example slow.
