@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from viavsp_jax.data.atomic import atomic_write, check_writable, write_bytes
+from viavsp_jax.data.atomic import atomic_write, check_writable, remove_leftovers, write_bytes
 from viavsp_jax.errors import InputError
 
 
@@ -46,6 +46,19 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path, name):
     check_writable(tmp_path / name)
     write_bytes(tmp_path / name, b"whole")
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ệ" * 85, "viavsp-train.array_record-00001-of-00004", "a [2]*"])
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, name):
+    others = [name[:-1] + "1", "." + name[:-1] + "1.abc.tmp"] if len(name.encode()) < 200 else []
+    for other in others:
+        (tmp_path / other).touch()
+    with atomic_write(tmp_path / name) as temporary:
+        left = pathlib.Path(temporary).with_name(pathlib.Path(temporary).name[:-12] + "12345678.tmp")
+        left.write_bytes(b"half")  # as one of another process is named
+    assert left.exists()
+    remove_leftovers(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, *others])
 
 
 def test_what_cannot_be_written_is_said_and_nothing_is_made(tmp_path, small_disk):

@@ -209,7 +209,7 @@ def test_workers_that_are_too_large_are_refused(prepared, address, tmp_path, cap
         (["--runner", "ray", "--backend", "jax"], "--runner ray goes with --backend torch"),
         (["--ray_address", "auto"], "--ray_address and --ray_workers go with --runner ray"),
         (["--ray_workers", "2"], "--ray_address and --ray_workers go with --runner ray"),
-        (["--runner", "ray", "--ray_workers", "0"], "--ray_workers is 0, expected at least 1"),
+        (["--runner", "ray", "--ray_workers", "0"], "--ray_workers is 0, expected a whole number at least 1"),
         (["--runner", "ray", "--ray_address", "localhost:1"], "the Ray cluster localhost:1 cannot be used"),
         (["--runner", "ray", "--encoder", "/nowhere"], "/nowhere/config.json: no such file"),
     ],

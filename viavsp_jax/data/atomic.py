@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, so that a process may be killed, or its machine lose power, at any moment."""
 
 import contextlib
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -21,8 +23,7 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
             local.copy(path, overwrite=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The start of the name: a whole one may be as long as names can be.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
         yield temporary
@@ -35,6 +36,23 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
     except BaseException:
         epath.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: epath.PathLike) -> None:
+    """Removes what killed processes left of a file; nobody else may be writing it."""
+    path = epath.Path(path)
+    if "://" in os.fspath(path) or not path.parent.exists():
+        return
+    names = re.compile(re.escape(_temporary_prefix(path)) + r"\w+\.tmp")
+    for file in path.parent.iterdir():
+        if names.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: epath.Path) -> str:
+    """How the temporary names of a file begin: by its name, or a hash of one that leaves no bytes to add to."""
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= 240 else f".{hashlib.sha256(name).hexdigest()}."
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:

@@ -25,7 +25,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-from viavsp_jax.data.atomic import atomic_write, write_bytes
+from viavsp_jax.data.atomic import atomic_write, remove_leftovers, write_bytes
 from viavsp_jax.data.examples import FEATURES, MEDIA, TEXT_FIELDS, Example, Kind  # noqa: F401  offered here, too
 from viavsp_jax.errors import InputError
 
@@ -58,9 +58,7 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         path = epath.Path(self.path)
-        for left in path.parent.glob(".*.tmp"):
-            if left.name.startswith(f".{path.name}."):  # by a process that was killed
-                left.unlink(missing_ok=True)
+        remove_leftovers(path)
         with contextlib.ExitStack() as stack:
             self._writer = ArrayRecordWriter(stack.enter_context(atomic_write(path)), _WRITER_OPTIONS)
             stack.callback(self._close)
