@@ -22,17 +22,18 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import torch
+from viavsp_jax.decoding.decoder import Decoder, fill_up
 
 from benchmarks import rounds, vasr_clips
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
 from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.modeling_viavsp import ViAVSPModel
-from viavsp_jax import evaluate, sharding
+from viavsp_jax import sharding
 from viavsp_jax.data import pipeline
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION
 from viavsp_jax.data.records import Example
-from viavsp_jax.decode import load_decoding_config
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.decoding.search import load_decoding_config
+from viavsp_jax.runtime.errors import reported_to_user
 
 # VASR's prompts, of 76 frames and up to 91 positions, in one size.
 BUCKET = 96
@@ -52,7 +53,7 @@ class BatchedSearch:
     """This project's evaluation of the split `test`. Called, it decodes all clips and returns their number."""
 
     def __init__(self, model: RandomModel):
-        self.model, self.decoder = model, evaluate.Decoder(model.experiment)
+        self.model, self.decoder = model, Decoder(model.experiment)
         self.found: Found = {}
 
     def __call__(self) -> int:
@@ -60,7 +61,7 @@ class BatchedSearch:
         self.found = {}
         clips = pipeline.evaluation_records(config, vasr_clips.FOLDER)
         for records, batch in pipeline.decoding_batches(config, prompt, clips):
-            batch = sharding.put_whole_batch(mesh, evaluate.fill_up(batch, records))
+            batch = sharding.put_whole_batch(mesh, fill_up(batch, records))
             tokens, _ = jax.device_get(self.decoder(self.model.trainable, self.model.frozen, batch))
             for record, ids in zip(records, tokens[:, 0], strict=False):
                 self.found[record["id"]] = until_end(ids, prompt.end_id)

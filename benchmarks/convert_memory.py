@@ -32,8 +32,8 @@ import viavsp_jax
 from configs import base
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.experiment import load_experiment
+from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.state import TrainState
 
 WIDTH, FFN, HEADS, VOCABULARY = 2560, 6912, 20, 46_303
@@ -46,7 +46,7 @@ import sys
 import jax
 from configs import base
 from viavsp_jax.experiment import load_experiment
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 config = base.get_config()
 config.llm.path = sys.argv[1]

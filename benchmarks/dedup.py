@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import FRAMES, draw_run_lengths
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.models.dedup import segment_mean
+from viavsp_jax.runtime.errors import reported_to_user
 
 TEXT_POSITIONS = 35  # of a clip: instruction and label
 TOLERANCE = 1e-6  # of sums of a few numbers near 1, in float32

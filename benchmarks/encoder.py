@@ -22,15 +22,15 @@ import torch
 from benchmarks.features import make_encoder
 from benchmarks.media_clips import FRAMES
 from benchmarks.rounds import Comparison, add_flags, compare, report
-from viavsp_jax.data import media
-from viavsp_jax.errors import reported_to_user
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
-from viavsp_jax.prepare.encoder_jax import JaxEncoder
-from viavsp_jax.prepare.encoder_torch import TorchEncoder
-from viavsp_jax.prepare.extract import Encoder
-from viavsp_jax.prepare.reading import Media
-from viavsp_jax.workload import encoder_flops
+from viavsp_jax.aot.workload import encoder_flops
+from viavsp_jax.data.features import AUDIO_DIM, FRAME_SIZE
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
+from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.features.extract import Encoder
+from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.runtime.errors import reported_to_user
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # of values up to about 5
 SIZE = 4096  # of the square matrices that are multiplied
@@ -39,11 +39,11 @@ SIZE = 4096  # of the square matrices that are multiplied
 def make_clips(count: int) -> list[Media]:
     """Clips of noise."""
     rng = np.random.default_rng(0)
-    shape = (FRAMES, media.FRAME_SIZE, media.FRAME_SIZE)
+    shape = (FRAMES, FRAME_SIZE, FRAME_SIZE)
     return [
         Media(
             video=b"", frames=rng.integers(0, 256, shape).astype(np.uint8), samples=np.zeros(0, np.int16),
-            audio=rng.normal(size=(FRAMES, media.AUDIO_DIM)).astype(np.float32),
+            audio=rng.normal(size=(FRAMES, AUDIO_DIM)).astype(np.float32),
         )
         for _ in range(count)
     ]  # fmt: skip

@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.media_clips import write_media
 from benchmarks.rounds import Comparison, add_flags, compare, report
-from viavsp_jax.errors import reported_to_user
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare import extract
-from viavsp_jax.prepare.avhubert_torch import AVHubert
-from viavsp_jax.prepare.encoder_torch import TorchEncoder
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features import extract
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert
+from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.reading import Reader
+from viavsp_jax.runtime.errors import reported_to_user
 
 TOLERANCE = 1e-4  # of values near 1
 

@@ -36,7 +36,7 @@ from benchmarks.fuzz_worker import (
     memory,
     run_inputs,
 )
-from viavsp_jax.errors import reported_to_user  # fmt: skip
+from viavsp_jax.runtime.errors import reported_to_user  # fmt: skip
 
 SECONDS = 5.0
 _START = 120.0  # before the first input

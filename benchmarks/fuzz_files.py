@@ -23,12 +23,13 @@ import viavsp_jax
 from convert import from_fairseq, from_hf, names
 from viavsp_jax import llm_folder
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import media, records
+from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.data.features import SAMPLE_RATE
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.prepare import kmeans, manifest
-from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
 from viavsp_jax.state import TrainState, abstract_model
 
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
@@ -112,7 +113,7 @@ def write_encoder(folder: pathlib.Path) -> None:
 def write_wav(folder: pathlib.Path) -> None:
     """25 ms of a tone."""
     with wave.open(str(folder / "speech.wav"), "wb") as file:
-        file.setparams((1, 2, media.SAMPLE_RATE, 0, "NONE", None))
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
         file.writeframes((1000 * np.sin(np.arange(400))).astype("<i2").tobytes())
 
 

@@ -23,12 +23,13 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.prepare import kmeans, manifest, mouth, mouths
-from viavsp_jax.prepare.avhubert_torch import load_encoder
-from viavsp_jax.prepare.recordings import read_recording
-from viavsp_jax.report.__main__ import remake
-from viavsp_jax.report.events import read_curves
+from viavsp_jax.prepare import kmeans, manifest, mouths
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.prepare.recordings import mouth
+from viavsp_jax.prepare.recordings.recording import read_recording
+from viavsp_jax.report import remake
 from viavsp_jax.state import abstract_model
 
 MINUTE = 60
@@ -121,7 +122,7 @@ def read_checkpoint(path: pathlib.Path) -> None:
     """All of the best checkpoint, which is what was saved if it can be read."""
     checkpoints = Checkpoints(next(folder.parent for folder in path.parents if folder.name == "checkpoints"))
     step = checkpoints.choose("best")
-    for read in (checkpoints.restore_config, checkpoints.restore_fits, checkpoints.restore_origin):
+    for read in (checkpoints.restore_config, checkpoints.restore_fits, checkpoints.restore_run_info):
         read(step)
     saved = files.small_state()
     state = checkpoints.restore(step, saved, None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.fuzz_mutations import mutated
 from benchmarks.fuzz_targets import Target
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 MB = 2**20
 # What no reader does, as Python reports it (see "Audit events" in the library reference).

@@ -12,10 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from viavsp_jax.data import media
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, video_input
 from viavsp_jax.prepare.demo.corpus import synthesize_clips
+from viavsp_jax.prepare.features.reading import read_media
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.reading import read_media
 
 FRAMES, SAMPLES = 76, 48_000
 
@@ -27,14 +27,14 @@ def write_media(folder: pathlib.Path, count: int) -> list[Clip]:
     rendered = synthesize_clips(0, count, "train", workers=min(os.cpu_count() or 1, -(-count // 8)))
     for number, clip in enumerate(tqdm(rendered, desc="rendering", total=count, unit="clip")):
         video, audio = folder / f"{number}.mp4", folder / f"{number}.wav"
-        writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), media.FRAME_RATE, (media.FRAME_SIZE,) * 2)
+        writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, (FRAME_SIZE,) * 2)
         for frame in np.resize(clip.frames, (FRAMES, *clip.frames.shape[1:])):
             writer.write(frame)
         writer.release()
         with wave.open(str(audio), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(media.SAMPLE_RATE)
+            file.setframerate(SAMPLE_RATE)
             file.writeframes(np.resize(clip.samples, SAMPLES).astype("<i2").tobytes())
         clips.append(Clip(f"clip{number}", "vi", "vi", str(video), str(audio), FRAMES, SAMPLES, clip.transcript))
     return clips
@@ -51,4 +51,4 @@ class MediaClips(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         found = read_media(self.clips[index], None)
-        return media.video_input(found.frames), found.audio
+        return video_input(found.frames), found.audio

@@ -7,7 +7,7 @@ project's figures stand alone. Rows are those of configs/final.py. Weights are m
 the host's memory. With the sizes of a small model (--layers and so on) it runs on a CPU too, in float32.
 
 MFU is the share of the device's bfloat16 peak that useful operations take: 4 for each weight and token in training, 2
-in decoding, and attention; padding and what is computed twice do not count (viavsp_jax/flops.py).
+in decoding, and attention; padding and what is computed twice do not count (viavsp_jax/aot/flops.py).
 """
 
 import argparse
@@ -23,11 +23,11 @@ import torch
 
 from benchmarks import beam_search, rounds, torch_training, train_step
 from benchmarks.random_model import VINALLAMA, RandomModel, add_size_flags, prepare, sizes, to_torch
-from viavsp_jax import flops
+from viavsp_jax.aot import flops
+from viavsp_jax.aot.topology import CHIPS
 from viavsp_jax.data.packing import speech_prompt
 from viavsp_jax.data.records import Example
-from viavsp_jax.errors import reported_to_user
-from viavsp_jax.topology import CHIPS
+from viavsp_jax.runtime.errors import reported_to_user
 
 Facts = dict[str, float]
 

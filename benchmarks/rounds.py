@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from viavsp_jax.options import new_file, whole
+from viavsp_jax.runtime.options import new_file, whole
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "grain", "torch", "transformers", "peft", "numpy")
 

@@ -27,8 +27,8 @@ import time
 
 from benchmarks import fuzz, resident, soak_figure
 from benchmarks.interruptions import KINDS, interrupted
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.report.events import read_curves
+from viavsp_jax.evaluation.report.events import read_curves
+from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 _KILLS = 6  # a round
 _AT_WORK = 5.0  # seconds between kills, at most

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from matplotlib.figure import Figure
 
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 _KILLS = {"start": "at the start", "work": "at work", "save": "in a save", "notice": "SIGTERM",
           "evaluation": "in an evaluation", "export": "in an export"}  # fmt: skip

@@ -24,7 +24,7 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import draw_clips, write_shards
 from configs import demo
 from convert import from_hf
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
@@ -36,7 +36,7 @@ import sys
 import jax
 from configs import demo
 from viavsp_jax import sharding, train
-from viavsp_jax.compilation_cache import keep_programs
+from viavsp_jax.runtime.compilation_cache import keep_programs
 from viavsp_jax.data.pipeline import training_batches
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.optimizer import make_optimizer

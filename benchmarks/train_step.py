@@ -31,8 +31,8 @@ from benchmarks import rounds, torch_training
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
 from viavsp_jax import sharding, train
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.state import TrainState
 
 SPLITS = {"train": 256, "valid": 8}  # clips; losses are compared on the latter

@@ -6,10 +6,10 @@ import numpy as np
 import tokenizers
 import transformers
 
+from viavsp_jax.aot.typical_clips import FRAMES, LABEL_TOKENS
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import Prompt, instruction_text
 from viavsp_jax.data.records import Example
-from viavsp_jax.data.typical_clips import FRAMES, LABEL_TOKENS
 
 FOLDER = "av_clean"  # of shards, as configs/base.py names it
 # One line a clip; 59.5 % of the frames are left when each run becomes one segment.

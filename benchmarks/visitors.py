@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 
 import httpx
 
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 AUTOMATIC = ("automatic", False, 0, 2)  # modality, noise, SNR, beams
 _PATIENCE = 900  # seconds

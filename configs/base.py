@@ -89,7 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
             # model in bfloat16).
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
-            # The fields of viavsp_jax.decode.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
+            # The fields of decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
             # length_penalty=0.0, and top_k=50, which is transformers' default.
             "decoding": {
                 "max_new_tokens": 300,

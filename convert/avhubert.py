@@ -13,9 +13,10 @@ from etils import epath
 from flax import nnx, traverse_util
 
 from convert.names import Tree, check_names, flatten, wrong_shapes
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert, weight_norm
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax import encoder_folder
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.avhubert.encoder import AVHubert, weight_norm
+from viavsp_jax.runtime.errors import InputError
 
 # Names of dtypes in safetensors headers, and numpy's.
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
@@ -132,7 +133,7 @@ def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfi
     or if a weight is not finite.
     """
     folder = epath.Path(folder)
-    config = AVHubertConfig.from_json(folder / "config.json")
+    config = encoder_folder.read_config(folder)
     path = folder / "model.safetensors"
     read = read_weights(path)
     abstract = abstract_params(config)

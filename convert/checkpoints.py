@@ -15,7 +15,7 @@ import torch
 from etils import epath
 
 from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 STORAGE_DTYPES = {
     "torch.DoubleStorage": torch.float64,

@@ -22,13 +22,14 @@ from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
-from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
+from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.data.records import Example, SplitSource, complete_splits, open_split
-from viavsp_jax.decode import load_decoding_config
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.options import new_file, whole
-from viavsp_jax.scoring import normalize, score
+from viavsp_jax.decoding.search import load_decoding_config
+from viavsp_jax.evaluation.scoring import normalize, score
+from viavsp_jax.runtime.atomic import atomic_write
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import new_file, whole
 
 
 def read_config(folder: str) -> ViAVSPConfig:
@@ -96,8 +97,8 @@ def with_features(model: ViAVSPModel, modality: str, clips: list[Example], folde
         frames, expected = media.decode_video(clip["video"], where), clip[f"cluster_counts_{modality}"].sum()
         if len(frames) != expected:
             raise InputError(f"{where} has {len(frames)} frames, expected {expected}, as its cluster counts sum to")
-        heard.append(media.audio_features(clip["audio"], len(frames)))
-        seen.append(media.video_input(frames))
+        heard.append(audio_features(clip["audio"], len(frames)))
+        seen.append(video_input(frames))
         lengths.append(len(frames))
     _, final = model.encoder.encode_clips(heard, seen, lengths, (modality,), None)[modality]
     return [

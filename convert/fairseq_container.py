@@ -13,7 +13,7 @@ from convert.avhubert import to_torch_names
 from convert.checkpoints import BUFFERS
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
 from convert.work_folder import adapters
-from viavsp_jax.data import media
+from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.state import TrainState
 
@@ -156,9 +156,9 @@ def settings(config: ml_collections.ConfigDict, paths: dict[str, str]) -> dict[s
         },
         "task": {
             "_name": "avsp_llm_training", "llm_ckpt_path": paths["llm_ckpt_path"], "labels": ["wrd"],
-            "label_rate": -1, "sample_rate": media.SAMPLE_RATE, "normalize": True, "pad_audio": True,
-            "single_target": True, "stack_order_audio": media.STACKED_FRAMES, "image_crop_size": media.CROP_SIZE,
-            "image_mean": media.VIDEO_MEAN, "image_std": media.VIDEO_STD, "modalities": ["video", "audio"],
+            "label_rate": -1, "sample_rate": SAMPLE_RATE, "normalize": True, "pad_audio": True,
+            "single_target": True, "stack_order_audio": STACKED_FRAMES, "image_crop_size": CROP_SIZE,
+            "image_mean": VIDEO_MEAN, "image_std": VIDEO_STD, "modalities": ["video", "audio"],
             "is_s2s": True, "fine_tuning": True,
         },
         "criterion": {"_name": "decoder_only_language_modeling_loss"},

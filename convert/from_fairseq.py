@@ -14,11 +14,11 @@ import torch
 from etils import epath
 
 from convert.checkpoints import FairseqCheckpoint, read_fairseq
-from viavsp_jax.data import media
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.options import new_folder
-from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
+from viavsp_jax.data.features import CROP_SIZE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import new_folder
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -38,10 +38,10 @@ CONFIG_NAMES = {
 FIXED_SETTINGS = {
     "activation_fn": "gelu",
     "normalize": True,
-    "image_crop_size": media.CROP_SIZE,
-    "image_mean": media.VIDEO_MEAN,
-    "image_std": media.VIDEO_STD,
-    "stack_order_audio": media.STACKED_FRAMES,
+    "image_crop_size": CROP_SIZE,
+    "image_mean": VIDEO_MEAN,
+    "image_std": VIDEO_STD,
+    "stack_order_audio": STACKED_FRAMES,
 }
 
 RESNET = "feature_extractor_video.resnet."
@@ -99,7 +99,7 @@ def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig
             frontend_channels=frontend_channels,
             resnet_channels=tuple(resnet_channels),
         )
-    except InputError as error:
+    except ValueError as error:
         raise InputError(f"{source}: {error}") from error
 
 

@@ -22,11 +22,11 @@ from convert.names import Tensor, Tree, check_names, tensors, wrong_shapes
 from convert.safetensors_files import Stored, open_files, refuse_adapter
 from viavsp_jax import __version__
 from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
-from viavsp_jax.errors import InputError, reported_to_user
 from viavsp_jax.llm_config import llama_config, read_config
 from viavsp_jax.llm_folder import save_llm
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.options import new_folder
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.state import abstract_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

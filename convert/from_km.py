@@ -23,9 +23,9 @@ import numpy as np
 from etils import epath
 
 from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.options import new_file, whole
 from viavsp_jax.prepare.kmeans import save_centers
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import new_file, whole
 
 # Until version 0.22 scikit-learn brought its own joblib, and its modules had public names.
 JOBLIB_ARRAYS = {f"{package}joblib.numpy_pickle.NumpyArrayWrapper" for package in ("", "sklearn.externals.")}

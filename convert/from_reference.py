@@ -34,15 +34,15 @@ from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors, wrong_shapes
 from convert.work_folder import adapters, encoder_weights
-from viavsp_jax import config_file, settings
+from viavsp_jax import config_file, encoder_folder, settings
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.data.pipeline import shard_folders
 from viavsp_jax.experiment import Experiment, load_experiment
-from viavsp_jax.models.avhubert_config import AVHubertConfig
 from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.options import new_folder
-from viavsp_jax.origin import origin
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, UNUSED_KEYS
+from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import new_folder
+from viavsp_jax.runtime.run_info import run_info
 from viavsp_jax.state import TrainState
 
 Shapes = dict[str, tuple[int, ...]]  # by name
@@ -62,7 +62,7 @@ def convert(
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     if checkpoints.latest_step() is not None:
         raise InputError(f"{workdir} already holds a checkpoint: give another --workdir")
-    made_by = origin(config, experiment.mesh)
+    made_by = run_info(experiment.mesh, shard_folders(config))
     checkpoints.save(state, None, config.to_json(), experiment.fits, made_by, {"accuracy": 0.0})
     checkpoints.close()
     print(f"wrote {workdir}: update {state.step}; the training data starts with its first batch")
@@ -212,7 +212,7 @@ def convert_encoder(path: epath.PathLike, avhubert: epath.PathLike, output: epat
     Raises InputError that lists every missing, unknown or misshapen weight.
     """
     if epath.Path(avhubert).is_dir():
-        config = AVHubertConfig.from_json(epath.Path(avhubert) / CONFIG_FILE)
+        config = encoder_folder.read_config(avhubert)
     else:
         config = encoder_config(read_fairseq(avhubert), str(avhubert))
     model = read_fairseq(path).model

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 Tree = dict[str, Any]
 

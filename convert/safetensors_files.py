@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 # What transformers saves when a model is trained in parts, and then reads before anything else.

@@ -25,7 +25,7 @@ from etils import epath
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from convert import hub, safetensors_files
+from convert import safetensors_files
 from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.hub.configuration_viavsp import CODE, ViAVSPConfig
@@ -33,18 +33,30 @@ from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, tensors
 from convert.safetensors_files import HEADER, Piece
 from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
-from viavsp_jax.data.atomic import check_writable
+from viavsp_jax import encoder_folder
+from viavsp_jax.data import features
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION, Prompt, load_prompt
-from viavsp_jax.decode import load_decoding_config
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.decoding.search import load_decoding_config
+from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 from viavsp_jax.models.quantize import Quantization, round_trip
-from viavsp_jax.options import checkpoint_step, new_folder
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE
+from viavsp_jax.prepare.features import modeling_avhubert
+from viavsp_jax.prepare.features.provenance import encoder_and_centers, longest_clip
 from viavsp_jax.prepare.kmeans import load_centers
-from viavsp_jax.prepare.provenance import encoder_and_centers, longest_clip
+from viavsp_jax.runtime.atomic import check_writable
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import checkpoint_step, new_folder
+
+_HUB = pathlib.Path(__file__).parent / "hub"
+_SHARED = {"feature_extraction_viavsp": features, "modeling_avhubert": modeling_avhubert}  # with the package
+
+
+def code_files() -> dict[str, pathlib.Path]:
+    """The source of each file of code that an export carries, by its name there."""
+    files = {file.name: file for file in sorted(_HUB.glob("[a-z]*.py"))}
+    return files | {f"{name}.py": pathlib.Path(module.__file__) for name, module in _SHARED.items()}
 
 
 def check_output(output: pathlib.Path) -> None:
@@ -137,7 +149,7 @@ def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prom
 def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -> None:
     """Writes the folder that avhubert_torch.load_encoder and convert.avhubert.load_flax read."""
     folder.mkdir()
-    config.to_json(folder / CONFIG_FILE)
+    encoder_folder.write_config(config, folder)
     save_file(to_torch_names(weights), folder / WEIGHTS_FILE, HEADER)
 
 
@@ -175,7 +187,7 @@ def write_encoders(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (source / name).copy(target / name)
         centers.copy(folder / "kmeans.safetensors")
-        settings["encoder"] = dataclasses.asdict(AVHubertConfig.from_json(source / CONFIG_FILE))
+        settings["encoder"] = dataclasses.asdict(encoder_folder.read_config(source))
         settings["cluster_layer"] = load_centers(str(folder / "kmeans.safetensors"))[1]
     return settings
 
@@ -201,8 +213,8 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, A
         "training": config.to_dict(),
     }
     (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for file in sorted(pathlib.Path(hub.__file__).parent.glob("[a-z]*.py")):
-        shutil.copy(file, folder / file.name)
+    for name, source in code_files().items():
+        shutil.copy(source, folder / name)
     copy_files(opened.llm, folder, TOKENIZER_FILES)
 
 

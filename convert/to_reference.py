@@ -32,12 +32,14 @@ from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, tensors
 from convert.safetensors_files import Piece
 from convert.work_folder import adapters, encoder_weights, open_work_folder
-from viavsp_jax.data.atomic import atomic_write
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax import encoder_folder
+from viavsp_jax.encoder_folder import WEIGHTS_FILE
 from viavsp_jax.llm_folder import llama_config, read_layer
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.options import checkpoint_step, new_file, new_folder
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE, WEIGHTS_FILE, AVHubert
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert
+from viavsp_jax.runtime.atomic import atomic_write
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import checkpoint_step, new_file, new_folder
 from viavsp_jax.state import TrainState
 
 # Names of dtypes in the headers of encoder folders.
@@ -116,7 +118,7 @@ def read_encoder(folder: epath.PathLike, trained: Tree | None = None) -> Encoder
     Raises InputError if a file is missing or unreadable, or its names do not fit its config.
     """
     folder = epath.Path(folder)
-    config = AVHubertConfig.from_json(folder / CONFIG_FILE)
+    config = encoder_folder.read_config(folder)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in AVHubert(config).state_dict().items()}
     pieces, source = [], str(folder)

@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, ClassVar
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 # The only real classes: a pickle stores items into them, and neither they nor a method of theirs can be
 # altered from a pickle (they are immutable C types).

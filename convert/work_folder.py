@@ -11,15 +11,16 @@ from etils import epath
 from flax import traverse_util
 
 from convert.names import Tree, flatten
+from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.encoder_folder import CONFIG_FILE
 from viavsp_jax.experiment import encoder_fits, prompt_fits
 from viavsp_jax.llm_folder import llama_config, read_conversion
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.prepare.avhubert_torch import CONFIG_FILE
+from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState, abstract_model
 
 
@@ -80,7 +81,7 @@ def open_work_folder(
             raise InputError(
                 f"{encoder_path} holds no {CONFIG_FILE}: give the folder that the encoder grew from with --encoder"
             )
-        sizes = AVHubertConfig.from_json(epath.Path(encoder_path) / CONFIG_FILE)
+        sizes = encoder_folder.read_config(encoder_path)
     prompt = load_prompt(llm, config.llm.end_token)
     fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
     checkpoints.check_fits(chosen, fits | prompt_fits(prompt, config.llm.end_token))

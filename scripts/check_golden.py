@@ -29,7 +29,7 @@ from scripts.golden import (
     training,
 )
 from scripts.golden.report import EXACT, Golden, Row
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 AREAS: dict[str, Callable[[Golden], Iterator[Row]]] = {
     "media": media.checks,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from configs.demo import get_config
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.evaluate import score_table
+from viavsp_jax.runtime.errors import reported_to_user
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "viavsp_jax" / "demo_models"

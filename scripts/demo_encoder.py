@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import demo
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 SHARED = ("corpus", "manifest", "kmeans", "shards", "from_hf")
 CONFIGS = {"frozen": "demo", "trained": "demo_encoder"}

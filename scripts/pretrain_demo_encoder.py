@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from viavsp_jax.data import media, noise
-from viavsp_jax.errors import reported_to_user
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.data.features import CENTER, CROP_SIZE, audio_features, normalize, video_input
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.demo.corpus import PHONEMES, synthesize_clips
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.runtime.errors import reported_to_user
 
 CONFIG = AVHubertConfig(
     embed_dim=128, num_layers=4, num_heads=4, ffn_dim=512, frontend_channels=8, resnet_channels=(8, 16, 32, 64),
@@ -68,8 +69,8 @@ def noisy(samples: np.ndarray, examples: list[Example], rng: np.random.Generator
 
 def cropped(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random 88×88 crop, the same for all frames, flipped half of the time, normalised: float32[T, 88, 88]."""
-    top, left = rng.integers(2 * media.CENTER + 1, size=2)
-    return media.normalize(media.crop(frames, top, left, flip=rng.random() < 0.5))
+    top, left = rng.integers(2 * CENTER + 1, size=2)
+    return normalize(media.crop(frames, top, left, flip=rng.random() < 0.5))
 
 
 def batches(
@@ -82,13 +83,13 @@ def batches(
         group = [examples[i] for i in rng.integers(len(examples), size=size)]
         length = max(len(example.labels) for example in group)
         audio = np.zeros((size, length, CONFIG.audio_dim), np.float32) if kind != "video" else None
-        video = np.zeros((size, length, media.CROP_SIZE, media.CROP_SIZE), np.float32) if kind != "audio" else None
+        video = np.zeros((size, length, CROP_SIZE, CROP_SIZE), np.float32) if kind != "audio" else None
         labels = np.full((size, length, 2), IGNORED)
         for row, example in enumerate(group):
             frames = len(example.labels)
             labels[row, :frames] = example.labels
             if audio is not None:
-                audio[row, :frames] = media.audio_features(noisy(example.samples, examples, rng), frames)
+                audio[row, :frames] = audio_features(noisy(example.samples, examples, rng), frames)
             if video is not None:
                 video[row, :frames] = cropped(example.frames, rng)
         labels = torch.from_numpy(labels)
@@ -119,8 +120,8 @@ def accuracies(encoder: AVHubert, classifier: nn.Linear, examples: list[Example]
     encoder.eval()
     right: dict[str, list[float]] = {}
     for example in examples:
-        audio = torch.from_numpy(media.audio_features(example.samples, len(example.labels)))[None]
-        video = torch.from_numpy(media.video_input(example.frames))[None]
+        audio = torch.from_numpy(audio_features(example.samples, len(example.labels)))[None]
+        video = torch.from_numpy(video_input(example.frames))[None]
         padding = torch.zeros(audio.shape[:2], dtype=torch.bool)
         for name, a, v in (("both", audio, video), ("audio", audio, None), ("video", None, video)):
             logits = frame_logits(encoder, classifier, a, v, padding)

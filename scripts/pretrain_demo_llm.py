@@ -21,8 +21,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from viavsp_jax.data.prompt import LANGUAGES, Prompt, instruction_text
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.prepare.demo.sentences import sample_sentences
+from viavsp_jax.runtime.errors import reported_to_user
 
 TONES = "\u0300\u0301\u0303\u0309\u0323"
 # Letters that look alike on the lips, or sound alike in noise.

@@ -19,8 +19,8 @@ from small_run import small_config
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.errors import InputError
 
 
 def cut(path: pathlib.Path) -> None:

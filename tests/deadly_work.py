@@ -4,10 +4,10 @@ import os
 import time
 from collections.abc import Sequence
 
-from viavsp_jax.prepare import reading
+from viavsp_jax.prepare.features import reading
+from viavsp_jax.prepare.features.reading import Media, Noise
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.mouth_clips import ClipMaker, Source
-from viavsp_jax.prepare.reading import Media, Noise
+from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker, Source
 
 DEADLY = "VIAVSP_TEST_DEADLY_ID"
 

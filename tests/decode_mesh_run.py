@@ -15,8 +15,9 @@ from small_run import small_config
 
 from viavsp_jax import evaluate, sharding
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import InputError
+from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.experiment import load_experiment
+from viavsp_jax.runtime.errors import InputError
 
 ROWS = 8
 MESHES = ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2})
@@ -24,7 +25,7 @@ RESULT = re.compile(r"= \(?(\w+\[[\d,]*\])\S* (\S+?)(?:-start)?\(")
 COLLECTIVES = {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "ragged-all-to-all"}
 
 
-def check_search(decoder: evaluate.Decoder, weights, batch) -> None:
+def check_search(decoder: Decoder, weights, batch) -> None:
     """Rows do not meet: all that devices send are numbers that end the loop. The cache is changed where it lies."""
     state, cache = decoder.largest(*weights, batch)
     program = decoder.search.lower(*weights, state, cache).compile()
@@ -45,16 +46,16 @@ def main(llm: str, shards: str) -> None:
         config.evaluate.rows = ROWS
         config.mesh = mesh
         experiment = load_experiment(config)
-        decoder, weights = evaluate.Decoder(experiment), (experiment.init_trainable(), experiment.load_frozen())
+        decoder, weights = Decoder(experiment), (experiment.init_trainable(), experiment.load_frozen())
         tables.append(evaluate.decode_folder(experiment, functools.partial(decoder, *weights), "av_clean"))
         if mesh["data"] == 8:
             clips = pipeline.evaluation_records(config, "av_clean")
             records, batch = next(pipeline.decoding_batches(config, experiment.prompt, clips))
-            batch = sharding.put_whole_batch(experiment.mesh, evaluate.fill_up(batch, records))
+            batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
             check_search(decoder, weights, batch)
             config.evaluate.rows = 6
             try:
-                evaluate.Decoder(experiment)
+                Decoder(experiment)
             except InputError as error:
                 assert "config.evaluate.rows is 6, expected a multiple of 8" in str(error)
             else:

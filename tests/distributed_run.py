@@ -14,9 +14,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from viavsp_jax import distributed, main, sharding
-from viavsp_jax.errors import InputError
+from viavsp_jax import main, sharding
 from viavsp_jax.evaluate import evaluate
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.sharding import local_rows
 from viavsp_jax.train import train
 
 
@@ -44,7 +45,7 @@ def check_rows() -> None:
     }
     for name, order in meshes.items():
         mesh = Mesh(order, sharding.AXES)
-        rows = np.array(distributed.local_rows(mesh, count))
+        rows = np.array(local_rows(mesh, count))
         batch = sharding.put_batch(mesh, {"rows": np.stack([rows, rows + 100], 1)})["rows"]
         assert batch.shape == (count, 2), name
         whole = np.stack([np.arange(count), np.arange(count) + 100], 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fuzz_worker import memory
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @contextlib.contextmanager

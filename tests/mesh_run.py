@@ -10,7 +10,7 @@ from test_sharding import TINY
 
 from configs import base
 from viavsp_jax import sharding, state
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.losses import label_loss
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
 

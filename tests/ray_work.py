@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.writing import Writer
+from viavsp_jax.prepare.features.writing import Writer
+from viavsp_jax.runtime.errors import InputError
 
 
 class MortalWriter(Writer):

@@ -10,7 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.recording import read_recording
 
 
 def _folder(package: str) -> pathlib.Path:

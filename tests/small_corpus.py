@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
 
 WIDTH, LAYERS = 32, 3
 

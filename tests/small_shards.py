@@ -11,9 +11,10 @@ from odd_folders import ODD
 from small_corpus import write_corpus, write_encoder
 
 from viavsp_jax.data import media, records
+from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.avhubert_torch import load_encoder
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.manifest import Clip
 
 LAYER = 2
@@ -118,9 +119,9 @@ def alone(folder: Path, clip: Clip, modality: str, samples: np.ndarray) -> tuple
     model, centers = encoder_and_centers(folder)
     frames = media.read_video(clip.video)
     with torch.inference_mode():
-        audio = torch.from_numpy(media.audio_features(samples, len(frames)))[None]
+        audio = torch.from_numpy(audio_features(samples, len(frames)))[None]
         heard = None if modality == "video" else model.audio_features(audio)
-        seen = None if modality == "audio" else model.video_features(torch.from_numpy(media.video_input(frames))[None])
+        seen = None if modality == "audio" else model.video_features(torch.from_numpy(video_input(frames))[None])
         layer, final = model.encode(heard, seen, None, LAYER)
     labels = np.linalg.norm(layer[0, :, None].double() - torch.from_numpy(centers), axis=2).argmin(1)
     counts = [len(list(run)) for _, run in itertools.groupby(labels.tolist())]

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from viavsp_jax.data.atomic import atomic_write, check_writable, remove_leftovers, write_bytes
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import atomic_write, check_writable, remove_leftovers, write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 
 def test_what_fails_leaves_the_earlier_file_and_nothing_else(tmp_path):

@@ -16,10 +16,10 @@ from flax import nnx
 
 from convert.avhubert import abstract_params, load_flax, tensors, to_torch_names
 from convert.from_fairseq import convert
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare import avhubert_torch
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.avhubert.encoder import AVHubert
+from viavsp_jax.prepare.features import avhubert_torch
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 WHOLE_MODEL = dict(atol=1e-4, rtol=0)
@@ -248,7 +248,7 @@ def test_layer_out_of_range_and_no_modality(narrow):
     encoder = Encoder.load(narrow["pre-LN"][1])
     audio, _, _ = clip(encoder.config, 6)
     for layer in (-1, encoder.config.num_layers + 1):
-        with pytest.raises(InputError, match=f"layer {layer}"):
+        with pytest.raises(ValueError, match=f"layer {layer}"):
             encoder.encode(audio, None, layer=layer)
     with pytest.raises(ValueError, match="audio, video or both"):
         encoder.encode(None, None)

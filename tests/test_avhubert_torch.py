@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 
 from convert.from_fairseq import convert
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import AVHubert, load_encoder, save_encoder
+from viavsp_jax import encoder_folder
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, load_encoder, save_encoder
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 SINGLE_MODULE = dict(atol=1e-5, rtol=0)
@@ -181,22 +182,22 @@ def test_layer_out_of_range_and_no_modality(narrow):
     ],
 )
 def test_config_refuses_unusable_values(fields, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         AVHubertConfig(**fields)
 
 
 def test_config_json(tmp_path):
     path = tmp_path / "config.json"
-    NARROW.to_json(path)
-    assert AVHubertConfig.from_json(path) == NARROW
+    encoder_folder.write_config(NARROW, tmp_path)
+    assert encoder_folder.read_config(tmp_path) == NARROW
     values = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in values.items() if name != "conv_pos"} | {"depth": 1}))
     with pytest.raises(InputError, match=r"config.json: .*missing \['conv_pos'\], unknown \['depth'\]"):
-        AVHubertConfig.from_json(path)
+        encoder_folder.read_config(tmp_path)
     path.write_text(json.dumps(values | {"num_heads": 5}))
     with pytest.raises(InputError, match="config.json: .*multiple of num_heads 5"):
-        AVHubertConfig.from_json(path)
+        encoder_folder.read_config(tmp_path)
     for text in ("{", "[]"):
         path.write_text(text)
         with pytest.raises(InputError, match="config.json: "):
-            AVHubertConfig.from_json(path)
+            encoder_folder.read_config(tmp_path)

@@ -13,10 +13,10 @@ from flax import nnx
 
 from convert.avhubert import load_flax, to_torch_names
 from tests.test_avhubert import POST_LN, PRE_LN, random_torch_encoder
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert, Block, dropout
-from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, EncoderTraining
-from viavsp_jax.prepare import avhubert_torch
+from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, EncoderTraining
+from viavsp_jax.models.avhubert.encoder import AVHubert, Block, dropout
+from viavsp_jax.prepare.features import avhubert_torch
+from viavsp_jax.runtime.errors import InputError
 
 CONFIGS = {"pre-LN": PRE_LN, "post-LN": POST_LN}
 BATCH = EncoderTraining(batch_norm="batch")

@@ -12,8 +12,8 @@ from bad_input import SKIPPED, Bad, each, refused
 from small_corpus import write_corpus, write_encoder, write_video
 from small_shards import options
 
-from viavsp_jax.prepare import reading
 from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.features import reading
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.manifest import read_manifest

@@ -9,8 +9,8 @@ from bad_input import REFUSED, Bad, each
 from small_run import small_config
 from transformers import AutoTokenizer
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import load_experiment
+from viavsp_jax.runtime.errors import InputError
 
 ENTRY = "language model"
 OWN_CODE = b'{"auto_map": {"AutoTokenizer": ["x.Y", null]}, "tokenizer_class": "Y"}'

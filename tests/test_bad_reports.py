@@ -7,9 +7,9 @@ import pytest
 from bad_input import REFUSED, Bad, each, refused
 
 from convert import from_fairseq, from_hf, from_km, to_hf
+from viavsp_jax import report
 from viavsp_jax.evaluate import write_table
-from viavsp_jax.report import __main__ as report
-from viavsp_jax.report.page import make_report, write_report
+from viavsp_jax.evaluation.report.page import make_report, write_report
 
 REPORT = "report"
 HEAD = b"id\treference\thypothesis\tseconds\n"

@@ -16,7 +16,7 @@ from small_run import WIDTH, small_config
 
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 ENTRY, MEDIA = "training, evaluation", "training of the encoder"
 NAMES = {ENTRY: ("viavsp", "av_clean"), MEDIA: ("viavsp_media", "media_clean")}

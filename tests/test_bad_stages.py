@@ -14,8 +14,8 @@ from real_videos import write_video
 from small_corpus import WIDTH
 from small_shards import contents, options
 
-from viavsp_jax.prepare import mouth_clips
 from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.recordings import mouth_clips
 from viavsp_jax.prepare.skipped import read_skipped
 
 MOUTHS, BOTH, SHARDS = "prepare mouths", "prepare kmeans, shards", "prepare shards"

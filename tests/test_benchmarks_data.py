@@ -12,8 +12,9 @@ import torch
 from benchmarks import dedup, encoder, features, loader, media_clips, rounds, startup
 from benchmarks.vasr_clips import FRAMES, draw_run_lengths
 from viavsp_jax.data import media
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.reading import read_media
+from viavsp_jax.data.features import video_input
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.reading import read_media
 
 
 def test_sides_run_in_turn_after_a_warm_up():
@@ -84,7 +85,7 @@ def test_loader_reads_what_the_encoder_takes(tmp_path):
     (clip,) = media_clips.write_media(tmp_path / "media", 1)
     ((video, audio),) = media_clips.MediaClips([clip])
     found = read_media(clip, None)
-    np.testing.assert_array_equal(video, media.video_input(found.frames))
+    np.testing.assert_array_equal(video, video_input(found.frames))
     np.testing.assert_array_equal(audio, found.audio)
     assert len(found.frames) == clip.num_frames == FRAMES and len(media.read_audio(clip.audio)) == clip.num_samples
 

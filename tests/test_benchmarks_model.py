@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks import beam_search, torch_training, train_step, vasr_clips
 from benchmarks.random_model import SMALL, add_size_flags, named_tensors, prepare, to_torch
 from viavsp_jax.data import pipeline
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.losses import label_loss
 
 SIZES = "--layers=2 --heads=2 --head_width=16 --ffn=48 --vocabulary=200 --feature_width=12".split()
 TRAINING_SIDES = ["packed rows", "reference's way", "batched PyTorch, 2", "batched PyTorch, 2, logits at labels"]

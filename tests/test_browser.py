@@ -19,7 +19,7 @@ import pytest
 
 from viavsp_jax.app import captions
 from viavsp_jax.app.transcriber import Transcriber
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.recording import read_recording
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 from selenium.webdriver.common.by import By  # noqa: E402

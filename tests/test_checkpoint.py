@@ -11,10 +11,11 @@ from etils import epath
 from odd_folders import ODD_NAMES
 from small_run import small_config
 
-from viavsp_jax import checkpoint, experiment, paths, train
+from viavsp_jax import checkpoint, experiment, train
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime import paths
+from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState
 
 
@@ -58,7 +59,7 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     words = r"config.data.rows 2, not 4, config.data.train \['av_clean'\], not .*, config.seed 0, not 1: continue"
     with pytest.raises(InputError, match=f"checkpoint 4 in .* was saved with {words}"):
         again.check_data(4, config)
-    assert again.restore_origin(2) == {"saved": again.restore_origin(2)["saved"], "data": {"av_clean": "2"}}
+    assert again.restore_run_info(2) == {"saved": again.restore_run_info(2)["saved"], "data": {"av_clean": "2"}}
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])
 

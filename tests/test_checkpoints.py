@@ -17,8 +17,8 @@ from hostile_pickles import rewritten, saved
 
 from convert import from_fairseq
 from convert.checkpoints import read_fairseq
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, load_encoder
+from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, load_encoder
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "avhubert"
 LEGACY = GOLDEN / "legacy_args_container.pt"

@@ -5,8 +5,9 @@ import pytest
 from small_media import LONGEST, media_config, write_recordings
 
 from viavsp_jax.data import clips, media, noise, packing, pipeline, records
+from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 NAMES = ("av_clean", "audio_clean", "video_clean")
 
@@ -39,7 +40,7 @@ def test_clips_as_they_are(config, source):
         assert clip["id"] == record["id"] and clip["transcript"] == record["transcript"]
         assert np.array_equal(clip["cluster_counts"], record[f"cluster_counts_{modality}"])
         assert (clip["heard"], clip["seen"]) == (modality != "video", modality != "audio")
-        audio, video = media.audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
+        audio, video = audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
         assert np.array_equal(clip["audio"], audio if clip["heard"] else np.zeros_like(audio))
         assert np.array_equal(clip["video"], video if clip["seen"] else np.zeros_like(video))
 
@@ -140,7 +141,7 @@ def test_noise_reaches_the_encoder_at_the_ratio_asked_for(config, source):
     rng.integers(9, size=2), rng.random(), rng.random(), rng.random(), rng.integers(1), rng.integers(1)
     speech = source[0]["audio"]
     added = noise.babble_of(source, source[0]["id"], len(speech), rng)
-    assert np.array_equal(clip["audio"], media.audio_features(noise.mix(speech, added, 0.0), frames))
+    assert np.array_equal(clip["audio"], audio_features(noise.mix(speech, added, 0.0), frames))
 
 
 def test_noise_that_is_not_there(config):
@@ -191,7 +192,7 @@ def test_rows_of_clips(config, source):
                 slots = batch["frame_slot"][row, number]
                 assert np.array_equal(slots[: len(frames)], np.repeat(speech, record["cluster_counts_av"]))
                 assert (slots[len(frames) :] == shape.positions).all()
-                assert np.array_equal(batch["video"][row, number, : len(frames)], media.center_crop(frames))
+                assert np.array_equal(batch["video"][row, number, : len(frames)], center_crop(frames))
                 assert not batch["video"][row, number, len(frames) :].any()
     assert seen == len(source)
 

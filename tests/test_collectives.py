@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from viavsp_jax import collectives
-from viavsp_jax.topology import load_topology
+from viavsp_jax.aot import collectives
+from viavsp_jax.aot.topology import load_topology
 
 N = 1024
 

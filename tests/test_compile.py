@@ -12,9 +12,8 @@ import pytest
 from small_run import DEMO_LLAMA
 
 from convert.avhubert import abstract_params
-from viavsp_jax import compile as compile_
-from viavsp_jax import state
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax import encoder_folder, state
+from viavsp_jax.aot import compile as compile_
 from viavsp_jax.models.lora import LoRAConfig
 
 DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
@@ -88,7 +87,7 @@ def test_an_encoder_that_is_trained(tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
     assert report["fits"] and report["train"]["compile_seconds"] > 0
-    config = AVHubertConfig.from_json(DEMO_ENCODER / "config.json")
+    config = encoder_folder.read_config(DEMO_ENCODER)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_params(config)))
     sent = report["train"]["collective_bytes_by_kind"]
     assert size < report["train"]["collective_bytes_per_step"] < 3 * size, sent

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from viavsp_jax import config_file, main
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 ROOT = pathlib.Path(main.__file__).parent.parent
 DEMO = "--config=configs/demo.py"

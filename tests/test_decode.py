@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 import transformers
 
-from viavsp_jax.decode import (
+from viavsp_jax.decoding.search import (
     DecodingConfig,
     Search,
     best_candidates,
@@ -26,7 +26,7 @@ from viavsp_jax.decode import (
     result,
     running,
 )
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 V, END, LIMIT = 7, 2, 12
 SAMPLING = DecodingConfig(max_new_tokens=LIMIT, do_sample=True, top_p=0.9)

@@ -13,8 +13,8 @@ from convert import decode_hf, from_hf, to_hf
 from convert.hub.modeling_viavsp import segment_means
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
 from viavsp_jax.llm_folder import load_llm
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

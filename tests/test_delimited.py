@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from viavsp_jax.data.delimited import read_delimited
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 ROWS = [
     {"id": "007", "transcript": 'xin chào, "bạn"; nhé', "split": "train"},

@@ -13,11 +13,11 @@ from small_run import DEMO_LLAMA
 from transformers import AutoModelForCausalLM
 
 from scripts import pretrain_demo_llm
-from viavsp_jax.data import media
+from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.prepare.avhubert_torch import load_encoder
 from viavsp_jax.prepare.demo.corpus import synthesize_clips
 from viavsp_jax.prepare.demo.sentences import sample_sentences
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 
 DEMO_AVHUBERT = DEMO_LLAMA.parent / "avhubert"
 
@@ -52,8 +52,8 @@ def test_encoder_separates_phonemes_of_new_voices(clips, modality, accuracy):
     @torch.inference_mode()
     def features(clip):
         frames = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in clip.frames])
-        audio = torch.from_numpy(media.audio_features(clip.samples, len(frames)))[None]
-        video = torch.from_numpy(media.video_input(frames))[None]
+        audio = torch.from_numpy(audio_features(clip.samples, len(frames)))[None]
+        video = torch.from_numpy(video_input(frames))[None]
         heard = encoder.audio_features(audio) if modality != "video" else None
         seen = encoder.video_features(video) if modality != "audio" else None
         return encoder.encode(heard, seen)[1][0].numpy()

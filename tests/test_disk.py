@@ -16,11 +16,11 @@ from small_shards import contents, options
 
 from viavsp_jax import train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.evaluation.report.page import make_report, write_report
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.kmeans import load_centers
-from viavsp_jax.report.__main__ import main as report_main
-from viavsp_jax.report.__main__ import remake
-from viavsp_jax.report.page import make_report, write_report
+from viavsp_jax.report import main as report_main
+from viavsp_jax.report import remake
 
 PAGE = 4096  # what a file on the disk takes at least
 NO_ROOM, LOCKED = "No space left on device, expected a disk with room", "Read-only file system"

@@ -13,11 +13,12 @@ import pytest
 from small_run import WIDTH, make_example, make_shards, small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import distributed, experiment, sharding
+from viavsp_jax import experiment, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import records
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.demo.sentences import sample_sentences
+from viavsp_jax.runtime import distributed
+from viavsp_jax.runtime.errors import InputError
 
 # Most of the time goes into compilation, which is quicker when less is optimised.
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from configs import demo
 from convert import decode_hf, to_hf
 from convert.work_folder import open_work_folder
-from viavsp_jax import evaluate, origin, train
+from viavsp_jax import evaluate, train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.describe import describe
 
 RECORDED = pathlib.Path(__file__).parent / "golden" / "earlier_version" / "folders.tar.xz"
 DATA = {"features": "av_clean", "encoder-trained": "media_clean"}
@@ -88,7 +89,7 @@ def test_all_that_learns_is_restored(recorded, run):
 
 
 def test_it_is_described(recorded, tmp_path, capsys):
-    origin.describe(recorded / "features", tmp_path / "found.json")
+    describe(recorded / "features", tmp_path / "found.json")
     assert "data.av_clean" in (shown := capsys.readouterr().out) and "2175f5e" in shown
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["best"] == UPDATES and found["checkpoints"][0]["config"]["lora"]["rank"] == 2

@@ -13,13 +13,14 @@ from small_media import media_config
 from tensorboard_events import scalars
 
 from convert.avhubert import load_flax
-from viavsp_jax import evaluate, experiment, programs, train
+from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import InputError
-from viavsp_jax.metrics import label_loss
-from viavsp_jax.models.avhubert import AVHubert, normalized
+from viavsp_jax.losses import label_loss
+from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.optimizer import encoder_learns, make_optimizer
+from viavsp_jax.runtime import programs
+from viavsp_jax.runtime.errors import InputError
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, that is; what is compiled is run once or twice
 

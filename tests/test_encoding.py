@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = [
@@ -56,7 +56,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "JAX_PLAT
 IN_ASCII = """
 import sys
 from convert import to_hf
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.main import app as absl, main
 
 assert sys.stdout.encoding.lower() != "utf-8", sys.stdout.encoding

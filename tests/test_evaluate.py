@@ -17,12 +17,14 @@ from small_run import make_llm, make_shards, small_config
 from convert import decode_hf, to_hf
 from convert.model_card import _scores
 from convert.work_folder import open_work_folder
-from viavsp_jax import evaluate, scoring, train
+from viavsp_jax import evaluate, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.records import open_split
-from viavsp_jax.errors import InputError
+from viavsp_jax.decoding.decoder import Decoder, cache_rooms, fill_up
+from viavsp_jax.evaluation import scoring
 from viavsp_jax.experiment import Experiment, load_experiment
-from viavsp_jax.report.__main__ import remake
+from viavsp_jax.report import remake
+from viavsp_jax.runtime.errors import InputError
 
 
 def read_table(path):
@@ -262,9 +264,9 @@ def test_a_cache_that_fills_up(run, monkeypatch):
     """Room for 2 tokens at first: it moves or grows again and again, and the words stay."""
     settings = run[1].evaluate.decoding.to_dict() | {"early_stopping": "never"}
     expected = decoded(run, **settings)
-    rooms, room_for = [], evaluate.Decoder.room_for
+    rooms, room_for = [], Decoder.room_for
     monkeypatch.setattr(evaluate, "FIRST_ROOM", 2)
-    monkeypatch.setattr(evaluate.Decoder, "room_for", lambda *args: rooms.append(room_for(*args)) or rooms[-1])
+    monkeypatch.setattr(Decoder, "room_for", lambda *args: rooms.append(room_for(*args)) or rooms[-1])
     assert decoded(run, **settings) == expected
     assert max(rooms) > 2 and len(rooms) > len(set(rooms))
 
@@ -277,7 +279,7 @@ def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
     for config.dtype in ("float32", "bfloat16"):
         experiment = load_experiment(config)
         trainable = Checkpoints(run[0]).restore_trainable(20, experiment.trainable)
-        decode_batch = functools.partial(evaluate.Decoder(experiment), trainable, experiment.load_frozen())
+        decode_batch = functools.partial(Decoder(experiment), trainable, experiment.load_frozen())
         scores[config.dtype] = [row["score"] for row in evaluate.decode_folder(experiment, decode_batch, "av_clean")]
     assert len(scores["float32"]) == 5
     np.testing.assert_allclose(scores["bfloat16"], scores["float32"], atol=0.05)
@@ -285,7 +287,7 @@ def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
 
 @pytest.mark.parametrize("limit, rooms", [(1, [1]), (16, [16]), (17, [16, 17]), (299, [16, 32, 64, 128, 256, 299])])
 def test_cache_rooms(limit, rooms):
-    assert evaluate.cache_rooms(limit) == rooms
+    assert cache_rooms(limit) == rooms
 
 
 def test_meshes_decode_alike(folders):
@@ -297,7 +299,7 @@ def test_meshes_decode_alike(folders):
     assert result.returncode == 0, result.stderr
     experiment = load_experiment(small_config(llm, shards))
     weights = experiment.init_trainable(), experiment.load_frozen()
-    expected = evaluate.decode_folder(experiment, functools.partial(evaluate.Decoder(experiment), *weights), "av_clean")
+    expected = evaluate.decode_folder(experiment, functools.partial(Decoder(experiment), *weights), "av_clean")
     for rows in json.loads(result.stdout):
         assert [row["hypothesis"] for row in rows] == [row["hypothesis"] for row in expected]
         np.testing.assert_allclose(*([row["score"] for row in rows] for rows in (rows, expected)), atol=2e-4)
@@ -305,7 +307,7 @@ def test_meshes_decode_alike(folders):
 
 def test_rows_without_a_clip_repeat_the_last_one():
     batch = {"lengths": np.array([4, 7, 1, 1]), "tokens": np.arange(8).reshape(4, 2)}
-    full = evaluate.fill_up(batch, [{"id": "a"}, {"id": "b"}])
+    full = fill_up(batch, [{"id": "a"}, {"id": "b"}])
     assert full["lengths"].tolist() == [4, 7, 7, 7] and full["tokens"].tolist() == [[0, 1], *[[2, 3]] * 3]
     assert full["stream"].tolist()[1:] == [full["stream"][1]] * 3 != [full["stream"][0]] * 3
 

@@ -8,12 +8,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from configs import base
-from viavsp_jax import evaluate, experiment, flops, sharding, train, workload
+from viavsp_jax import experiment, sharding, train
+from viavsp_jax.aot import flops, workload
+from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
-from viavsp_jax.data.typical_clips import TypicalPrompt
+from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.models.attention import PackedAttention
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.optimizer import make_optimizer
 
@@ -83,7 +85,7 @@ def test_recomputation_counts():
 def test_decoding_does_what_is_useful_and_little_more():
     llama, beams, generated = make_llama(layers=3), 3, 5
     exp = make_experiment(llama, "none")
-    decoder = evaluate.Decoder(exp)
+    decoder = Decoder(exp)
     prompt = workload.longest_prompt(exp.config, [{"frame_slot": np.zeros(S), "tokens": np.zeros(S)}])
     assert prompt["tokens"].shape == (S,)  # a multiple of the bucket
     batch, weights = workload.on_rows(exp, 1, prompt), (exp.trainable, exp.frozen)

@@ -18,9 +18,9 @@ from tiny_llama import LORA, frozen_shapes, write_llama
 from convert import from_hf, safetensors_files, to_hf
 from viavsp_jax import llm_folder
 from viavsp_jax.data.prompt import instruction_text, load_prompt
-from viavsp_jax.errors import InputError
 from viavsp_jax.llm_config import llama_config
 from viavsp_jax.llm_folder import load_llm, read_conversion
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN_LLAMA = pathlib.Path(__file__).parent / "golden" / "avsp" / "llm_gqa"
 

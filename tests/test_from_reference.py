@@ -26,10 +26,10 @@ from scripts.golden import avsp
 from scripts.golden.report import Golden
 from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.prepare.avhubert_torch import load_encoder
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.runtime.errors import InputError
 
 pytest_plugins = ["reference_checkpoint"]
 GOLDEN = Path(__file__).parent / "golden"

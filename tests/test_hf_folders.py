@@ -14,7 +14,7 @@ from tiny_llama import write_llama
 
 from convert import from_hf
 from convert.names import flatten, tensors
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

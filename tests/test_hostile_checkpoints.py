@@ -16,7 +16,7 @@ import torch
 from hostile_pickles import HARMFUL, Call, rewritten, saved
 
 from convert.checkpoints import read_fairseq
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.mark.parametrize("place", ["cfg", "model", "nested", "args of a stand-in", "state", "tensor", "unused entry"])

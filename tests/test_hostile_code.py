@@ -30,8 +30,9 @@ from convert.hub.language_model_viavsp import ExportError, load_llm
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import manifest, mouth
+from viavsp_jax.prepare import manifest
+from viavsp_jax.prepare.recordings import mouth
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -27,13 +27,13 @@ from benchmarks.fuzz_files import (
 )
 from convert import avhubert, from_hf, from_km
 from convert.decode_hf import read_config
-from viavsp_jax import llm_folder
+from viavsp_jax import encoder_folder, llm_folder
 from viavsp_jax.data import records
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare import kmeans, manifest, mouth
-from viavsp_jax.prepare.avhubert_torch import load_encoder
-from viavsp_jax.report.__main__ import remake
-from viavsp_jax.report.analysis import read_channels
+from viavsp_jax.evaluation.report.analysis import read_channels
+from viavsp_jax.prepare import kmeans, manifest
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.prepare.recordings import mouth
+from viavsp_jax.report import remake
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 # Offsets and shapes of "centers" in a file with 48 bytes of data.
@@ -191,7 +191,7 @@ def sampled(folder: pathlib.Path):
     [(name, *functions) for name, functions in JSON_READERS.items()]
     + [
         ("config.json", write_export, read_config),
-        ("config.json", write_encoder, lambda folder: AVHubertConfig.from_json(folder / "config.json")),
+        ("config.json", write_encoder, encoder_folder.read_config),
         ("mapping.json", write_corpus, sampled),
     ],
 )

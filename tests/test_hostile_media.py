@@ -12,7 +12,8 @@ import pytest
 from hostile_reading import refused
 
 from viavsp_jax.data import media
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.data.features import SAMPLE_RATE
+from viavsp_jax.prepare.recordings.recording import read_recording
 
 
 @pytest.mark.parametrize("text", [
@@ -69,7 +70,7 @@ def test_sound_far_away_is_not_waited_for(tmp_path, starts):
 def test_speech_that_declares_more_than_it_has(tmp_path, samples):
     path = tmp_path / "speech.wav"
     with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, media.SAMPLE_RATE, 0, "NONE", None))
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
         file.writeframes(bytes(200))
     content = path.read_bytes()
     path.write_bytes(content.replace(struct.pack("<I", 200), struct.pack("<I", 2 * samples)))

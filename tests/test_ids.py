@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from viavsp_jax.data.ids import Files, column_of_ids, id_text, read_channels
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.parquet import read_parquet
+from viavsp_jax.runtime.errors import InputError
 
 NFC, NFD = "tiếng Việt", unicodedata.normalize("NFD", "tiếng Việt")
 

@@ -9,9 +9,9 @@ import time
 import pytest
 
 import viavsp_jax
-from viavsp_jax import interrupts
-from viavsp_jax.errors import reported_to_user
 from viavsp_jax.prepare.workers import Workers
+from viavsp_jax.runtime import interrupts
+from viavsp_jax.runtime.errors import reported_to_user
 
 SENTENCE = "stopped by Ctrl-C: what was finished before is kept\n"
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.recording import read_recording
 
 RATE, PICTURE = 16_000, 640  # samples of a second and of a picture
 TS = ("libx264", "aac", {"x264-params": "bframes=3:log-level=none"})

@@ -21,8 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from convert import from_km
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare import kmeans
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "kmeans"
 TINY = GOLDEN / "tiny.km"

@@ -9,6 +9,7 @@ from sklearn.cluster import MiniBatchKMeans
 from small_corpus import WIDTH, write_corpus, write_encoder
 
 from viavsp_jax.data import media
+from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import read_manifest
@@ -80,10 +81,10 @@ def learn(folder, output, *options):
 def layer_features(model, clip, layer):
     """One clip alone, without padding or batching."""
     frames = media.read_video(clip.video)
-    audio = media.audio_features(media.read_audio(clip.audio), len(frames))
+    audio = audio_features(media.read_audio(clip.audio), len(frames))
     with torch.inference_mode():
         heard = model.audio_features(torch.from_numpy(audio)[None])
-        seen = model.video_features(torch.from_numpy(media.video_input(frames))[None])
+        seen = model.video_features(torch.from_numpy(video_input(frames))[None])
         return model.encode(heard, seen, None, layer)[0][0].numpy()
 
 

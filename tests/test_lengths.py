@@ -15,8 +15,8 @@ from small_shards import prepared as prepared
 from viavsp_jax.data import lengths, pipeline, records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.sources import count_fields, open_sources
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.__main__ import main as prepare
+from viavsp_jax.runtime.errors import InputError
 
 LONG = " ".join(["a b"] * 30)
 FRAMES = 200

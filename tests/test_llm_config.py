@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.llm_config import llama_config
+from viavsp_jax.runtime.errors import InputError
 
 IDS = torch.tensor([[1, 5, 9, 30, 2, 7, 8, 20]])
 DEFAULT, LINEAR = {"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}

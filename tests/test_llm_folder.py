@@ -20,7 +20,7 @@ from tiny_llama import frozen_shapes
 
 from convert.from_hf import load_params
 from viavsp_jax import llm_folder
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 def test_folder_errors(tmp_path):

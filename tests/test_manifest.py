@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from small_corpus import write_corpus
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest import Clip, read_manifest
 from viavsp_jax.prepare.skipped import read_skipped
+from viavsp_jax.runtime.errors import InputError
 
 
 def manifest(corpus, output, *options):

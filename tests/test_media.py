@@ -14,7 +14,8 @@ import torch
 from small_crops import PICTURES, write_crops
 
 from viavsp_jax.data import media
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import FRAME_RATE, audio_features, layer_norm, normalize, video_input
+from viavsp_jax.runtime.errors import InputError
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 UTTERANCES = sorted(path.stem for path in MEDIA.glob("utt*.npz"))
@@ -28,13 +29,13 @@ def test_recorded_audio_is_once_too_short_and_once_too_long():
 
 
 def test_speech_shorter_than_one_window():
-    features = media.audio_features(np.array([1000, -1000, 500], np.int16), num_frames=2)
+    features = audio_features(np.array([1000, -1000, 500], np.int16), num_frames=2)
     assert features.shape == (2, 104)
     assert np.isfinite(features).all() and not features[1].any()
 
 
 def write_video(path, size, num_frames=3):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), media.FRAME_RATE, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, size)
     for _ in range(num_frames):
         writer.write(np.zeros((size[1], size[0], 3), np.uint8))
     writer.release()
@@ -279,14 +280,14 @@ def test_crop_and_normalize_make_the_encoder_input():
     np.testing.assert_array_equal(media.crop(frames, 2, 7, flip=False), frames[:, 2:90, 7:95])
     np.testing.assert_array_equal(media.crop(frames, 8, 0, flip=True), frames[:, 8:96, 87::-1])
     middle = frames[:, 4:92, 4:92]
-    np.testing.assert_array_equal(media.video_input(frames), ((middle / 255 - 0.421) / 0.165).astype(np.float32))
-    np.testing.assert_array_equal(media.normalize(middle[:1, :5]), media.video_input(frames)[:1, :5])
+    np.testing.assert_array_equal(video_input(frames), ((middle / 255 - 0.421) / 0.165).astype(np.float32))
+    np.testing.assert_array_equal(normalize(middle[:1, :5]), video_input(frames)[:1, :5])
 
 
 def test_layer_norm_equals_pytorch_s():
     features = (np.random.default_rng(0).normal(size=(7, 104)) * 5 - 12).astype(np.float32)
     features[3], features[5] = 0, np.float32(-36.04)
-    found = media.layer_norm(features)
+    found = layer_norm(features)
     assert found.dtype == np.float32 and not found[3].any()
     np.testing.assert_allclose(found, torch.nn.functional.layer_norm(torch.from_numpy(features), (104,)), atol=1e-6)
 

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from test_records import assert_same, example
 
 from viavsp_jax.data import media, noise, records
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "media"
 NAMES = ("utt0", "utt1")

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from tensorboard_events import scalars
 
-from viavsp_jax.metrics import Metrics, Writer, label_loss
+from viavsp_jax.losses import Metrics, label_loss
+from viavsp_jax.runtime.tensorboard import Writer
 
 
 def packed(lengths, vocabulary=11, size=20, seed=0):

@@ -6,12 +6,12 @@ import pytest
 from real_videos import CARTOON, CUT, PHONE, SPEECH, first, write_video, write_wav
 
 from viavsp_jax.data import media
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import mouth
-from viavsp_jax.prepare.faces import Face, FaceFinder
-from viavsp_jax.prepare.mouth_clips import write_video as write_crops
-from viavsp_jax.prepare.recordings import read_recording
-from viavsp_jax.prepare.tracks import Speaker, choose, fill, follow, loudness
+from viavsp_jax.prepare.recordings import mouth
+from viavsp_jax.prepare.recordings.faces import Face, FaceFinder
+from viavsp_jax.prepare.recordings.mouth_clips import write_video as write_crops
+from viavsp_jax.prepare.recordings.recording import read_recording
+from viavsp_jax.prepare.recordings.tracks import Speaker, choose, fill, follow, loudness
+from viavsp_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 MEAN_FACE = RNG.uniform(60, 190, (68, 2))

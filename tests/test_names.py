@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convert.names import MANY, check_names, tensors, wrong_shapes
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 LAYERS = 32
 PARTS = ("input_layernorm.weight", "self_attn.q_proj.weight", "mlp.up_proj.weight")

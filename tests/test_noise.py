@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from viavsp_jax.data.noise import babble, mix, rng_for
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 def tone(length, amplitude, seed):

@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from viavsp_jax.numerals import DIGITS, cardinal, read_numbers
-from viavsp_jax.vietnamese import spoken_form
+from viavsp_jax.evaluation.numerals import DIGITS, cardinal, read_numbers
+from viavsp_jax.evaluation.vietnamese import spoken_form
 
 NUMBERS = {
     0: "không", 1: "một", 4: "bốn", 5: "năm", 10: "mười", 11: "mười một", 14: "mười bốn", 15: "mười lăm",

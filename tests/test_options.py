@@ -2,8 +2,8 @@
 
 import pytest
 
-from viavsp_jax import options
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime import options
+from viavsp_jax.runtime.errors import InputError
 
 
 def test_what_is_in_bounds_is_read():

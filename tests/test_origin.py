@@ -11,9 +11,12 @@ from absl import flags
 from small_run import make_shards, small_config
 
 import viavsp_jax
-from viavsp_jax import experiment, main, origin, sharding
+from viavsp_jax import experiment, main, sharding
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError
+from viavsp_jax.data import pipeline
+from viavsp_jax.describe import describe
+from viavsp_jax.runtime import run_info
+from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState
 
 
@@ -25,7 +28,7 @@ def config(folders):
 @pytest.fixture
 def workdir(config, tmp_path):
     """With checkpoints of updates 2 and 4, the latter saved in a hurry."""
-    made_by = origin.origin(config, sharding.make_mesh(config))
+    made_by = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
     fits = experiment.load_experiment(config).fits
     checkpoints = Checkpoints(tmp_path / "work", keep=2)
     for step, accuracy in ((2, 0.5), (4, 0.0)):
@@ -36,8 +39,8 @@ def workdir(config, tmp_path):
 
 
 def test_what_is_recorded(config):
-    found = origin.origin(config, sharding.make_mesh(config))
-    root = origin._ROOT
+    found = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
+    root = run_info._ROOT
     if (root / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
         assert found["code"]["git"] == head.stdout.strip()
@@ -52,35 +55,35 @@ def test_what_is_recorded(config):
 
 def test_without_git_the_hash_of_the_code_is_left(tmp_path, monkeypatch):
     shutil.copytree(viavsp_jax.__path__[0], tmp_path / "viavsp_jax", ignore=shutil.ignore_patterns("demo_models"))
-    monkeypatch.setattr(origin, "_ROOT", tmp_path)
-    before = origin._source_hash()
-    assert origin._git("rev-parse", "HEAD") is None and origin._changes() is None
+    monkeypatch.setattr(run_info, "_ROOT", tmp_path)
+    before = run_info._source_hash()
+    assert run_info._git("rev-parse", "HEAD") is None and run_info._changes() is None
     with (tmp_path / "viavsp_jax" / "train.py").open("a") as file:
         file.write("# another line\n")
-    assert origin._source_hash() != before
+    assert run_info._source_hash() != before
 
 
 def test_fingerprints_tell_data_apart_and_not_where_they_lie(tmp_path):
     first, same, other = (make_shards(tmp_path / name / "av_clean", seed=len(name)) for name in ("a", "b", "cc"))
-    assert origin.fingerprint(first) == origin.fingerprint(same) != origin.fingerprint(other)
+    assert run_info.fingerprint(first) == run_info.fingerprint(same) != run_info.fingerprint(other)
     (first / "provenance.json").write_text('{"kmeans": "0", "paths": {"kmeans": "/here"}}')
     (same / "provenance.json").write_text('{"kmeans": "0", "paths": {"kmeans": "/there"}}')
-    assert origin.fingerprint(first) == origin.fingerprint(same)
+    assert run_info.fingerprint(first) == run_info.fingerprint(same)
     (same / "provenance.json").write_text('{"kmeans": "1", "paths": {"kmeans": "/here"}}')
-    assert origin.fingerprint(first) != origin.fingerprint(same)
+    assert run_info.fingerprint(first) != run_info.fingerprint(same)
     for damaged in ("", "[1]", "[" * 100_000):
         (same / "provenance.json").write_text(damaged)
-        assert len(origin.fingerprint(same)) == 64
-    assert origin.fingerprint(tmp_path / "none") == ""
+        assert len(run_info.fingerprint(same)) == 64
+    assert run_info.fingerprint(tmp_path / "none") == ""
 
 
 def test_what_changed_is_said(config):
-    now = origin.origin(config, sharding.make_mesh(config))
+    now = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
     before = json.loads(json.dumps(now | {"saved": "2026-01-01T00:00:00+00:00", "python": "3.10.1"}))
     before["data"]["av_clean"] = "another"
     before["devices"]["count"] = 8
-    assert origin.differences(now, now) == origin.differences({}, now) == []
-    assert origin.differences(before, now) == [
+    assert run_info.differences(now, now) == run_info.differences({}, now) == []
+    assert run_info.differences(before, now) == [
         f"python was 3.10.1, is {now['python']}",
         f"data.av_clean was another, is {now['data']['av_clean']}",
     ]
@@ -99,7 +102,7 @@ def test_describe(config, workdir, capsys, tmp_path):
     assert f"data.path {config.data.path}" in text and "lora.rank 16" in text
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["best"] == 2 and [one["update"] for one in about["checkpoints"]] == [2, 4]
-    made_by = origin.origin(config, sharding.make_mesh(config))
+    made_by = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
     assert about["checkpoints"][0]["origin"] == made_by | {"saved": about["checkpoints"][0]["origin"]["saved"]}
     assert about["checkpoints"][0]["fits"] == experiment.load_experiment(config).fits
     assert "language model sha256 " + about["checkpoints"][0]["fits"]["language model sha256"] in text
@@ -108,5 +111,5 @@ def test_describe(config, workdir, capsys, tmp_path):
 
 def test_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint: train first"):
-        origin.describe(tmp_path)
+        describe(tmp_path)
     assert not (tmp_path / "checkpoints").exists(), "a look changes nothing"

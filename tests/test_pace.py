@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from viavsp_jax.pace import Pace
+from viavsp_jax.runtime.throughput import Pace
 
 
 class Clock:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from viavsp_jax.app import __main__ as app
-from viavsp_jax.app import captions, page, pictures, views
+from viavsp_jax.app import captions, pictures
+from viavsp_jax.app.page import server as page
+from viavsp_jax.app.page import views
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.mouth import MouthTrack
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.mouth import MouthTrack
+from viavsp_jax.prepare.recordings.recording import read_recording
+from viavsp_jax.runtime.errors import InputError
 
 AUTOMATIC = ("automatic", False, 0, 2)  # modality, noise, SNR, beams
 

@@ -16,7 +16,7 @@ import numpy as np
 from page_requests import FILE, files, message, raw, sent, wait_until
 
 from benchmarks import visitors
-from viavsp_jax.app import folder
+from viavsp_jax.app.page import folder
 
 
 def test_too_much_is_refused_while_it_arrives(page, client, uploads):
@@ -132,7 +132,9 @@ def test_what_was_sent_is_never_a_page(page, client):
 
 def test_what_a_killed_page_left_is_removed_and_uploads_in_time(demo_export, tmp_path):
     (tmp_path / "viavsp_page_others").mkdir()
-    own = "from viavsp_jax.app.folder import own_folder as own\nwith own() as path: print(path, flush=True), input()"
+    own = (
+        "from viavsp_jax.app.page.folder import own_folder as own\nwith own() as path: print(path, flush=True), input()"
+    )
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", own], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

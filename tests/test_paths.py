@@ -6,10 +6,10 @@ from etils import epath
 from odd_folders import ODD_NAMES
 
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError
-from viavsp_jax.metrics import Writer
-from viavsp_jax.paths import key_value_store
-from viavsp_jax.report.events import read_curves
+from viavsp_jax.evaluation.report.events import read_curves
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.paths import key_value_store
+from viavsp_jax.runtime.tensorboard import Writer
 
 
 @pytest.fixture(scope="module")

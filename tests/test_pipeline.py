@@ -11,7 +11,7 @@ from benchmarks import vasr_clips
 from configs import final
 from viavsp_jax.data import packing, pipeline, records
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import pytest
 from small_run import command, small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import compilation_cache, experiment, preemption, train
+from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.runtime import compilation_cache, preemption
 
 
 def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **settings) -> subprocess.Popen:

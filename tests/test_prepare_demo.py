@@ -11,19 +11,12 @@ import pandas as pd
 import pytest
 
 from viavsp_jax.data.media import read_video
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.demo import corpus, speech
-from viavsp_jax.prepare.demo.corpus import (
-    PHONEMES,
-    SPEAKERS,
-    frame_labels,
-    plan_clips,
-    render_clip,
-    write_corpus,
-)
+from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip, write_corpus
 from viavsp_jax.prepare.demo.face import Face, render
 from viavsp_jax.prepare.demo.sentences import SPLITS, SYLLABLES, sample_sentences, split_of
 from viavsp_jax.prepare.demo.speech import SAMPLE_RATE, Phoneme, Speaker, is_vowel, synthesize
+from viavsp_jax.runtime.errors import InputError
 
 SPEAKER = Speaker("tester", "vi", "m3", pitch=50, pitch_range=50, rate=175, loudness=-23.0)
 VOICES = ("vi", "vi-vn-x-central", "vi-vn-x-south")

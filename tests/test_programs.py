@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 import viavsp_jax
-from viavsp_jax import programs, topology
+from viavsp_jax.aot import topology
 from viavsp_jax.checkpoint import checksum
 from viavsp_jax.models.quantize import round_trip
+from viavsp_jax.runtime import programs
 
 PACKAGE = pathlib.Path(viavsp_jax.__file__).parent
 

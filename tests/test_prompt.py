@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from convert.hub import modeling_viavsp
 from viavsp_jax.data.prompt import LANGUAGES, instruction_text, load_prompt, one_line
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from convert.to_hf import hugging_face_tensors
 from viavsp_jax.data.packing import RowShape, ToUtterance
 from viavsp_jax.data.pipeline import packed_batches
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.evaluation.scoring import normalize, score
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import manifest
-from viavsp_jax.scoring import normalize, score
+from viavsp_jax.runtime.errors import InputError
 
 SHAPE = RowShape(positions=96, frames=40, labels=24, clips=3, window=80)
 # Marks that combine, spaces of all kinds, letters of several bytes, of one character or two.

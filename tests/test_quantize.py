@@ -23,7 +23,6 @@ from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline
-from viavsp_jax.errors import InputError
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import (
@@ -36,6 +35,7 @@ from viavsp_jax.models.quantize import (
     round_trip,
 )
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.errors import InputError
 
 LORA = LoRAConfig(rank=4, alpha=6.0, dropout=0.0)
 

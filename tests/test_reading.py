@@ -12,9 +12,9 @@ import deadly_work
 import numpy as np
 import pytest
 
-from viavsp_jax.prepare import reading
+from viavsp_jax.prepare.features import reading
+from viavsp_jax.prepare.features.reading import Noise, Reader, Waveforms
 from viavsp_jax.prepare.manifest import read_manifest
-from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
 from viavsp_jax.prepare.workers import WorkerDied, Workers, sign_of_life
 
 
@@ -115,7 +115,7 @@ def test_workers_end_with_the_process_that_started_them(clips):
     script = """
 import os, signal, sys
 from viavsp_jax.prepare.manifest import read_manifest
-from viavsp_jax.prepare.reading import Reader
+from viavsp_jax.prepare.features.reading import Reader
 with Reader(1) as reader:
     next(reader.read([read_manifest(sys.argv[1], "train")[:1]], None))
     print(reader._workers._all[0]._process.pid, flush=True)

@@ -12,7 +12,7 @@ import transformers
 from flax import nnx
 
 from convert import from_hf
-from viavsp_jax.decode import DecodingConfig, decode
+from viavsp_jax.decoding.search import DecodingConfig, decode
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.state import abstract_model

@@ -13,8 +13,8 @@ import pytest
 from av.filter import Graph
 from real_videos import CARTOON, PHONE, SPEECH, write_video, write_wav
 
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.recording import read_recording
+from viavsp_jax.runtime.errors import InputError
 
 NOISE = np.random.default_rng(0).integers(-30_000, 30_000, 40_000).astype(np.int16)
 

@@ -8,7 +8,7 @@ import pytest
 from odd_folders import ODD_NAMES
 
 from viavsp_jax.data import records
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 WIDTH = 8
 

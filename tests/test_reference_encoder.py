@@ -18,8 +18,8 @@ from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.errors import InputError
 
 pytest_plugins = ["reference_checkpoint"]
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from tensorboard_events import scalars
 
 from viavsp_jax.evaluate import score_table, write_table
-from viavsp_jax.metrics import Writer
-from viavsp_jax.report import analysis
-from viavsp_jax.report.events import read_curves
-from viavsp_jax.report.page import make_report, render, write_report
-from viavsp_jax.vietnamese import TONES
+from viavsp_jax.evaluation.report import analysis
+from viavsp_jax.evaluation.report.events import read_curves
+from viavsp_jax.evaluation.report.page import make_report, render, write_report
+from viavsp_jax.evaluation.vietnamese import TONES
+from viavsp_jax.runtime.tensorboard import Writer
 
 ABOUT = {"checkpoint": 300, "split": "test"}
 

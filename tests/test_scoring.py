@@ -8,7 +8,7 @@ import sacrebleu
 import scipy.stats
 from hypothesis import given
 
-from viavsp_jax.scoring import align, normalize, rates, score, score_translation
+from viavsp_jax.evaluation.scoring import align, normalize, rates, score, score_translation
 
 
 def distance(a, b):

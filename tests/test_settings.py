@@ -4,7 +4,7 @@ import pytest
 
 from configs import base, demo, demo_encoder, final
 from viavsp_jax import settings
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 WRONG = {
     "dtype": ("bf16", "float16", "float64", 32, None),

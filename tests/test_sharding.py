@@ -8,9 +8,9 @@ import pytest
 
 from configs import base
 from viavsp_jax import sharding, state
-from viavsp_jax.errors import InputError
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.runtime.errors import InputError
 
 TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 

@@ -18,8 +18,8 @@ from small_shards import (
 
 from viavsp_jax.data import media, noise, records
 from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.features.reading import Noise, Waveforms
 from viavsp_jax.prepare.manifest import read_manifest
-from viavsp_jax.prepare.reading import Noise, Waveforms
 
 
 def test_records_hold_what_the_encoder_gives_for_each_clip_alone(prepared, tmp_path):

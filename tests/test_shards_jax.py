@@ -15,12 +15,13 @@ from small_shards import FRAMES, LAYER, assert_same_datasets, identity, options,
 from test_distributed import free_port
 
 from viavsp_jax.data import records
-from viavsp_jax.prepare import extract, kmeans
+from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.encoder_jax import JaxEncoder, padded_length
-from viavsp_jax.prepare.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.features import extract
+from viavsp_jax.prepare.features.encoder_jax import JaxEncoder, padded_length
+from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.manifest import read_manifest
-from viavsp_jax.prepare.reading import Reader
 
 MORE = ["--kind", "both", "--modalities", "av", "audio", "video", "--num_shards", "3"]
 FOLDERS = ("av_clean", "audio_clean", "video_clean", "media_clean")

@@ -11,8 +11,8 @@ from test_media_records import write_wav
 
 from viavsp_jax.data import media, noise, records
 from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.features.reading import Noise, Waveforms
 from viavsp_jax.prepare.manifest import read_manifest
-from viavsp_jax.prepare.reading import Noise, Waveforms
 
 MODALITIES = ("av", "audio", "video")
 

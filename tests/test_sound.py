@@ -9,7 +9,7 @@ import scipy.signal
 from real_videos import SPEECH, write_wav
 from test_recordings import NOISE, numbered, refused
 
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings.recording import read_recording
 
 
 def test_other_sound_is_resampled_and_mixed(tmp_path):

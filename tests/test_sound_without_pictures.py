@@ -11,9 +11,9 @@ from real_videos import SPEECH, first, write_video
 from viavsp_jax.app.pictures import _held
 from viavsp_jax.app.recognizer import Hypothesis, Recognition
 from viavsp_jax.app.transcriber import Clip, Transcriber
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import mouth_clips
-from viavsp_jax.prepare.recordings import read_recording
+from viavsp_jax.prepare.recordings import mouth_clips
+from viavsp_jax.prepare.recordings.recording import read_recording
+from viavsp_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 CROPS = RNG.integers(60, 200, (250, 96, 96, 1)).astype(np.uint8).repeat(3, -1)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tiny_llama import DECODING, FEATURES, LORA, WHOLE, frozen_shapes, structure, write_checkpoints, write_llama
 
 from convert import from_hf, safetensors_files, to_hf
-from viavsp_jax.decode import load_decoding_config
-from viavsp_jax.errors import InputError
+from viavsp_jax.decoding.search import load_decoding_config
 from viavsp_jax.llm_folder import llama_config, load_llm
+from viavsp_jax.runtime.errors import InputError
 
 
 def our_logits(llm, trainable, tokens):

@@ -16,9 +16,9 @@ from convert.checkpoints import read_fairseq, read_moments
 from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.llm_folder import llama_config
+from viavsp_jax.runtime.errors import InputError
 
 pytest_plugins = ["reference_checkpoint"]
 GOLDEN = Path(__file__).parent / "golden"

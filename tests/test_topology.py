@@ -8,8 +8,8 @@ import pytest
 
 from configs import base
 from viavsp_jax import sharding
-from viavsp_jax.errors import InputError
-from viavsp_jax.topology import load_topology
+from viavsp_jax.aot.topology import load_topology
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture(autouse=True)

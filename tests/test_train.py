@@ -16,9 +16,9 @@ from tensorboard_events import scalars
 from viavsp_jax import evaluate, experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
-from viavsp_jax.errors import InputError
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from small_run import make_shards
 from convert import decode_hf, to_hf, to_reference
 from convert.avhubert import load_flax
 from convert.names import flatten
-from viavsp_jax import evaluate, train
+from viavsp_jax import encoder_folder, evaluate, train
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.data.features import audio_features
 from viavsp_jax.prepare import kmeans
-from viavsp_jax.prepare.avhubert_torch import load_encoder
-from viavsp_jax.prepare.encoder_torch import TorchEncoder
-from viavsp_jax.prepare.reading import Media
+from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
+from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.transcribe import Clip, Transcriber
 
 NAMES = ("av_clean", "audio_clean", "video_clean")
@@ -49,7 +49,7 @@ def exported(run, tmp_path_factory):
 def test_the_export_holds_the_encoder_and_statistics_of_the_checkpoint(run, exported, media_folders):
     expected, before = flatten(to_reference.load_trained(run[0]).encoder), flatten(load_flax(media_folders[2])[1])
     config, weights = load_flax(exported / "encoder")
-    assert config == AVHubertConfig.from_json(media_folders[2] / "config.json")
+    assert config == encoder_folder.read_config(media_folders[2])
     found = flatten(weights)
     assert found.keys() == expected.keys() == before.keys()
     for name, value in found.items():
@@ -151,7 +151,7 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     source = records.open_split(f"{config.data.path}/media_clean", "test", records.MEDIA)
     clips = [Clip(media.decode_video(clip["video"], ""), clip["audio"]) for clip in source]
     before = TorchEncoder(load_encoder(media_folders[2]))
-    items = [Media(clip.video, media.audio_features(clip.audio, len(clip.video)), b"", clip.audio) for clip in clips]
+    items = [Media(clip.video, audio_features(clip.audio, len(clip.video)), b"", clip.audio) for clip in clips]
     lengths = [len(clip.video) for clip in clips]
     frames = {
         name: [x[:t].numpy() for x, t in zip(layer, lengths, strict=True)]

@@ -22,8 +22,9 @@ from viavsp_jax.app import captions, pictures, windows
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
 from viavsp_jax.data import media
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import filterbank, stack
 from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +212,8 @@ def test_windows_are_cut_at_pauses():
 def test_a_window_hears_what_the_whole_hears():
     """The features of a window are those rows of the recording's own, but for the first: pre-emphasis begins anew."""
     samples = (np.random.default_rng(0).normal(size=40 * 640 + 77) * 900).astype(np.int16)
-    whole = media.stack(media.filterbank(samples))
-    part = media.stack(media.filterbank(windows.samples_of(samples, 10, 25)))
+    whole = stack(filterbank(samples))
+    part = stack(filterbank(windows.samples_of(samples, 10, 25)))
     assert len(part) == 15
     np.testing.assert_array_equal(part[1:], whole[11:25])
 

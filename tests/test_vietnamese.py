@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from viavsp_jax.vietnamese import Syllable, difference, normalize, spoken_form, visible
+from viavsp_jax.evaluation.vietnamese import Syllable, difference, normalize, spoken_form, visible
 
 # Older spelling → newer; what has a coda, qu or another vowel is written one way only.
 PLACEMENT = {

@@ -17,9 +17,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from viavsp_jax.data.pipeline import TrainingBatches
-from viavsp_jax.errors import InputError, disk_trouble
 from viavsp_jax.integrity import check_arrays
-from viavsp_jax.paths import key_value_store
+from viavsp_jax.runtime.errors import InputError, disk_trouble
+from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.settings import ORDER_OF_DATA, changes, flat
 from viavsp_jax.state import TrainState
 
@@ -81,7 +81,7 @@ class Checkpoints:
         data: TrainingBatches | None,
         config: str,
         fits: dict[str, Any],
-        origin: dict[str, Any],
+        run_info: dict[str, Any],
         metrics: dict[str, float],
     ) -> None:
         """Starts saving in the background; raises InputError when the disk is full, also of the save before.
@@ -90,14 +90,14 @@ class Checkpoints:
           state, data: what a restart needs; without `data` a restart begins with the first batch.
           config: the run's config as JSON.
           fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
-          origin: what they were made by (see viavsp_jax/origin.py); `saved`, the time in UTC, is added.
+          run_info: what they were made by (see runtime/run_info.py); `saved`, the time in UTC, is added.
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better.
         """
         learnt = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
             learnt["batch_stats"] = state.batch_stats
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | origin}
+        texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | run_info}
         if data is not None:
             texts["data"] = data.places()
         texts["sums"] = {name: int(checksum(tree)) for name, tree in learnt.items()} | {
@@ -230,7 +230,7 @@ class Checkpoints:
         sums = self._read_json(step, "sums") if (self.folder / str(step) / "sums").exists() else {}
         return sums.get("trainable")
 
-    def restore_origin(self, step: int) -> dict[str, Any]:
+    def restore_run_info(self, step: int) -> dict[str, Any]:
         """What a checkpoint was made by; {} if an earlier version wrote it."""
         return self._read_json(step, "origin") if (self.folder / str(step) / "origin").exists() else {}
 

@@ -14,7 +14,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 def define(

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import io
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,126 +11,23 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
-from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import decode, distributed, programs, scoring, settings, sharding
+from viavsp_jax import settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
-from viavsp_jax.data.atomic import write_bytes
+from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
-from viavsp_jax.data.media import FRAME_RATE
-from viavsp_jax.errors import InputError
+from viavsp_jax.decoding.decoder import Decoder, fill_up
+from viavsp_jax.evaluation import scoring
+from viavsp_jax.evaluation.report import results
+from viavsp_jax.evaluation.report.page import make_report, read_whole_report, write_report
 from viavsp_jax.experiment import Experiment, load_experiment
-from viavsp_jax.models.cache import Cache, moved
-from viavsp_jax.report import results
-from viavsp_jax.report.page import make_report, read_whole_report, write_report
+from viavsp_jax.runtime import distributed
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 Batch = dict[str, jax.Array]
-Tree = dict[str, Any]
-
-# Tokens of each beam that the cache has room for at first.
-FIRST_ROOM = 16
-
-
-class Decoder:
-    """Decodes batches by a handful of programs, for any number of tokens.
-
-    `prefill` is compiled for every size of prompts, `search` for each of these and size of the cache. The cache starts
-    with room for few tokens. When that is full, the places that no beam sees any more are given back, and only where
-    they are fewer than half of it, it grows: memory and the time of a step follow what beams remember, not the longest
-    text that is allowed.
-
-    A batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
-    """
-
-    def __init__(self, experiment: Experiment):
-        """Raises InputError for wrong settings in `config.evaluate`."""
-        config = experiment.config.evaluate
-        self.config = decode.load_decoding_config(config.decoding)
-        self.mesh, self.structure = experiment.mesh, experiment.structure
-        by_rows = functools.partial(sharding.by_rows, self.mesh)
-        self.rules = decode.Search(self.config, experiment.prompt.end_id, by_rows)
-        sharding.check_rows(self.mesh, config.rows, "config.evaluate.rows")
-        # Every token but the last one is run through the model.
-        self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
-        jit = functools.partial(programs.jit, self.mesh)
-        self.prefill = jit(self._prefill)
-        self.search = jit(self._search, donate_argnums=(2, 3))
-        self.move = jit(self._move, static_argnums=1)
-        self.result = jit(decode.result, out_shardings=sharding.replicated(self.mesh))
-
-    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The hypotheses int32[B, M, G], best first, and their scores float32[B, M]; every process gets all of them."""
-        state, cache = self.prefill(trainable, frozen, batch)
-        while True:
-            state, cache, progress = self.search(trainable, frozen, state, cache)
-            running, live = jax.device_get(progress)
-            if not running:
-                return self.result(state)
-            cache = self.move(cache, self.room_for(int(live)))
-
-    def room_for(self, live: int) -> int:
-        """The least room of which so many places leave half free; else the largest."""
-        return next((room for room in self.rooms if 2 * live <= room * self.config.num_beams), self.rooms[-1])
-
-    def largest(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[decode.State, Cache]:
-        """What `search` gets when beams have nothing in common and no row ends early; all as shapes with shardings."""
-        state, cache = jax.eval_shape(self._prefill, trainable, frozen, batch)
-        cache = jax.eval_shape(functools.partial(self._move, room=self.rooms[-1]), cache)
-        return sharding.with_sharding((state, cache), self._shardings((state, cache)))
-
-    def _prefill(self, trainable, frozen, batch):
-        model = nnx.merge(self.structure, trainable, frozen)
-        logits, cache = model.prefill(batch, self.rooms[0], self.config.num_beams)
-        # Threefry draws alike whatever the batch holds besides; rbg does not.
-        key = jax.random.key(self.config.seed, impl="threefry2x32")
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["stream"])
-        return self._placed((self.rules.start(logits, keys), cache))
-
-    def _search(self, trainable, frozen, state, cache):
-        """Until the search ends or the cache is full; also tells whether it ended, and the live places."""
-        model = nnx.merge(self.structure, trainable, frozen)
-
-        def extend(tokens, parents, cache):
-            logits, cache = model.extend(tokens, parents, cache)
-            # As the head's columns lie: gathered are so many logits, not the head.
-            columns = sharding.heads(self.mesh, logits.shape[2])
-            return jax.lax.with_sharding_constraint(logits, columns), cache
-
-        state, cache = self.rules.run(extend, state, cache, state.step + cache.room)
-        return *self._placed((state, cache)), self._placed((decode.running(state), cache.live))
-
-    def _move(self, cache, room):
-        return self._placed(moved(cache, room * self.config.num_beams))
-
-    def _placed(self, tree):
-        return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
-
-    def _shardings(self, tree):
-        """Keys and values [N, B, G, C, K] by rows and heads, all else by rows, but for numbers."""
-
-        def one(x):
-            if x.ndim == 5:
-                return sharding.cached(self.mesh, x.shape[2])
-            return sharding.rows(self.mesh) if x.ndim else sharding.replicated(self.mesh)
-
-        return jax.tree.map(one, tree)
-
-
-def cache_rooms(limit: int) -> list[int]:
-    """Sizes of a cache in tokens of each beam, doubled up to the limit."""
-    rooms = [FIRST_ROOM]
-    while rooms[-1] < limit:
-        rooms.append(2 * rooms[-1])
-    return [*rooms[:-1], limit]
-
-
-def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.ndarray]:
-    """Empty rows repeat the last record, so as not to end later than all others; adds `stream`, from the ids."""
-    rows = np.minimum(np.arange(len(batch["lengths"])), len(records) - 1)
-    streams = np.array([zlib.crc32(record["id"].encode()) for record in records], np.uint32)
-    return {name: value[rows] for name, value in (batch | {"stream": streams}).items()}
 
 
 def decode_folder(

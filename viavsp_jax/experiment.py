@@ -8,24 +8,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from etils import epath
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from convert.avhubert import load_flax
-from viavsp_jax import llm_folder, programs, sharding, state
-from viavsp_jax.data import media
+from viavsp_jax import encoder_folder, llm_folder, sharding, state
+from viavsp_jax.aot.typical_clips import TypicalPrompt
+from viavsp_jax.data.features import AUDIO_DIM
 from viavsp_jax.data.prompt import Prompt, load_prompt
-from viavsp_jax.data.typical_clips import TypicalPrompt
-from viavsp_jax.errors import InputError
 from viavsp_jax.models.attention import PackedAttention
-from viavsp_jax.models.avhubert_config import AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert.config import AVHubertConfig, EncoderTraining
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import BLOCK, quantize_stack
 from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.runtime import programs
+from viavsp_jax.runtime.errors import InputError
 
 Tree = dict[str, Any]
 Stacks = dict[tuple[str, ...], jax.ShapeDtypeStruct]  # by path in the language model
@@ -162,10 +162,10 @@ def load_encoder_config(config: ml_collections.ConfigDict) -> AVHubertConfig | N
         return None
     if not config.encoder.path:
         raise InputError("config.encoder.path is not set: expected a folder made by python -m convert.from_fairseq")
-    encoder = AVHubertConfig.from_json(epath.Path(config.encoder.path) / "config.json")
+    encoder = encoder_folder.read_config(config.encoder.path)
     for what, ours, theirs in (
         ("config.data.feature_width", config.data.feature_width, encoder.embed_dim),
-        ("audio features of a frame", media.AUDIO_DIM, encoder.audio_dim),
+        ("audio features of a frame", AUDIO_DIM, encoder.audio_dim),
     ):
         if ours != theirs:
             raise InputError(f"{config.encoder.path}: its encoder has width {theirs}, expected {ours} ({what})")

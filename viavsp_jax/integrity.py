@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import tensorstore
 from etils import epath
 
-from viavsp_jax.paths import key_value_store
+from viavsp_jax.runtime.paths import key_value_store
 
 _ABOUT_ALL, _ABOUT_ONE = "_METADATA", ".zarray"
 _MAY_BE = ("_sharding", "array_metadatas/*")  # without them the arrays can be read, not with half of them

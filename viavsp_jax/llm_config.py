@@ -7,8 +7,8 @@ from typing import Any
 import transformers  # its parts are imported when they are used
 from etils import epath
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.runtime.errors import InputError
 
 # Our names of sizes, and those of config.json. It must hold the first five: transformers would take LLaMA-7B's.
 _SIZES = {

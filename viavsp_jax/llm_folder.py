@@ -22,10 +22,10 @@ from etils import epath
 from flax import traverse_util
 from tqdm import tqdm
 
-from viavsp_jax.data.atomic import write_bytes
-from viavsp_jax.errors import InputError
 from viavsp_jax.llm_config import llama_config
-from viavsp_jax.paths import key_value_store
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.paths import key_value_store
 
 Tree = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Sums and counts inside jit, numbers and TensorBoard outside.
+"""The loss over label positions, and metrics as sums and counts.
 
 Letters: B rows, L label positions, V vocabulary.
 """
@@ -8,8 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from etils import epath
-from tensorboardX import SummaryWriter
 
 
 @flax.struct.dataclass
@@ -45,23 +43,3 @@ def label_loss(
         loss=clu.metrics.Average(total=(weights * nll).sum(), count=utterances),
         accuracy=clu.metrics.Average(total=correct.sum(), count=is_label.sum()),
     )
-
-
-class Writer:
-    """TensorBoard files of a work folder, written by the first process only."""
-
-    def __init__(self, workdir: epath.PathLike):
-        first = jax.process_index() == 0
-        self._summary = SummaryWriter(str(epath.Path(workdir) / "tensorboard")) if first else None
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds one point to each named curve."""
-        if self._summary:
-            for name, value in scalars.items():
-                self._summary.add_scalar(name, value, step)
-            self._summary.flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        if self._summary:
-            self._summary.close()

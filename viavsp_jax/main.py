@@ -5,7 +5,7 @@ import sys
 from absl import app, flags, logging
 
 from viavsp_jax import config_file
-from viavsp_jax.errors import InputError, reported_to_user
+from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 _CONFIG = config_file.define("File with the settings, e.g. configs/final.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorBoard files and reports (gs:// works).")
@@ -41,12 +41,12 @@ def main(argv: list[str]) -> None:
             if not flag.value:
                 raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
         # Imported here so that --help and a mistyped flag answer at once.
-        from viavsp_jax import distributed
-        from viavsp_jax.compilation_cache import keep_programs
-        from viavsp_jax.compile import compile_for
-        from viavsp_jax.data.atomic import check_utf_8, check_writable
+        from viavsp_jax.aot.compile import compile_for
+        from viavsp_jax.describe import describe
         from viavsp_jax.evaluate import evaluate
-        from viavsp_jax.origin import describe
+        from viavsp_jax.runtime import distributed
+        from viavsp_jax.runtime.atomic import check_utf_8, check_writable
+        from viavsp_jax.runtime.compilation_cache import keep_programs
         from viavsp_jax.train import train
 
         # Orbax and TFDS report every file they touch; what a user wants to know is printed.

@@ -8,10 +8,10 @@ from etils import epath
 
 from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.ids import id_text, read_channels
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.report.analysis import Row
-from viavsp_jax.report.page import make_report, write_report
-from viavsp_jax.report.results import ABOUT, FILE, joined, move_old_tables, name_of, read_report, table_path
+from viavsp_jax.evaluation.report.analysis import Row
+from viavsp_jax.evaluation.report.page import make_report, write_report
+from viavsp_jax.evaluation.report.results import ABOUT, FILE, joined, move_old_tables, name_of, read_report, table_path
+from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 _COLUMNS = ("id", "reference", "hypothesis")
 _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?", re.ASCII)

@@ -13,10 +13,10 @@ from typing import Any, get_args
 import ml_collections
 
 from viavsp_jax.config_file import no_setting
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import BatchNormStatistics
+from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.quantize import Quantization
+from viavsp_jax.runtime.errors import InputError
 
 MOST_SEED = 2**32 - 1  # of Grain's shuffle
 DTYPES = ("float32", "bfloat16")  # that a model computes in

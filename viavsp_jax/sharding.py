@@ -13,7 +13,7 @@ import ml_collections
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -149,3 +149,13 @@ def put_whole_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
 def with_sharding(abstract: Any, shardings: Any) -> Any:
     """Joins a tree of shapes with a tree of shardings, as a restore wants it."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+
+def local_rows(mesh: Mesh, count: int) -> list[int]:
+    """The rows of a batch of `count` that the devices of this process hold, in the order `put_batch` wants.
+
+    Not a plain share: the order of the devices in the mesh decides, and processes that cut the weights of one row
+    between them both hold that row. `count` has to fit the mesh, see `check_rows`.
+    """
+    slices = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return sorted({row for (piece,) in slices for row in range(count)[piece]})

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
-from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization

@@ -15,17 +15,20 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import distributed, programs, settings, sharding
+from viavsp_jax import settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
-from viavsp_jax.errors import InputError
 from viavsp_jax.experiment import Experiment, load_experiment
-from viavsp_jax.metrics import Metrics, Writer, label_loss
+from viavsp_jax.losses import Metrics, label_loss
 from viavsp_jax.optimizer import encoder_learns, make_optimizer, without_encoder
-from viavsp_jax.origin import differences, origin
-from viavsp_jax.pace import Pace
-from viavsp_jax.preemption import Preemption
-from viavsp_jax.profiler import Profiler
+from viavsp_jax.runtime import distributed, programs
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.preemption import Preemption
+from viavsp_jax.runtime.profiler import Profiler
+from viavsp_jax.runtime.run_info import differences, run_info
+from viavsp_jax.runtime.tensorboard import Writer
+from viavsp_jax.runtime.throughput import Pace
+from viavsp_jax.sharding import local_rows
 from viavsp_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -133,7 +136,7 @@ class Trainer:
         self.experiment = load_experiment(config)
         self.profiler = Profiler(config, workdir)
         sharding.check_rows(self.experiment.mesh, config.data.rows, "config.data.rows")
-        self.rows = distributed.local_rows(self.experiment.mesh, config.data.rows)
+        self.rows = local_rows(self.experiment.mesh, config.data.rows)
         self.left_out = lengths.check(config, self.experiment.prompt, workdir)
         if count := sum(map(len, self.left_out.values())):
             say(f"{count} records do not fit a row and are left out, see {epath.Path(workdir) / lengths.FILE}")
@@ -147,9 +150,9 @@ class Trainer:
             self.checkpoints.check_fits(step, self.experiment.fits)
             self.checkpoints.check_data(step, config)
             self.state = self.checkpoints.restore(step, self.state, self.batches)
-        self.origin = origin(config, self.experiment.mesh)
+        self.run_info = run_info(self.experiment.mesh, pipeline.shard_folders(config))
         if step is not None:
-            before, now = self.checkpoints.restore_origin(step), self.origin
+            before, now = self.checkpoints.restore_run_info(step), self.run_info
             before, now = (
                 before | {"config": self.checkpoints.restore_config(step)},
                 now | {"config": json.loads(config.to_json())},
@@ -201,7 +204,7 @@ class Trainer:
             scores = {"accuracy": 0.0}
         with self.pace.phase("checkpoint"):
             self.checkpoints.save(
-                self.state, self.batches, self.config.to_json(), self.experiment.fits, self.origin, scores
+                self.state, self.batches, self.config.to_json(), self.experiment.fits, self.run_info, scores
             )
 
     def log(self, step: int, bar: tqdm) -> None:

@@ -22,18 +22,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from viavsp_jax.app import needs_extra
-from viavsp_jax.data.atomic import check_writable, write_bytes
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.prompt import LANGUAGES
-from viavsp_jax.errors import InputError, reported_to_user
-from viavsp_jax.options import checkpoint_step, real, whole
+from viavsp_jax.runtime.atomic import check_writable, write_bytes
+from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.options import checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
     from viavsp_jax.app.pictures import write_sheet, write_video
     from viavsp_jax.app.transcriber import MAX_SNR, Clip, Progress, Segment, Transcriber, Transcript
-    from viavsp_jax.data.media import FRAME_RATE
-    from viavsp_jax.prepare.mouth import load_mean_face
+    from viavsp_jax.data.features import FRAME_RATE
+    from viavsp_jax.prepare.recordings.mouth import load_mean_face
     from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]

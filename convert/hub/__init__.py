@@ -1,1 +1,1 @@
-"""What an export holds beside weights: the code that transformers loads it with. It imports nothing of this project."""
+"""What an export holds beside weights: the code that transformers loads it with. There, it imports nothing of this project."""

@@ -33,7 +33,6 @@ from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
 from .loading_viavsp import NOTHING_MISSING, check_outputs, find_export, placement, sorted_keywords, weights_dtype
 from .modeling_avhubert import AVHubert
-from .pipeline_viavsp import ViAVSPPipeline  # noqa: F401  so that it lies beside this file, from where it is saved
 from .saving_viavsp import Origin, save, upload_export
 from .segments_viavsp import nearest, run_lengths, segment_means
 

@@ -96,10 +96,9 @@ def _write(model: Any, folder: pathlib.Path, max_shard_size: int | str) -> None:
     vars(config).update(CODE)
     config.dtype = model.projector.weight.dtype
     (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
-    for file in sorted(pathlib.Path(__file__).parent.glob("[a-z]*.py")):
-        shutil.copy(file, folder / file.name)
-    if (card := model.origin.root / "README.md").is_file():
-        shutil.copy(card, folder)
+    for file in (*sorted(model.origin.root.glob("*_*.py")), model.origin.root / "README.md"):
+        if file.is_file():
+            shutil.copy(file, folder)
 
 
 def _write_adapter(model: Any, folder: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from convert.checkpoints import read_fairseq
 from convert.from_fairseq import convert
 from scripts.golden.media import encoder_inputs, padded, utterances
 from scripts.golden.report import MODULE, WHOLE, Arrays, Golden, Row, close, exact, worst
-from viavsp_jax.prepare.avhubert_torch import AVHubert, load_encoder
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, load_encoder
 
 TIME_LAST, TIME_FIRST = (0, 2, 1), (1, 0, 2)
 MODALITIES = {"av": (True, True), "v": (False, True), "a": (True, False)}

@@ -16,9 +16,9 @@ from convert.names import Tree
 from scripts.golden.avhubert import MODALITIES, unpacked, variants
 from scripts.golden.media import encoder_inputs, padded, utterances
 from scripts.golden.report import EXACT, WHOLE, Golden, Row, close, worst
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.avhubert.encoder import AVHubert
+from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS
 
 Run = Callable[..., tuple[list[jax.Array], dict[str, jax.Array]]]
 

@@ -22,7 +22,7 @@ from scripts.golden.report import MODULE, WHOLE, Golden, Row, close, exact, wors
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import Prompt, instruction_text, load_prompt
 from viavsp_jax.llm_folder import llama_config
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.losses import label_loss
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ViAVSP
 from viavsp_jax.prepare.manifest import read_manifest

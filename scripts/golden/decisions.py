@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convert.hub.modeling_avhubert import VideoExtractor
+from viavsp_jax.prepare.features.modeling_avhubert import VideoExtractor
 
 PASSES = 4
 PROGRAMS = 2  # that are compared: either has made its own decisions

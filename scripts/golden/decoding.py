@@ -16,7 +16,7 @@ from convert.to_hf import hugging_face_tensors
 from scripts.golden.avsp import ALPHA, Model, Tree, kinds, load_model
 from scripts.golden.report import EXACT, WHOLE, Golden, Row, close
 from viavsp_jax.data.prompt import one_line
-from viavsp_jax.decode import DecodingConfig, decode
+from viavsp_jax.decoding.search import DecodingConfig, decode
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 
 RUN = re.compile(r"beam(?P<beams>\d+)_lp(?P<length>-?[\d.]+)_rp(?P<repetition>[\d.]+)")

@@ -17,9 +17,9 @@ from scripts.golden.avhubert import MODALITIES
 from scripts.golden.avsp import Arrays, Model, Tree, packed, record
 from scripts.golden.media import clip
 from scripts.golden.report import WHOLE, Golden, Row, close, exact, worst
-from viavsp_jax.metrics import label_loss
-from viavsp_jax.models.avhubert import AVHubert, normalized
-from viavsp_jax.models.avhubert_config import EncoderTraining
+from viavsp_jax.losses import label_loss
+from viavsp_jax.models.avhubert.config import EncoderTraining
+from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 
 EXTRACTOR = REFERENCE_ENCODER + "feature_extractor_video."
 RESNET = ".resnet."  # in the names of its weights

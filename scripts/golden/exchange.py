@@ -21,7 +21,7 @@ from scripts.golden.avhubert import unpacked
 from scripts.golden.report import EXACT, Golden, Row, exact, worst
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.prepare.avhubert_torch import UNUSED_KEYS, AVHubert
+from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, AVHubert
 from viavsp_jax.state import abstract_model
 
 Shapes = dict[str, list[int]]

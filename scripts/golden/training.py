@@ -29,8 +29,8 @@ from scripts.golden.avsp import (
 )
 from scripts.golden.decoding import Decoder
 from scripts.golden.report import WHOLE, Golden, Row, close, exact, worst
-from viavsp_jax.decode import DecodingConfig
-from viavsp_jax.metrics import label_loss
+from viavsp_jax.decoding.search import DecodingConfig
+from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer, tri_stage
 from viavsp_jax.state import TrainState
 from viavsp_jax.train import make_train_step

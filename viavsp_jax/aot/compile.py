@@ -16,13 +16,14 @@ import ml_collections
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax import collectives, llm_folder, settings, sharding, workload
-from viavsp_jax.data.typical_clips import TypicalPrompt
+from viavsp_jax import llm_folder, settings, sharding
+from viavsp_jax.aot import collectives, workload
+from viavsp_jax.aot.topology import Chip, Topology, load_topology
+from viavsp_jax.aot.typical_clips import TypicalPrompt
+from viavsp_jax.aot.workload import Program, Work
 from viavsp_jax.experiment import abstract_experiment, load_encoder_config
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
-from viavsp_jax.topology import Chip, Topology, load_topology
-from viavsp_jax.workload import Program, Work
 
 Report = dict[str, Any]
 

@@ -8,7 +8,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,14 +11,15 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from viavsp_jax import flops, sharding, train
+from viavsp_jax import sharding, train
+from viavsp_jax.aot import flops
+from viavsp_jax.aot.typical_clips import FRAMES, TypicalPrompt, draw_clips
 from viavsp_jax.data import packing, pipeline
-from viavsp_jax.data.media import CROP_SIZE
-from viavsp_jax.data.typical_clips import FRAMES, TypicalPrompt, draw_clips
-from viavsp_jax.evaluate import Decoder
+from viavsp_jax.data.features import CROP_SIZE
+from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import Experiment
-from viavsp_jax.models.avhubert import AVHubert
-from viavsp_jax.models.avhubert_config import AVHubertConfig
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.optimizer import make_optimizer
 
 TEST_CLIPS = 12_800  # to decode: 1 % of VASR

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Sequence
 
 from viavsp_jax.app import needs_extra
-from viavsp_jax.app.folder import own_folder
-from viavsp_jax.errors import reported_to_user
-from viavsp_jax.options import real, whole
+from viavsp_jax.app.page.folder import own_folder
+from viavsp_jax.runtime.errors import reported_to_user
+from viavsp_jax.runtime.options import real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.transcribe import add_model_options, load_transcriber
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         # Imported here because Gradio reads some of this when it is imported.
         with needs_extra(__name__):
-            from viavsp_jax.app import page
+            from viavsp_jax.app.page import server as page
 
         page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port, folder)
 

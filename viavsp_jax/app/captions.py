@@ -4,7 +4,7 @@ import html
 import json
 
 from viavsp_jax.app.transcriber import Transcript
-from viavsp_jax.data.media import FRAME_RATE
+from viavsp_jax.data.features import FRAME_RATE
 
 FORMATS = ("txt", "srt", "vtt", "json")
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from viavsp_jax.app.transcriber import Transcript
-from viavsp_jax.data.atomic import atomic_write, write_bytes
-from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.runtime.atomic import atomic_write, write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 _GREEN, _ORANGE, _WHITE, _BLACK = (120, 220, 60), (40, 140, 240), (255, 255, 255), (0, 0, 0)
 _SHEET = (8, 3)  # columns and rows

@@ -11,14 +11,15 @@ from etils import epath
 from convert.work_folder import open_work_folder, training_shards
 from viavsp_jax import sharding
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
-from viavsp_jax.compilation_cache import keep_programs
-from viavsp_jax.data import media, pipeline
-from viavsp_jax.evaluate import Decoder, fill_up
+from viavsp_jax.data import pipeline
+from viavsp_jax.data.features import AUDIO_DIM, FRAME_SIZE, audio_features, center_crop
+from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.experiment import load_experiment
-from viavsp_jax.prepare import provenance
-from viavsp_jax.prepare.encoder_jax import JaxEncoder
+from viavsp_jax.prepare.features import provenance
+from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
+from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.kmeans import assign, load_centers, run_lengths
-from viavsp_jax.prepare.reading import Media
+from viavsp_jax.runtime.compilation_cache import keep_programs
 
 
 class JaxRecognizer:
@@ -109,7 +110,7 @@ class JaxRecognizer:
             }
             if self._config.encoder.train:
                 record |= {
-                    "video": media.center_crop(item.frames),
+                    "video": center_crop(item.frames),
                     "audio": item.audio,
                     "heard": modality != "video",
                     "seen": modality != "audio",
@@ -124,8 +125,8 @@ def _media(utterance: Utterance) -> Media:
     """What the encoder takes; what is missing is zeros."""
     frames, samples = utterance.frames, utterance.samples
     if frames is None:
-        frames = np.zeros((utterance.num_frames, media.FRAME_SIZE, media.FRAME_SIZE), np.uint8)
-    audio = np.zeros((utterance.num_frames, media.AUDIO_DIM), np.float32)
+        frames = np.zeros((utterance.num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
+    audio = np.zeros((utterance.num_frames, AUDIO_DIM), np.float32)
     if samples is not None:
-        audio = media.audio_features(samples, utterance.num_frames)
+        audio = audio_features(samples, utterance.num_frames)
     return Media(frames, audio, b"", samples)

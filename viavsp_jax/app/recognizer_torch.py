@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from convert.decode_hf import load_model, read_config
-from convert.hub.language_model_viavsp import ExportError
+from convert.decode_hf import ExportError, load_model, read_config
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 class TorchRecognizer:

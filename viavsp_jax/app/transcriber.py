@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
 from viavsp_jax.app import windows
 from viavsp_jax.app.recognizer import Hypothesis, Recognizer, Utterance
 from viavsp_jax.data import noise
-from viavsp_jax.data.atomic import check_utf_8
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLES_PER_FRAME
 from viavsp_jax.data.prompt import instruction_text
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.mouth import MouthTrack, given_crops, mouth_crops
-from viavsp_jax.prepare.recordings import Recording, read_recording
-from viavsp_jax.prepare.tracks import loudness
+from viavsp_jax.prepare.recordings.mouth import MouthTrack, given_crops, mouth_crops
+from viavsp_jax.prepare.recordings.recording import Recording, read_recording
+from viavsp_jax.prepare.recordings.tracks import loudness
+from viavsp_jax.runtime.atomic import check_utf_8
+from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 # Called with what is being done and the share of it that is done.
@@ -94,7 +93,7 @@ class Transcriber:
         """Args:
         recognizer: the model.
         batch_size: the most windows that are decoded at a time.
-        mean_face: floating [68, 2], see viavsp_jax.prepare.mouth.
+        mean_face: floating [68, 2], see viavsp_jax.prepare.recordings.mouth.
         """
         self.recognizer, self.batch_size, self.mean_face = recognizer, batch_size, mean_face
 

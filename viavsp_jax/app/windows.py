@@ -5,8 +5,8 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second).
 
 import numpy as np
 
-from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
-from viavsp_jax.prepare.sound import SILENCE
+from viavsp_jax.data.features import SAMPLES_PER_FRAME
+from viavsp_jax.prepare.recordings.sound import SILENCE
 
 # A sound that reaches the analysis windows of a frame may lie up to so many samples behind the frame.
 _OVERLAP = 240

@@ -19,8 +19,9 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
 from viavsp_jax.data.sources import LeftOut, modality_of, open_sources, records_of
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, Any]
 
@@ -100,24 +101,24 @@ class ClipLoader:
         With an epoch the clip is augmented. Raises InputError if the video cannot be decoded.
         """
         number, record = numbered
-        modality, samples, place = self.modalities[number], record["audio"], (media.CENTER, media.CENTER, False)
+        modality, samples, place = self.modalities[number], record["audio"], (CENTER, CENTER, False)
         if epoch is not None:
             rng = noise.rng_for(record["id"], self.seed, epoch)
-            place = (*rng.integers(media.FRAME_SIZE - media.CROP_SIZE + 1, size=2), rng.random() < 0.5)
+            place = (*rng.integers(FRAME_SIZE - CROP_SIZE + 1, size=2), rng.random() < 0.5)
             modality = self._kept(modality, rng)
             samples = self._noisy(record, number, rng) if modality != "video" else samples
         counts = record[f"cluster_counts_{modality}"]
         frames = int(counts.sum())
         heard, seen = modality != "video", modality != "audio"
-        video = np.zeros((frames, media.CROP_SIZE, media.CROP_SIZE), np.uint8)
+        video = np.zeros((frames, CROP_SIZE, CROP_SIZE), np.uint8)
         if seen:
             where = f"{self.sources[number].folder}: the video of {record['id']!r}"
             video = media.crop(media.decode_video(record["video"], where), *place)
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
-        audio = np.zeros((frames, media.AUDIO_DIM), np.float32)
+        audio = np.zeros((frames, AUDIO_DIM), np.float32)
         if heard:
-            audio = media.audio_features(samples, frames)
+            audio = audio_features(samples, frames)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
         clip = {"video": video, "audio": audio, "heard": heard, "seen": seen, "cluster_counts": counts}
         return texts | clip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 

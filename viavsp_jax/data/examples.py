@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 Example = dict[str, Any]
 Fields = dict[str, tfds.features.FeatureConnector]

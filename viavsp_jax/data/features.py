@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 
+FRAME_RATE = 25
 SAMPLE_RATE = 16_000
 FRAME_SIZE = 96
 CROP_SIZE = 88
@@ -17,7 +18,7 @@ CENTER = (FRAME_SIZE - CROP_SIZE) // 2  # top and left of the crop in the middle
 NUM_FILTERS = 26
 STACKED_FRAMES = 4  # filterbank frames in one video frame
 AUDIO_DIM = STACKED_FRAMES * NUM_FILTERS  # values of one video frame
-SAMPLES_PER_FRAME = 640
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 VIDEO_MEAN, VIDEO_STD = 0.421, 0.165  # grey levels of 0..1 that AV-HuBERT was trained with
 LAYER_NORM_EPSILON = 1e-5
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 # With more digits, other numbers are the same float.
 _FLOAT = re.compile(r"[0-9]{1,15}\.0")

@@ -15,13 +15,13 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.examples import Example
 from viavsp_jax.data.packing import RowShape, Size
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import SplitSource
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 FILE = "too_long.jsonl"
 _BLOCK = 50_000  # records whose counts, or transcripts, are handled at a time

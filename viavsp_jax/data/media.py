@@ -1,4 +1,4 @@
-"""Reads mouth video and speech; convert/hub/feature_extraction_viavsp.py makes from them the encoder's two inputs.
+"""Reads mouth video and speech; data/features.py makes the encoder's two inputs from them.
 
 Letters: T video frames (25 a second), n audio samples (16,000 a second).
 """
@@ -13,30 +13,11 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from convert.hub.feature_extraction_viavsp import (  # noqa: F401
-    AUDIO_DIM,
-    CENTER,
-    CROP_SIZE,
-    FRAME_SIZE,
-    NUM_FILTERS,
-    SAMPLE_RATE,
-    STACKED_FRAMES,
-    VIDEO_MEAN,
-    VIDEO_STD,
-    align,
-    audio_features,
-    center_crop,
-    filterbank,
-    layer_norm,
-    normalize,
-    stack,
-    video_input,
-)
 from viavsp_jax.data import wav
 from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import CROP_SIZE, FRAME_SIZE, SAMPLE_RATE
+from viavsp_jax.runtime.errors import InputError
 
-FRAME_RATE = 25
 # 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
 MAX_VIDEO_FRAMES = 5000
 _FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files

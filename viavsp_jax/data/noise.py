@@ -13,7 +13,7 @@ import numpy as np
 
 from viavsp_jax.data import media
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 INT16_MAX = np.iinfo(np.int16).max
 BABBLE = "babble"  # the name of that kind of noise; all others are folders of recordings

@@ -29,9 +29,9 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from viavsp_jax.data.media import AUDIO_DIM, CROP_SIZE
+from viavsp_jax.data.features import AUDIO_DIM, CROP_SIZE
 from viavsp_jax.data.prompt import Prompt
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 

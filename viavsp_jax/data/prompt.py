@@ -10,7 +10,7 @@ import tempfile
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 # Files that a tokenizer is read from: the first of them that is there.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -25,9 +25,9 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-from viavsp_jax.data.atomic import atomic_write, remove_leftovers, write_bytes
 from viavsp_jax.data.examples import FEATURES, MEDIA, TEXT_FIELDS, Example, Kind  # noqa: F401  offered here, too
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import atomic_write, remove_leftovers, write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 # Grain reads records one by one at random: groups of one record keep that from decoding its neighbours.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

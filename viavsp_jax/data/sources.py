@@ -12,7 +12,7 @@ from etils import epath
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 # The ids of records that are left out, by name in the config and split.
 LeftOut = Mapping[tuple[str, str], frozenset[str]]

@@ -16,7 +16,7 @@ import jiwer
 import numpy as np
 import sacrebleu
 
-from viavsp_jax.vietnamese import normalize
+from viavsp_jax.evaluation.vietnamese import normalize
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95

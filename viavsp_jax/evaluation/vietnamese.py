@@ -10,7 +10,7 @@ import functools
 import re
 import unicodedata
 
-from viavsp_jax.numerals import read_numbers
+from viavsp_jax.evaluation.numerals import read_numbers
 
 # The combining mark of each tone, in the order of dictionaries.
 TONES = {"": "ngang", "\u0300": "huyền", "\u0309": "hỏi", "\u0303": "ngã", "\u0301": "sắc", "\u0323": "nặng"}

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
-from viavsp_jax.models.avhubert import AVHubert, normalized
-from viavsp_jax.models.avhubert_config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.models.cache import Cache
 from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Llama, LlamaConfig, Remat

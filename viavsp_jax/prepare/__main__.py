@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from viavsp_jax.errors import reported_to_user
+from viavsp_jax.runtime.errors import reported_to_user
 
 _STAGES = {
     "demo": "make a small corpus of synthesized Vietnamese speech and mouth video, in the VASR layout",

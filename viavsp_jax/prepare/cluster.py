@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 _ATTEMPTS = 4  # at an item whose worker died; the cause may be the item itself
 

@@ -15,12 +15,12 @@ import safetensors.numpy
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data.atomic import write_bytes
-from viavsp_jax.errors import InputError
-from viavsp_jax.options import MAX_SEED, new_file, real, whole
-from viavsp_jax.prepare import extract
+from viavsp_jax.prepare.features import extract
+from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.manifest import Clip, read_manifest
-from viavsp_jax.prepare.reading import Reader
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.options import MAX_SEED, new_file, real, whole
 
 _CHUNK = 4096  # frames measured against all centres at a time
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from viavsp_jax.data.atomic import write_bytes
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 
 def read_lines(path: epath.PathLike) -> list[str]:

@@ -23,13 +23,13 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.data.ids import Files, id_text, read_channels
-from viavsp_jax.errors import InputError
-from viavsp_jax.options import MAX_SEED, new_folder, real, whole
+from viavsp_jax.evaluation.vietnamese import normalize, visible
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
-from viavsp_jax.vietnamese import normalize, visible
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
 
 SPLITS = ("train", "valid", "test")
 FPS = 25

@@ -25,17 +25,18 @@ import pyarrow
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data.atomic import atomic_write
 from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.ids import column_of_ids, id_text
-from viavsp_jax.errors import InputError
-from viavsp_jax.options import new_folder, whole
-from viavsp_jax.prepare import cluster, faces
+from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
 from viavsp_jax.prepare.parquet import read_parquet
+from viavsp_jax.prepare.recordings import faces
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
+from viavsp_jax.runtime.atomic import atomic_write
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.options import new_folder, whole
 
 VIDEOS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
@@ -101,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--workers is 0, expected at least 1 with --runner ray.")
     faces.require_packages()
     # They need packages that only this stage and the application do.
-    from viavsp_jax.prepare.mouth import load_mean_face
-    from viavsp_jax.prepare.mouth_clips import ClipMaker
+    from viavsp_jax.prepare.recordings.mouth import load_mean_face
+    from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker
 
     output = epath.Path(args.output)
     transcripts = _read_transcripts(args.transcripts) if args.transcripts else None
@@ -134,7 +135,7 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
 
     Raises InputError if there are no others.
     """
-    from viavsp_jax.prepare.mouth_clips import Source
+    from viavsp_jax.prepare.recordings.mouth_clips import Source
 
     folder, output = epath.Path(folder).resolve(), output.resolve()
     suffixes = VIDEOS + SOUNDS * with_sounds

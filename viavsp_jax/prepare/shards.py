@@ -1,4 +1,4 @@
-"""Stage 3: every clip goes through the encoder once, and ArrayRecord shards are written (see prepare/folders.py).
+"""Stage 3: runs every clip through the encoder once and writes ArrayRecord shards (see prepare/features/folders.py).
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
 av_clean, audio_clean, video_clean, audio_babble_0db, …. The counts of a modality come from that modality's own encoder
@@ -24,18 +24,20 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from viavsp_jax import encoder_folder
 from viavsp_jax.data import noise
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.options import MAX_SEED, new_folder, real, whole
-from viavsp_jax.prepare import cluster, extract, provenance
-from viavsp_jax.prepare.folders import Folder, Shard, missing
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare import cluster
+from viavsp_jax.prepare.features import extract, provenance
+from viavsp_jax.prepare.features.folders import Folder, Shard, missing
+from viavsp_jax.prepare.features.reading import Noise, Reader, Waveforms
+from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
-from viavsp_jax.prepare.reading import Noise, Reader, Waveforms
-from viavsp_jax.prepare.writing import Task, Writer
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
 
 _CLIPS_PER_SHARD = 10_000
 
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     process, processes = _join_processes(args)
     chosen = _chosen_shards(shards, args.shard_index)[process::processes]
     centers, layer = load_centers(args.kmeans)
-    config = AVHubertConfig.from_json(epath.Path(args.encoder) / "config.json")
+    config = encoder_folder.read_config(args.encoder)
     _check_centers(args, config, centers, layer)
     folders = _folders(args, recordings)
     make_writer = functools.partial(Writer, args, folders, centers, layer)
@@ -167,7 +169,7 @@ def _join_processes(args: argparse.Namespace) -> tuple[int, int]:
     # Imported here because with PyTorch there is no use for JAX, which would take the devices.
     import jax
 
-    from viavsp_jax import distributed
+    from viavsp_jax.runtime import distributed
 
     distributed.initialize(args.coordinator, args.processes, args.process)
     if jax.process_count() > 1 and args.shard_index is not None:

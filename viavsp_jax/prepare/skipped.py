@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.lines import read_lines, write_lines
+from viavsp_jax.runtime.errors import InputError
 
 FILE = "skipped.jsonl"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 @contextlib.contextmanager

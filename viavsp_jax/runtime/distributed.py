@@ -1,4 +1,4 @@
-"""Several processes as one program, one a host: how they find each other and which rows each of them reads."""
+"""Several processes as one program, one per host: how they find each other, and what happens when one dies."""
 
 import contextlib
 import faulthandler
@@ -8,10 +8,8 @@ import sys
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh
 
-from viavsp_jax import sharding
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -79,13 +77,3 @@ def _lost(error: BaseException | None) -> str | None:
                 return line
         error = error.__cause__ or error.__context__
     return None
-
-
-def local_rows(mesh: Mesh, count: int) -> list[int]:
-    """The rows of a batch of `count` that the devices of this process hold, in the order `sharding.put_batch` wants.
-
-    Not a plain share: the order of the devices in the mesh decides, and processes that cut the weights of one row
-    between them both hold that row. `count` has to fit the mesh, see `sharding.check_rows`.
-    """
-    slices = sharding.rows(mesh).addressable_devices_indices_map((count,)).values()
-    return sorted({row for (piece,) in slices for row in range(count)[piece]})

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from viavsp_jax.interrupts import STOPPED
+from viavsp_jax.runtime.interrupts import STOPPED
 
 # The disk is full, over a quota, failing, read-only or not this user's.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)

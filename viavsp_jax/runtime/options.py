@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from viavsp_jax.data.atomic import check_utf_8, check_writable
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import check_utf_8, check_writable
+from viavsp_jax.runtime.errors import InputError
 
 Parse = Callable[[str], Any]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 _Path = type(epath.Path("."))  # of local folders, and of buckets' addresses
 _joining = _Path.glob

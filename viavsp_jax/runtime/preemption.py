@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from viavsp_jax import programs
+from viavsp_jax.runtime import programs
 
 # What the process ends with. After Ctrl-C a script is not to go on with its next command.
 _STATUS = {signal.SIGTERM: 0, signal.SIGHUP: 0, signal.SIGINT: 128 + signal.SIGINT}

@@ -4,7 +4,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from viavsp_jax.pace import Pace
+from viavsp_jax.runtime.throughput import Pace
 
 
 class Profiler:

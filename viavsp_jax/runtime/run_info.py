@@ -7,18 +7,14 @@ import pathlib
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
 import viavsp_jax
-from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data.atomic import write_bytes
-from viavsp_jax.data.pipeline import shard_folders
 
 _ROOT = pathlib.Path(viavsp_jax.__file__).parent.parent
 _END = 1 << 16  # bytes
@@ -27,7 +23,7 @@ _NOT_COMPARED = ("saved", "devices")
 _PARTS_OF_JAX = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
-def origin(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def run_info(mesh: Mesh, data: Iterable[epath.Path]) -> dict[str, Any]:
     """What a run on these devices is made by, as JSON. Reads no more than the ends of the shards."""
     return {
         "code": {"git": _git("rev-parse", "HEAD"), "changes": _changes(), "sha256": _source_hash()},
@@ -39,7 +35,7 @@ def origin(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
             "processes": jax.process_count(),
             "mesh": dict(mesh.shape),
         },
-        "data": {folder.name: fingerprint(folder) for folder in shard_folders(config)},
+        "data": {folder.name: fingerprint(folder) for folder in data},
     }
 
 
@@ -115,60 +111,14 @@ def _version(name: str) -> str | None:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each thing that is not as it was, time and devices aside; nothing of what was not recorded before."""
     before, now = (
-        dict(_flat({name: x for name, x in one.items() if name not in _NOT_COMPARED})) for one in (before, now)
+        dict(flat({name: x for name, x in one.items() if name not in _NOT_COMPARED})) for one in (before, now)
     )
     return [f"{name} was {before[name]}, is {now.get(name)}" for name in before if before[name] != now.get(name)]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def describe(workdir: epath.PathLike, output: epath.PathLike | None = None) -> None:
-    """Prints the checkpoints of a work folder and what the newest was made by; to `output` goes all of it, as JSON.
-
-    Raises InputError if there is no checkpoint.
-    """
-    checkpoints = Checkpoints(workdir)
-    best, steps = checkpoints.best_step(), checkpoints.steps()
-    found = [
-        {
-            "update": step,
-            "accuracy": checkpoints.accuracy(step),
-            "origin": checkpoints.restore_origin(step),
-            "fits": checkpoints.restore_fits(step),
-            "config": checkpoints.restore_config(step),
-        }
-        for step in steps
-    ]
-    print(_table(found, best))
-    newest = found[-1]
-    for name, part in (("made by", "origin"), ("fits", "fits"), ("settings", "config")):
-        part = newest[part]
-        print(f"\nupdate {newest['update']}, {name}" if part else f"\nupdate {newest['update']}: {name} not recorded")
-        lines = list(_flat(part))
-        width = max((len(key) for key, _ in lines), default=0)
-        print("\n".join(f"  {key:<{width}}  {_shown(value)}" for key, value in lines))
-    if output:
-        write_bytes(output, (json.dumps({"best": best, "checkpoints": found}, indent=2) + "\n").encode())
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "-"
-    return "-" if value in (None, "") else str(value)
-
-
-def _table(found: Sequence[Mapping[str, Any]], best: int) -> str:
-    lines = [f"{'update':>9}  {'accuracy':>8}  saved"]
-    for one in found:
-        notes = ["best"] * (one["update"] == best) + ["newest"] * (one is found[-1])
-        # A checkpoint that was saved in a hurry was not validated.
-        accuracy = f"{one['accuracy']:.4f}" if one["accuracy"] else "-"
-        saved = one["origin"].get("saved", "at an unknown time")
-        lines.append(f"{one['update']:>9,}  {accuracy:>8}  {saved}  {', '.join(notes)}".rstrip())
-    return "\n".join(lines)

@@ -22,8 +22,8 @@ from viavsp_jax import evaluate, train
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.prompt import instruction_text
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.prepare.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
 
 SENTENCES = ["xin chào", "trời đẹp", "một hai ba", "các bạn"]
 SPLITS = {"train": 3, "valid": 1, "test": 2}

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from viavsp_jax.app import folder as kept
+from viavsp_jax.app.page import folder as kept
 
 MAX_FILE_SIZE = 200 * 10**6  # bytes
 MAX_KEPT = 10 * 10**9  # bytes of all visitors together

@@ -1,6 +1,6 @@
 """The web page: a recording in, its transcript, what the model saw and files to download out.
 
-Visitors are strangers. What they may ask for is in viavsp_jax/app/gate.py. What they send is of limited size and
+Visitors are strangers. What they may ask for is in viavsp_jax/app/page/gate.py. What they send is of limited size and
 length, and is transcribed one after another; what is written for them goes into temporary folders; what they are told
 names their file, never a path of the server.
 """
@@ -20,10 +20,11 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from viavsp_jax.app import captions, folder, pictures, views
-from viavsp_jax.app.gate import MAX_FILE_SIZE, Gate
+from viavsp_jax.app import captions, pictures
+from viavsp_jax.app.page import folder, views
+from viavsp_jax.app.page.gate import MAX_FILE_SIZE, Gate
 from viavsp_jax.app.transcriber import Transcriber, Transcript
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

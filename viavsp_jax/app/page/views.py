@@ -14,9 +14,8 @@ import cv2
 import jinja2
 import numpy as np
 
-from convert.hub.feature_extraction_viavsp import SAMPLES_PER_FRAME
 from viavsp_jax.app.transcriber import Segment, Transcript
-from viavsp_jax.data.media import FRAME_RATE
+from viavsp_jax.data.features import FRAME_RATE, SAMPLES_PER_FRAME
 
 _FOLDER = pathlib.Path(__file__).parent
 _THUMBNAIL = 56  # pixels

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from viavsp_jax import scoring
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.data.ids import read_channels as read_channels
-from viavsp_jax.scoring import AlignedWord, Counts
-from viavsp_jax.vietnamese import TONES, Syllable, difference, spoken_form
+from viavsp_jax.evaluation import scoring
+from viavsp_jax.evaluation.scoring import AlignedWord, Counts
+from viavsp_jax.evaluation.vietnamese import TONES, Syllable, difference, spoken_form
 
 Row = Mapping[str, Any]
 

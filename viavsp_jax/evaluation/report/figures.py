@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viavsp_jax.report.events import Curve
+from viavsp_jax.evaluation.report.events import Curve
 
 # What matplotlib is told → the variable of page.css that takes its place.
 _COLOURS = {

@@ -1,7 +1,7 @@
 """The report of an evaluation: report.json for programs, report.html for people.
 
 report.json holds what the evaluation was made with (checkpoint, split, search), then for each shard folder, under its
-key (see viavsp_jax/report/results.py), what `analysis.score` gives, and under `analysis`, again by key, what
+key (see viavsp_jax/evaluation/report/results.py), what `analysis.score` gives, and under `analysis`, again by key, what
 `analysis.analyse` gives. The page shows all of it, and the curves of the training; it needs no other file and no
 network.
 """
@@ -16,13 +16,13 @@ import jinja2
 from etils import epath
 from markupsafe import Markup
 
-from viavsp_jax.data.atomic import write_bytes
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.decode import DecodingConfig
-from viavsp_jax.report import analysis, figures
-from viavsp_jax.report.events import Curve, read_curves
-from viavsp_jax.report.results import ABOUT, FILE, About, Report, key_of, not_a_report, read_report
-from viavsp_jax.vietnamese import TONES
+from viavsp_jax.decoding.search import DecodingConfig
+from viavsp_jax.evaluation.report import analysis, figures
+from viavsp_jax.evaluation.report.events import Curve, read_curves
+from viavsp_jax.evaluation.report.results import ABOUT, FILE, About, Report, key_of, not_a_report, read_report
+from viavsp_jax.evaluation.vietnamese import TONES
+from viavsp_jax.runtime.atomic import write_bytes
 
 
 def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], channels: Mapping[str, str]) -> Report:

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 Report = dict[str, Any]
 About = Mapping[str, Any]  # the fields of ABOUT

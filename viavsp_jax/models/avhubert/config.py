@@ -1,12 +1,7 @@
 """Shape and training of an AV-HuBERT encoder; shared by the PyTorch and the Flax model, so it imports neither."""
 
 import dataclasses
-import json
 from typing import Literal, get_args
-
-from etils import epath
-
-from viavsp_jax.errors import InputError
 
 MODALITY_FUSIONS = ("concat", "add")
 # What BatchNorm normalises by in training: its running averages, or the statistics of each clip, which they follow.
@@ -21,7 +16,7 @@ _MOST_LAYERS, _LARGEST = 256, 2**16
 class AVHubertConfig:
     """Sizes and variants of the encoder; the defaults are AV-HuBERT Large.
 
-    Raises InputError if a value is not usable.
+    Raises ValueError if a value is not usable.
     """
 
     embed_dim: int = 1024  # width of the transformer and of each modality's features
@@ -44,20 +39,20 @@ class AVHubertConfig:
         for name, size in sizes.items():
             most = _MOST_LAYERS if name == "num_layers" else _LARGEST
             if type(size) is not int or size < 1:
-                raise InputError(f"AV-HuBERT config: {name} must be a positive integer, not {size!r}")
+                raise ValueError(f"AV-HuBERT config: {name} must be a positive integer, not {size!r}")
             if size > most:
-                raise InputError(f"AV-HuBERT config: {name} must be at most {most}, not {size}")
+                raise ValueError(f"AV-HuBERT config: {name} must be at most {most}, not {size}")
         if len(self.resnet_channels) != 4:
-            raise InputError(f"AV-HuBERT config: resnet_channels must give 4 stages, not {list(self.resnet_channels)}")
+            raise ValueError(f"AV-HuBERT config: resnet_channels must give 4 stages, not {list(self.resnet_channels)}")
         if type(self.layer_norm_first) is not bool:
-            raise InputError(f"AV-HuBERT config: layer_norm_first must be true or false, not {self.layer_norm_first!r}")
+            raise ValueError(f"AV-HuBERT config: layer_norm_first must be true or false, not {self.layer_norm_first!r}")
         if self.modality_fuse not in MODALITY_FUSIONS:
-            raise InputError(
+            raise ValueError(
                 f"AV-HuBERT config: modality_fuse must be in {MODALITY_FUSIONS}, not {self.modality_fuse!r}"
             )
         for divisor in ("num_heads", "conv_pos_groups"):
             if self.embed_dim % getattr(self, divisor):
-                raise InputError(
+                raise ValueError(
                     f"AV-HuBERT config: embed_dim {self.embed_dim} must be a multiple of "
                     f"{divisor} {getattr(self, divisor)}"
                 )
@@ -71,38 +66,12 @@ class AVHubertConfig:
         """Width after the modalities are fused: 2 x embed_dim for concat, embed_dim for add."""
         return 2 * self.embed_dim if self.modality_fuse == "concat" else self.embed_dim
 
-    @classmethod
-    def from_json(cls, path: epath.PathLike) -> "AVHubertConfig":
-        """Reads what to_json wrote. Raises InputError if the file is missing, not JSON or of other fields."""
-        path = epath.Path(path)
-        if not path.exists():
-            raise InputError(f"{path}: no such file, expected the config of an AV-HuBERT encoder")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a JSON file ({error})") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: expected a JSON object with the fields of an AV-HuBERT config")
-        names = {field.name for field in dataclasses.fields(cls)}
-        if values.keys() != names:
-            raise InputError(
-                f"{path}: not the config of an AV-HuBERT encoder; "
-                f"missing {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}"
-            )
-        try:
-            return cls(**values)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
-    def to_json(self, path: epath.PathLike) -> None:
-        epath.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-
 
 @dataclasses.dataclass(frozen=True)
 class EncoderTraining:
     """What sets training apart from evaluation; the reference trains with 0.1, 0.1 and "batch".
 
-    Raises InputError if a value is not usable.
+    Raises ValueError if a value is not usable.
     """
 
     layer_drop: float = 0.0  # with what probability a block is skipped
@@ -113,9 +82,9 @@ class EncoderTraining:
     def __post_init__(self) -> None:
         for name in ("layer_drop", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"AV-HuBERT training: {name} must be in [0, 1), not {getattr(self, name)!r}")
+                raise ValueError(f"AV-HuBERT training: {name} must be in [0, 1), not {getattr(self, name)!r}")
         if self.batch_norm not in (known := get_args(BatchNormStatistics)):
-            raise InputError(f"AV-HuBERT training: batch_norm must be in {known}, not {self.batch_norm!r}")
+            raise ValueError(f"AV-HuBERT training: batch_norm must be in {known}, not {self.batch_norm!r}")
 
 
 PLAIN_TRAINING = EncoderTraining()
@@ -123,5 +92,5 @@ PLAIN_TRAINING = EncoderTraining()
 
 def _as_tuple(value: object) -> tuple:
     if not isinstance(value, list | tuple):
-        raise InputError(f"AV-HuBERT config: resnet_channels must be a list of integers, not {value!r}")
+        raise ValueError(f"AV-HuBERT config: resnet_channels must be a list of integers, not {value!r}")
     return tuple(value)

@@ -1,8 +1,8 @@
 """AV-HuBERT in Flax: mouth video and speech features in, one vector a frame out.
 
-The numbers equal those of the PyTorch encoder (prepare/avhubert_torch.py), and so does the interface. Transformer
-blocks are stacked and run by one `lax.scan`. Parameters are float32; activations and outputs have the dtype the encoder
-was built with. Nothing inside a block is kept for a backward pass, which computes it again.
+The numbers and the interface equal those of the PyTorch encoder (prepare/features/modeling_avhubert.py). Transformer
+blocks are stacked and run by one `lax.scan`. Parameters are float32; activations and outputs have the dtype that the
+encoder was built with. Nothing inside a block is kept for the backward pass, which computes it again.
 
 Letters: B clips, T frames, D embed_dim, F feed-forward width, N blocks; in training, R rows of S clips.
 """
@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import (
-    PLAIN_TRAINING,
-    VIDEO_MEAN,
-    VIDEO_STD,
-    AVHubertConfig,
-    EncoderTraining,
-)
-from viavsp_jax.models.avhubert_video import EPSILON, VideoExtractor
+from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, VIDEO_MEAN, VIDEO_STD, AVHubertConfig, EncoderTraining
+from viavsp_jax.models.avhubert.video import EPSILON, VideoExtractor
 
 _PARTS = 1 << 8  # of which a dropout rate is a whole number; four of them fit a random word of 32 bits
 
@@ -188,10 +181,10 @@ class AVHubert(nnx.Module):
         Returns:
           ([B, T, D] of that layer or None, [B, T, D] of the last, normed). Padded frames hold no meaning.
 
-        Raises InputError if there is no such layer.
+        Raises ValueError if there is no such layer.
         """
         if layer is not None and not 0 <= layer <= self.config.num_layers:
-            raise InputError(f"layer {layer}: the AV-HuBERT encoder has layers 0 to {self.config.num_layers}")
+            raise ValueError(f"layer {layer}: the AV-HuBERT encoder has layers 0 to {self.config.num_layers}")
         return self.transform(self.fuse(audio, video), padding_mask, layer)
 
     def __call__(

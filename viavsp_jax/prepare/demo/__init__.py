@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from viavsp_jax.options import MAX_SEED, new_folder, whole
+from viavsp_jax.runtime.options import MAX_SEED, new_folder, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.demo.face import SIZE, Face, render
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 from viavsp_jax.prepare.demo.speech import (
@@ -35,6 +34,7 @@ from viavsp_jax.prepare.demo.speech import (
 )
 from viavsp_jax.prepare.demo.visemes import VISEMES
 from viavsp_jax.prepare.workers import deaf_to_ctrl_c
+from viavsp_jax.runtime.errors import InputError
 
 CLIPS_PER_SHARD = 500
 TOPIC = "daily life"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import resample_poly
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 SAMPLE_RATE = 16_000
 FRAME_RATE = 25

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from viavsp_jax.errors import InputError
 from viavsp_jax.prepare.demo.speech import FRAME_RATE, SILENCE, Phoneme
+from viavsp_jax.runtime.errors import InputError
 
 _STEPS_PER_SECOND = 200
 _SMOOTHING_SECONDS = 0.022  # standard deviation; a step from one target to another takes about 80 ms

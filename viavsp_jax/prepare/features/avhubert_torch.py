@@ -6,12 +6,11 @@ import torch
 from etils import epath
 from torch import Tensor
 
-from convert.hub.modeling_avhubert import AVHubert
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+from viavsp_jax import encoder_folder
+from viavsp_jax.encoder_folder import WEIGHTS_FILE
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.modeling_avhubert import AVHubert
+from viavsp_jax.runtime.errors import InputError
 
 # In fairseq's checkpoints, but of use to masked pre-training only.
 UNUSED_KEYS = ("mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias")
@@ -47,7 +46,7 @@ def load_encoder(
     Raises InputError if a file is missing or unreadable, or if names or shapes do not fit the config.
     """
     folder = epath.Path(folder)
-    config = AVHubertConfig.from_json(folder / CONFIG_FILE)
+    config = encoder_folder.read_config(folder)
     path = folder / WEIGHTS_FILE
     if not path.exists():
         raise InputError(f"{path}: no such file, expected the weights of an AV-HuBERT encoder")
@@ -71,5 +70,5 @@ def save_encoder(model: AVHubert, folder: epath.PathLike, dtype: torch.dtype = t
             raise InputError(f"{folder}: the weight {name} is not finite as {dtype}")
         weights[name] = cast
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.to_json(folder / CONFIG_FILE)
+    encoder_folder.write_config(model.config, folder)
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(weights))

@@ -14,11 +14,11 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from convert.avhubert import load_flax
-from viavsp_jax import programs
-from viavsp_jax.data import media
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert import AVHubert, normalized
-from viavsp_jax.prepare.reading import Media
+from viavsp_jax.data.features import CROP_SIZE, center_crop
+from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
+from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.runtime import programs
+from viavsp_jax.runtime.errors import InputError
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -57,12 +57,12 @@ class JaxEncoder:
         if {"av", "audio"} & set(modalities):
             batch["audio"] = np.zeros((self._rows, frames, self.config.audio_dim), np.float32)
         if {"av", "video"} & set(modalities):
-            batch["video"] = np.zeros((self._rows, frames, media.CROP_SIZE, media.CROP_SIZE), np.uint8)
+            batch["video"] = np.zeros((self._rows, frames, CROP_SIZE, CROP_SIZE), np.uint8)
         for row, item in enumerate(items):
             if item is not None and "audio" in batch:
                 batch["audio"][row, : len(item.audio)] = item.audio
             if item is not None and "video" in batch:
-                batch["video"][row, : len(item.frames)] = media.center_crop(item.frames)
+                batch["video"][row, : len(item.frames)] = center_crop(item.frames)
         with jax.default_matmul_precision(self._precision):
             placed = jax.device_put(batch, self._by_clip)
             return self._forward(self._weights, placed, modalities=tuple(modalities), layer=layer)

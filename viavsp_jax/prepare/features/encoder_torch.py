@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from etils import epath
 
-from viavsp_jax.data import media
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.avhubert_torch import AVHubert, load_encoder
-from viavsp_jax.prepare.reading import Media
+from viavsp_jax.data.features import video_input
+from viavsp_jax.prepare.features.avhubert_torch import AVHubert, load_encoder
+from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.runtime.errors import InputError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -36,7 +36,7 @@ class TorchEncoder:
         heard = [item and item.audio for item in items]
         seen = None
         if {"av", "video"} & set(modalities):
-            seen = [item and media.video_input(item.frames) for item in items]
+            seen = [item and video_input(item.frames) for item in items]
         return self._model.encode_clips(heard, seen, lengths, modalities, layer)
 
     def to_host(self, array: torch.Tensor) -> np.ndarray:

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from viavsp_jax.errors import InputError
-from viavsp_jax.models.avhubert_config import AVHubertConfig
-from viavsp_jax.options import whole
+from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.prepare.features.reading import Media, Noise, Reader
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.reading import Media, Noise, Reader
+from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.options import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +78,12 @@ def load_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that the options ask for. Raises InputError if it or the device is not usable."""
     # Imported here because a machine may have only one of them.
     if args.backend == "jax":
-        from viavsp_jax.prepare.encoder_jax import JaxEncoder
+        from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
 
         if args.device:
             raise InputError(f"--device {args.device} goes with --backend torch, jax takes all devices there are.")
         return JaxEncoder(args.encoder, args.dtype, args.batch_size)
-    from viavsp_jax.prepare.encoder_torch import TorchEncoder
+    from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
 
     return TorchEncoder.load(args.encoder, args.dtype, args.device)
 

@@ -15,13 +15,13 @@ from etils import epath
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example, Kind
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.extract import Encoded
+from viavsp_jax.prepare.features.extract import Encoded
+from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.reading import Media
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import os
 
 from etils import epath
 
-from viavsp_jax.data.atomic import write_bytes
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.errors import InputError
 
 FILE = "provenance.json"
 VASR_CLIP = 76  # frames

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from viavsp_jax.data import media, noise
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import audio_features
 from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, Clip, lengths_differ
 from viavsp_jax.prepare.workers import WorkerDied, Workers
+from viavsp_jax.runtime.errors import InputError
 
 # Batches read ahead for each worker: one that it works at, one that waits.
 _AHEAD = 2
@@ -97,7 +98,7 @@ def read_media(clip: Clip, added: Noise | None) -> Media:
         )
     if added is not None:
         samples = added.add(clip, samples)
-    return Media(frames, media.audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
+    return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
 
 
 def _read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]:

@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import extract
-from viavsp_jax.prepare.folders import Folder, Shard, missing
+from viavsp_jax.prepare.features import extract
+from viavsp_jax.prepare.features.folders import Folder, Shard, missing
+from viavsp_jax.prepare.features.reading import Media, Noise, Reader
 from viavsp_jax.prepare.kmeans import assign, run_lengths
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.reading import Media, Noise, Reader
+from viavsp_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

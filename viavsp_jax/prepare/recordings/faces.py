@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import cv2
 import numpy as np
 
-from viavsp_jax.errors import InputError
+from viavsp_jax.runtime.errors import InputError
 
 LICENCE = (
     "Faces are found with dlib, whose 68-point landmark model was trained on iBUG 300-W: its licence bars "

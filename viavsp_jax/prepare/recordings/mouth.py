@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 from etils import epath
 
-from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.faces import FaceFinder
-from viavsp_jax.prepare.recordings import Recording
-from viavsp_jax.prepare.tracks import Speaker, choose, fill, follow, loudness
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE
+from viavsp_jax.prepare.recordings.faces import FaceFinder
+from viavsp_jax.prepare.recordings.recording import Recording
+from viavsp_jax.prepare.recordings.tracks import Speaker, choose, fill, follow, loudness
+from viavsp_jax.runtime.errors import InputError
 
 STABLE_POINTS = [33, 36, 39, 42, 45]  # base of the nose, corners of the eyes
 MOUTH = slice(48, 68)

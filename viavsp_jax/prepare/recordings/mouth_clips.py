@@ -11,15 +11,15 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from etils import epath
 
-from viavsp_jax.data.atomic import atomic_write
-from viavsp_jax.data.media import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare.faces import require_packages
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.prepare.lines import write_lines
-from viavsp_jax.prepare.mouth import MouthTrack, mouth_crops
-from viavsp_jax.prepare.recordings import Recording, read_recording
-from viavsp_jax.prepare.sound import SILENCE, levels
+from viavsp_jax.prepare.recordings.faces import require_packages
+from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
+from viavsp_jax.prepare.recordings.recording import Recording, read_recording
+from viavsp_jax.prepare.recordings.sound import SILENCE, levels
 from viavsp_jax.prepare.workers import sign_of_life
+from viavsp_jax.runtime.atomic import atomic_write
+from viavsp_jax.runtime.errors import InputError
 
 _STILL = 0.2  # mean difference of successive crops, in grey levels; 0.04 in a coded still, 1.2 and more in speech
 _SPEECH = 0.1  # share of the level of loud speech from which on sound is taken for speech

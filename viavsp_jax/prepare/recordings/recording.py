@@ -18,10 +18,10 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
-from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
-from viavsp_jax.errors import InputError
-from viavsp_jax.prepare import sound
-from viavsp_jax.prepare.timeline import Timeline, find_timeline
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.prepare.recordings import sound
+from viavsp_jax.prepare.recordings.timeline import Timeline, find_timeline
+from viavsp_jax.runtime.errors import InputError
 
 # Containers that hold the media themselves and have timestamps. Not those that name other files (hls, concat, dash,
 # image2, sdp), and not those that FFmpeg makes of any text (tty).

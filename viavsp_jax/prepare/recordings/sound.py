@@ -12,8 +12,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from viavsp_jax.data.media import FRAME_RATE, SAMPLE_RATE
-from viavsp_jax.errors import InputError
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.runtime.errors import InputError
 
 SILENCE = 2.0  # root mean square of int16 samples, about -84 dB of full scale
 LONGEST_GAP = 3600  # seconds without a sound, all in all; timestamps that leap further are wrong

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from viavsp_jax.data.media import FRAME_RATE
-from viavsp_jax.prepare.faces import Face, match
-from viavsp_jax.prepare.sound import levels
+from viavsp_jax.data.features import FRAME_RATE
+from viavsp_jax.prepare.recordings.faces import Face, match
+from viavsp_jax.prepare.recordings.sound import levels
 
 _LONGEST_GAP = FRAME_RATE  # pictures in which a face may be missed before it counts as another
 _TIE = 0.5  # a face that moves by this share of the most active one's movement may be the speaker, too
