@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import torch
-from viavsp_jax.decoding.decoder import Decoder, fill_up
 
 from benchmarks import rounds, vasr_clips
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
@@ -32,7 +31,7 @@ from viavsp_jax import sharding
 from viavsp_jax.data import pipeline
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION
 from viavsp_jax.data.records import Example
-from viavsp_jax.decoding.search import load_decoding_config
+from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.runtime.errors import reported_to_user
 
 # VASR's prompts, of 76 frames and up to 91 positions, in one size.
@@ -53,15 +52,18 @@ class BatchedSearch:
     """This project's evaluation of the split `test`. Called, it decodes all clips and returns their number."""
 
     def __init__(self, model: RandomModel):
-        self.model, self.decoder = model, Decoder(model.experiment)
+        e = model.experiment
+        self.model = model
+        self.decoder = Decoder(e.mesh, e.structure, e.settings.evaluation.decoding, e.prompt.end_id)
         self.found: Found = {}
 
     def __call__(self) -> int:
-        config, mesh, prompt = self.model.experiment.config, self.model.experiment.mesh, self.model.experiment.prompt
+        e, prompt = self.model.experiment, self.model.experiment.prompt
+        data, c = e.settings.data, e.settings.evaluation
         self.found = {}
-        clips = pipeline.evaluation_records(config, vasr_clips.FOLDER)
-        for records, batch in pipeline.decoding_batches(config, prompt, clips):
-            batch = sharding.put_whole_batch(mesh, fill_up(batch, records))
+        clips = pipeline.evaluation_records(data, vasr_clips.FOLDER, c.split)
+        for records, batch in pipeline.decoding_batches(data, prompt, clips, c.rows, c.bucket):
+            batch = sharding.put_whole_batch(e.mesh, fill_up(batch, records))
             tokens, _ = jax.device_get(self.decoder(self.model.trainable, self.model.frozen, batch))
             for record, ids in zip(records, tokens[:, 0], strict=False):
                 self.found[record["id"]] = until_end(ids, prompt.end_id)
@@ -90,18 +92,18 @@ class Generate:
 
 def exported(model: RandomModel, theirs: TorchModel) -> ViAVSPModel:
     """`theirs` as an export decodes with it: all weights in the dtype of the frozen ones."""
-    config = model.experiment.config
-    settings = ViAVSPConfig(
-        feature_width=config.data.feature_width,
-        end_token=config.llm.end_token,
-        decoding=dataclasses.asdict(load_decoding_config(config.evaluate.decoding)),
+    settings = model.experiment.settings
+    config = ViAVSPConfig(
+        feature_width=settings.data.feature_width,
+        end_token=settings.llm.end_token,
+        decoding=dataclasses.asdict(settings.evaluation.decoding),
         recognition_instruction=RECOGNITION,
         translation_instruction=TRANSLATION,
         languages=LANGUAGES,
     )
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, settings.dtype)
     llm = theirs.llm.to(dtype).eval().base_model.model
-    return ViAVSPModel(settings, llm, theirs.projector.to(dtype), model.experiment.prompt.tokenizer)
+    return ViAVSPModel(config, llm, theirs.projector.to(dtype), model.experiment.prompt.tokenizer)
 
 
 def torch_sides(model: RandomModel, theirs: TorchModel, clips: Sequence[Example]) -> dict[str, Generate]:
@@ -119,7 +121,7 @@ def check_tokens(ours: BatchedSearch, sides: dict[str, Generate]) -> dict[str, f
         f"equal_tokens,_{name}": float(np.mean([side.found[clip] == ids for clip, ids in ours.found.items()]))
         for name, side in sides.items()
     }
-    if ours.model.experiment.config.dtype == "float32" and min(shares.values()) < EQUAL:
+    if ours.model.experiment.settings.dtype == "float32" and min(shares.values()) < EQUAL:
         raise AssertionError(f"the sides decode differently: {shares}")
     return shares | {"mean_new_tokens": float(np.mean([len(ids) for ids in ours.found.values()]))}
 

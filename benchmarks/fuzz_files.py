@@ -28,6 +28,7 @@ from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.features import SAMPLE_RATE
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.prepare import kmeans, manifest
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
 from viavsp_jax.state import TrainState, abstract_model
@@ -80,7 +81,7 @@ def write_hf(folder: pathlib.Path) -> None:
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     rng, index = np.random.default_rng(0), {}
-    wanted = names.tensors(abstract_model(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32)[2])
+    wanted = names.tensors(abstract_model(ModelConfig(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32))[2])
     for number, part in enumerate((wanted[::2], wanted[1::2])):
         file = f"model-{number}.safetensors"
         values = {tensor.name: rng.normal(size=tensor.shape).astype(np.float32) for tensor in part}

@@ -25,6 +25,7 @@ from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.prepare import kmeans, manifest, mouths
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.recordings import mouth
@@ -65,7 +66,7 @@ def read_llm(path: pathlib.Path) -> None:
     """All of a converted language model, and one layer of it."""
     folder = next(parent for parent in path.parents if (parent / "conversion.json").exists())
     llm_folder.read_conversion(folder)
-    shapes = abstract_model(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32)[2]
+    shapes = abstract_model(ModelConfig(llm_folder.llama_config(folder), LoRAConfig(), 1, np.float32))[2]
     llm_folder.load_llm(folder, shapes["llm"])
     llm_folder.read_layer(folder, "layers/q/kernel", 0)
 

@@ -25,6 +25,7 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import FOLDER, FRAMES, draw_clips, make_prompt, write_shards
 from configs import final
 from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import reported_to_user
 
 WIDTH, VOCABULARY = 1024, 4096
@@ -41,7 +42,7 @@ def packed_config(shards: pathlib.Path, rows: int, width: int) -> ml_collections
 def read_packed(config: ml_collections.ConfigDict, clips: int) -> int:
     """Starts the pipeline, takes batches until they held at least so many clips; how many they held."""
     done = 0
-    with contextlib.closing(pipeline.training_batches(config, make_prompt(VOCABULARY))) as batches:
+    with contextlib.closing(pipeline.training_batches(read_settings(config).data, make_prompt(VOCABULARY))) as batches:
         while done < clips:
             done += int(next(batches)["segment_ids"].max(1).sum())
     return done

@@ -107,23 +107,25 @@ def compute_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def make_model(llama: LlamaConfig, **settings: Any) -> RandomModel:
+def make_model(llama: LlamaConfig, **changes: Any) -> RandomModel:
     """A random model under configs/base.py with the rows of configs/final.py.
 
     Args:
       llama: its size.
-      **settings: of the config, dotted names.
+      **changes: of the config, dotted names.
     """
     config = base.get_config()
     config.data.row = final.get_config().data.row
-    config.update_from_flattened_dict(settings)
-    mesh, dtype = sharding.make_mesh(config), jnp.dtype(config.dtype)
-    made = experiment.abstract_experiment(config, llama, mesh, make_prompt(llama.vocab_size), dtype)
+    config.update_from_flattened_dict(changes)
+    settings = experiment.read_settings(config)
+    mesh = sharding.make_mesh(settings.mesh)
+    made = experiment.abstract_experiment(settings, llama, mesh, jnp.dtype(settings.dtype))
+    made = dataclasses.replace(made, prompt=make_prompt(llama.vocab_size))
     shardings = jax.tree.map(lambda x: x.sharding, (made.trainable, made.frozen))
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def weights(key):
-        _, trainable, frozen = state.split(made.build(key))
+        _, trainable, frozen = state.split(state.make_model(key, made.model))
         return with_adapters(trainable, key), frozen
 
     # Threefry takes seconds to compile.
@@ -169,7 +171,7 @@ def named_tensors(weights: Tree) -> dict[str, torch.Tensor]:
 
 def to_torch(model: RandomModel) -> TorchModel:
     """The same weights in PyTorch, on the same device."""
-    llama, config = model.experiment.llama, model.experiment.config
+    llama, settings = model.experiment.model.llama, model.experiment.settings
     device = torch.from_dlpack(jax.tree.leaves(model.frozen)[0]).device
     hugging_face = transformers.LlamaConfig(
         vocab_size=llama.vocab_size,
@@ -184,14 +186,14 @@ def to_torch(model: RandomModel) -> TorchModel:
     )
     with device:
         llm = transformers.AutoModelForCausalLM.from_config(
-            hugging_face, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+            hugging_face, dtype=getattr(torch, settings.dtype), attn_implementation="sdpa"
         )
-        projector = torch.nn.Linear(config.data.feature_width, llama.hidden_size)
+        projector = torch.nn.Linear(settings.data.feature_width, llama.hidden_size)
     llm.load_state_dict(named_tensors(model.frozen))
     adapter = peft.LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
         target_modules=["q_proj", "k_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )

@@ -82,7 +82,7 @@ def training(
     labels = [len(prompt.label(clip["transcript"])) for clip in clips]
     # The last label token is predicted, never read.
     lengths = [len(speech_prompt(clip, prompt)["tokens"]) + n - 1 for clip, n in zip(clips, labels, strict=True)]
-    count = flops.useful_in_training(model.experiment.llama, zip(lengths, labels, strict=True))
+    count = flops.useful_in_training(model.experiment.model.llama, zip(lengths, labels, strict=True))
     return comparison, facts | use(comparison, count / len(clips), statistics.mean(lengths))
 
 
@@ -93,7 +93,7 @@ def decoding(
     theirs = {} if jax.default_backend() == "tpu" else beam_search.torch_sides(model, to_torch(model), clips)
     comparison = rounds.compare({"batched": ours} | theirs, args.rounds, "beam search")
     work = [(len(speech_prompt(clip, model.experiment.prompt)["tokens"]), args.new_tokens) for clip in clips]
-    count = flops.useful_in_decoding(model.experiment.llama, work, args.beams)
+    count = flops.useful_in_decoding(model.experiment.model.llama, work, args.beams)
     facts = beam_search.check_tokens(ours, theirs)
     return comparison, facts | use(comparison, count / len(clips), args.beams * args.new_tokens)
 

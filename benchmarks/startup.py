@@ -46,8 +46,8 @@ config = demo.get_config()
 config.llm.path, config.data.path, config.data.train = llm, shards, ("av_clean",)
 keep_programs(workdir)
 experiment = load_experiment(config)
-batches = training_batches(config, experiment.prompt)
-optimizer, _ = make_optimizer(config)
+batches = training_batches(experiment.settings.data, experiment.prompt)
+optimizer, _ = make_optimizer(experiment.settings.optimizer)
 state, frozen = train.init_state(experiment, optimizer), experiment.load_frozen()
 batch = sharding.put_batch(experiment.mesh, next(batches))
 jax.block_until_ready(train.jit_train_step(experiment, optimizer)(state, frozen, batch))
@@ -93,9 +93,8 @@ import jax
 import jax.numpy as jnp
 from configs import demo
 from viavsp_jax import llm_folder, sharding, train
-from viavsp_jax.data.packing import RowShape, empty_row, stack_rows
-from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.experiment import abstract_experiment
+from viavsp_jax.data.packing import empty_row, stack_rows
+from viavsp_jax.experiment import abstract_experiment, read_settings
 from viavsp_jax.optimizer import make_optimizer
 
 llm, layers, unrolled = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "unrolled"
@@ -103,11 +102,11 @@ if unrolled:
     jax.lax.scan = functools.partial(jax.lax.scan, unroll=True)
 config = demo.get_config()
 llama = dataclasses.replace(llm_folder.llama_config(llm), num_layers=layers)
-prompt = load_prompt(llm, config.llm.end_token)
-experiment = abstract_experiment(config, llama, sharding.make_mesh(config), prompt, jnp.float32)
-row = empty_row(RowShape(**config.data.row), config.data.feature_width, jnp.float32)
-batch = sharding.put_batch(experiment.mesh, stack_rows([row] * config.data.rows))
-optimizer, _ = make_optimizer(config)
+settings = read_settings(config)
+experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), jnp.float32)
+row = empty_row(settings.data.row, settings.data.feature_width, jnp.float32)
+batch = sharding.put_batch(experiment.mesh, stack_rows([row] * settings.data.rows))
+optimizer, _ = make_optimizer(experiment.settings.optimizer)
 state = train.abstract_state(experiment, optimizer)
 start = time.perf_counter()
 train.jit_train_step(experiment, optimizer).lower(state, experiment.frozen, batch).compile()

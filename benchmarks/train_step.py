@@ -45,10 +45,10 @@ class PackedTraining:
     """Updates of this project. Called, it makes `updates` of them, waits and returns the number of clips."""
 
     def __init__(self, model: RandomModel, updates: int):
-        experiment, config = model.experiment, model.experiment.config
+        experiment = model.experiment
         self.mesh, self.frozen, self.updates = experiment.mesh, model.frozen, updates
-        self.batches = pipeline.training_batches(config, experiment.prompt)
-        optimizer, _ = make_optimizer(config)
+        self.batches = pipeline.training_batches(experiment.settings.data, experiment.prompt)
+        optimizer, _ = make_optimizer(experiment.settings.optimizer)
         self.step = train.jit_train_step(experiment, optimizer)
         trainable = jax.tree.map(jnp.copy, model.trainable)  # the step takes them over
         places = jax.tree.map(lambda x: x.sharding, train.abstract_state(experiment, optimizer))
@@ -71,7 +71,7 @@ def our_losses(model: RandomModel) -> tuple[float, float]:
 
     def loss(change_weights: Callable[[np.ndarray], np.ndarray]) -> float:
         metrics = []
-        for batch in pipeline.validation_batches(experiment.config, experiment.prompt):
+        for batch in pipeline.validation_batches(experiment.settings.data, experiment.prompt):
             batch["weights"] = change_weights(batch["weights"])
             metrics.append(step(state, model.frozen, sharding.put_batch(experiment.mesh, batch)))
         return train.summarize(metrics)["loss"]
@@ -90,7 +90,7 @@ def check_losses(model: RandomModel, theirs: TorchModel, clips: Sequence[torch_t
         label_only = torch_training.label_only_batch_loss(theirs, clips).item()
     theirs.llm.train()
     a_clip, a_token = our_losses(model)
-    tolerance = TOLERANCE[model.experiment.config.dtype]
+    tolerance = TOLERANCE[model.experiment.settings.dtype]
     np.testing.assert_allclose(np.mean(singles), a_clip, rtol=tolerance)
     np.testing.assert_allclose([batch, label_only], a_token, rtol=tolerance)
     return {"loss_of_packed_rows": a_clip, "loss_the_reference's_way": float(np.mean(singles))}

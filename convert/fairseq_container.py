@@ -14,6 +14,7 @@ from convert.checkpoints import BUFFERS
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.state import TrainState
 
@@ -107,7 +108,7 @@ def optimizer_state(
         others = adam_state(state.opt_state)
     entries |= adam_entries(others, lambda moments: in_torch(moments, learnt))
     group = {
-        "lr": float(make_optimizer(config)[1](int(state.step))),
+        "lr": float(make_optimizer(read_settings(config).optimizer)[1](int(state.step))),
         "betas": (c.b1, c.b2),
         "eps": c.eps,
         "weight_decay": 0.0,

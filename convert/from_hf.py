@@ -25,6 +25,7 @@ from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokeniz
 from viavsp_jax.llm_config import llama_config, read_config
 from viavsp_jax.llm_folder import save_llm
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.state import abstract_model
@@ -82,7 +83,7 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
     if config.num_layers > len(files):
         raise InputError(f"{folder} holds {len(files)} tensors, but its config.json says {config.num_layers} layers")
     # The frozen weights do not depend on the adapter and the encoder.
-    wanted = tensors(abstract_model(config, LoRAConfig(), 1, np.float32)[2])
+    wanted = tensors(abstract_model(ModelConfig(config, LoRAConfig(), 1, np.float32))[2])
     names = {tensor.name for tensor in wanted}
     files = renamed(files, names | {HEAD}, folder)
     head = files.pop(HEAD, None) if config.tie_word_embeddings else None

@@ -34,7 +34,7 @@ from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors, wrong_shapes
 from convert.work_folder import adapters, encoder_weights
-from viavsp_jax import config_file, encoder_folder, settings
+from viavsp_jax import config_file, encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.pipeline import shard_folders
 from viavsp_jax.experiment import Experiment, load_experiment
@@ -56,18 +56,18 @@ def convert(
     Raises InputError if the checkpoint does not fit the config or its language model, or the work folder holds a
     checkpoint already.
     """
-    settings.check(config)
     experiment = load_experiment(config)
     state = read_state(path, experiment, restart)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, experiment.settings.training.checkpoint_keep)
     if checkpoints.latest_step() is not None:
         raise InputError(f"{workdir} already holds a checkpoint: give another --workdir")
-    made_by = run_info(experiment.mesh, shard_folders(config))
+    made_by = run_info(experiment.mesh, shard_folders(experiment.settings.data))
     checkpoints.save(state, None, config.to_json(), experiment.fits, made_by, {"accuracy": 0.0})
     checkpoints.close()
     print(f"wrote {workdir}: update {state.step}; the training data starts with its first batch")
-    if state.step >= config.updates:
-        print(f"config.updates is {config.updates}: nothing is left to train; raise it, or use --restart")
+    updates = experiment.settings.training.updates
+    if state.step >= updates:
+        print(f"config.updates is {updates}: nothing is left to train; raise it, or use --restart")
 
 
 def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = False) -> TrainState:
@@ -80,11 +80,11 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     wanted = fitting(read, experiment, str(path))
     others = adapters(experiment.trainable)
     trainable, batch_stats = gather(others, wanted, lambda tensor: read.model[tensor.reference_name]), {}
-    if experiment.encoder:
+    if experiment.model.encoder:
         check_encoder(read, experiment, str(path))
         trainable |= gather_encoder(experiment.trainable, read.model)
         batch_stats = gather_encoder(experiment.batch_stats, read.model)
-    opt_state = make_optimizer(experiment.config)[0].init(trainable)
+    opt_state = make_optimizer(experiment.settings.optimizer)[0].init(trainable)
     if restart:
         return TrainState(jnp.int32(0), trainable, opt_state, batch_stats)
     updates = read.num_updates
@@ -94,14 +94,14 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     adam = read_adam(
         path, names, "Adam", lambda values: gather(others, wanted, lambda tensor: values[tensor.reference_name])
     )
-    if not experiment.encoder:
+    if not experiment.model.encoder:
         return TrainState(jnp.int32(updates), trainable, continued(opt_state, updates, adam))
     names = [REFERENCE_ENCODER + tensor.name for tensor in avhubert.tensors(experiment.trainable["encoder"])]
     late = read_adam(
         path, names, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values)
     )  # fmt: skip
     # The encoder's schedule begins with the update in which it first learns.
-    learnt_for = max(0, updates - experiment.config.encoder.freeze_updates)
+    learnt_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
     parts = opt_state.inner_states
     inner = {
         "encoder": continued(parts["encoder"], learnt_for, late),
@@ -128,13 +128,13 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
     """
     wanted = sorted(tensors(adapters(experiment.trainable)), key=lambda tensor: tensor.reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
-    config, ranks = experiment.config, [found[name][:1] for name in found if ".lora_A." in name]
+    settings, ranks = experiment.settings, [found[name][:1] for name in found if ".lora_A." in name]
     check_sizes(path, {
-        "config.lora.rank": (config.lora.rank, set(itertools.chain(*ranks))),
-        "config.data.feature_width": (config.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
+        "config.lora.rank": (settings.lora.rank, set(itertools.chain(*ranks))),
+        "config.data.feature_width": (settings.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
     })  # fmt: skip
     shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
-    check_shapes(path, shapes, found, f"the language model in {config.llm.path}")
+    check_shapes(path, shapes, found, f"the language model in {settings.llm.path}")
     return wanted
 
 
@@ -149,7 +149,7 @@ def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) ->
         raise InputError(f"{path} holds no encoder, expected one, or --config.encoder.train=false")
     weights = avhubert.tensors(encoder_weights(experiment.trainable, experiment.batch_stats))
     shapes = {REFERENCE_ENCODER + tensor.name: tensor.shape for tensor in weights}
-    check_shapes(path, shapes, found, f"the encoder in {experiment.config.encoder.path}")
+    check_shapes(path, shapes, found, f"the encoder in {experiment.settings.encoder.path}")
 
 
 def check_shapes(path: str, expected: Shapes, found: Shapes, what: str) -> None:

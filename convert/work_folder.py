@@ -15,10 +15,11 @@ from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.encoder_folder import CONFIG_FILE
-from viavsp_jax.experiment import encoder_fits, prompt_fits
+from viavsp_jax.experiment import encoder_fits, prompt_fits, read_settings
 from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState, abstract_model
@@ -47,7 +48,7 @@ class WorkFolder:
 
     def read_state(self) -> TrainState:
         """All that an update changes, as numpy arrays."""
-        opt_state = jax.eval_shape(make_optimizer(self.config)[0].init, self.trainable)
+        opt_state = jax.eval_shape(make_optimizer(read_settings(self.config).optimizer)[0].init, self.trainable)
         state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), self.trainable, opt_state, self.batch_stats)
         return jax.device_get(self.checkpoints.restore(self.step, here(state), None))
 
@@ -87,7 +88,9 @@ def open_work_folder(
     checkpoints.check_fits(chosen, fits | prompt_fits(prompt, config.llm.end_token))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
     lora = LoRAConfig(**config.lora)
-    _, trainable, frozen = abstract_model(llama_config(llm), lora, config.data.feature_width, dtype, encoder=sizes)
+    _, trainable, frozen = abstract_model(
+        ModelConfig(llama_config(llm), lora, config.data.feature_width, dtype, encoder=sizes)
+    )
     batch_stats = {"encoder": frozen.pop("encoder")} if sizes else {}
     return WorkFolder(checkpoints, chosen, config, llm, conversion, sizes, encoder_path, trainable, frozen, batch_stats)
 

@@ -19,6 +19,7 @@ from small_run import small_config
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
 
@@ -37,7 +38,7 @@ def main() -> None:
     llm, shards, workdir, step = sys.argv[1:]
     config, found = small_config(pathlib.Path(llm), pathlib.Path(shards)), {}
     exp = experiment.load_experiment(config)
-    state = train.abstract_state(exp, make_optimizer(config)[0])
+    state = train.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
     expected = jax.tree.leaves(Checkpoints(workdir).restore(int(step), state, None))
     for item in ("trainable", "optimizer", "config", "fits", "data"):
         for damage in (cut, flip, pathlib.Path.unlink):
@@ -47,7 +48,10 @@ def main() -> None:
                     path for path in (pathlib.Path(folder) / "checkpoints" / step / item).rglob("*") if path.is_file()
                 )
                 damage(max(files, key=lambda path: path.stat().st_size))
-                batches, checkpoints = pipeline.training_batches(config, exp.prompt), Checkpoints(folder)
+                batches, checkpoints = (
+                    pipeline.training_batches(exp.settings.data, exp.prompt),
+                    Checkpoints(folder),
+                )
                 try:
                     checkpoints.check_fits(int(step), exp.fits)
                     checkpoints.check_data(int(step), config)

@@ -46,16 +46,18 @@ def main(llm: str, shards: str) -> None:
         config.evaluate.rows = ROWS
         config.mesh = mesh
         experiment = load_experiment(config)
-        decoder, weights = Decoder(experiment), (experiment.init_trainable(), experiment.load_frozen())
+        c, data = experiment.settings.evaluation, experiment.settings.data
+        decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_id)
+        weights = (experiment.init_trainable(), experiment.load_frozen())
         tables.append(evaluate.decode_folder(experiment, functools.partial(decoder, *weights), "av_clean"))
         if mesh["data"] == 8:
-            clips = pipeline.evaluation_records(config, "av_clean")
-            records, batch = next(pipeline.decoding_batches(config, experiment.prompt, clips))
+            clips = pipeline.evaluation_records(data, "av_clean", c.split)
+            records, batch = next(pipeline.decoding_batches(data, experiment.prompt, clips, c.rows, c.bucket))
             batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
             check_search(decoder, weights, batch)
             config.evaluate.rows = 6
             try:
-                Decoder(experiment)
+                evaluate.evaluate(config, "/nowhere")
             except InputError as error:
                 assert "config.evaluate.rows is 6, expected a multiple of 8" in str(error)
             else:

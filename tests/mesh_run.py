@@ -10,9 +10,11 @@ from test_sharding import TINY
 
 from configs import base
 from viavsp_jax import sharding, state
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
+from viavsp_jax.models.viavsp import ModelConfig
 
 B, T, S, L, E = 8, 24, 16, 6, 10
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -26,7 +28,7 @@ ALL_AXES, FSDP = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "t
 def make_mesh(sizes: dict[str, int]) -> Mesh:
     config = base.get_config()
     config.mesh.update(sizes)
-    return sharding.make_mesh(config, jax.devices()[:1] if sizes is ONE_DEVICE else None)
+    return sharding.make_mesh(read_settings(config).mesh, jax.devices()[:1] if sizes is ONE_DEVICE else None)
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -47,7 +49,7 @@ def make_batch() -> dict[str, np.ndarray]:
 @functools.cache
 def model(quantization: str):
     return jax.device_get(
-        state.split(state.make_model(jax.random.key(0), TINY, LoRAConfig(), E, "float32", quantization))
+        state.split(state.make_model(jax.random.key(0), ModelConfig(TINY, LoRAConfig(), E, "float32", quantization)))
     )
 
 

@@ -16,6 +16,7 @@ from small_run import WIDTH, small_config
 
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 ENTRY, MEDIA = "training, evaluation", "training of the encoder"
@@ -198,13 +199,15 @@ def read_all(config: ml_collections.ConfigDict, split: str) -> None:
     """Reads one split as training and evaluation do, the training split until the bad record must have come."""
     prompt = load_prompt(config.llm.path, config.llm.end_token)
     if split == "train":
-        batches = pipeline.training_batches(config, prompt)
+        batches = pipeline.training_batches(read_settings(config).data, prompt)
         for _ in range(60):
             next(batches)
     elif split == "valid":
-        list(pipeline.validation_batches(config, prompt))
+        list(pipeline.validation_batches(read_settings(config).data, prompt))
     else:
-        list(pipeline.decoding_batches(config, prompt, pipeline.evaluation_records(config, config.evaluate.names[0])))
+        data, c = read_settings(config).data, config.evaluate
+        clips = pipeline.evaluation_records(data, c.names[0], c.split)
+        list(pipeline.decoding_batches(data, prompt, clips, c.rows, c.bucket))
 
 
 def assert_refused(config, case, folder, splits):

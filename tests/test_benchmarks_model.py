@@ -42,7 +42,7 @@ def test_clips_are_of_vasr_sizes():
 def test_reference_and_packed_rows_have_the_same_gradients(both):
     model, theirs, clips = both
     experiment, learnt = model.experiment, theirs.learnt
-    (batch,) = pipeline.validation_batches(experiment.config, experiment.prompt)
+    (batch,) = pipeline.validation_batches(experiment.settings.data, experiment.prompt)
 
     def loss(trainable):
         logits = nnx.merge(experiment.structure, trainable, model.frozen)(batch)

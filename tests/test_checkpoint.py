@@ -13,6 +13,7 @@ from small_run import small_config
 
 from viavsp_jax import checkpoint, experiment, train
 from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime import paths
 from viavsp_jax.runtime.errors import InputError
@@ -26,9 +27,9 @@ def config(folders):
 
 def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     exp = experiment.load_experiment(config)
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(read_settings(config).optimizer)
     state = train.init_state(exp, optimizer)
-    batches = pipeline.training_batches(config, exp.prompt)
+    batches = pipeline.training_batches(exp.settings.data, exp.prompt)
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
     expected = {}
     for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.3), (4, 0.4)):
@@ -42,7 +43,7 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     again = checkpoint.Checkpoints(tmp_path)
     assert sorted(int(path.name) for path in again.folder.iterdir()) == [2, 4]
     assert (again.latest_step(), again.best_step()) == (4, 2)
-    fresh = pipeline.training_batches(config, exp.prompt)
+    fresh = pipeline.training_batches(exp.settings.data, exp.prompt)
     restored = again.restore(4, train.init_state(exp, optimizer), fresh)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected[4][0]), strict=True):
         assert np.array_equal(a, b)

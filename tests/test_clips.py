@@ -7,6 +7,7 @@ from small_media import LONGEST, media_config, write_recordings
 from viavsp_jax.data import clips, media, noise, packing, pipeline, records
 from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 NAMES = ("av_clean", "audio_clean", "video_clean")
@@ -24,7 +25,7 @@ def source(media_folders):
 
 def loader(config, names=("av_clean",), **augment):
     config.data.augment.update_from_flattened_dict(augment)
-    return clips.ClipLoader(config, names, "train")
+    return clips.ClipLoader(read_settings(config).data, names, "train")
 
 
 def same(a, b):

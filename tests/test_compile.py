@@ -15,6 +15,7 @@ from convert.avhubert import abstract_params
 from viavsp_jax import encoder_folder, state
 from viavsp_jax.aot import compile as compile_
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 
 DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -127,6 +128,6 @@ def test_the_model_without_a_folder():
         sum(math.prod(shape) for name, (shape, _) in recorded.items() if name.startswith("decoder.") and wanted(name))
         for wanted in (lambda name: "lora" not in name, lambda name: "lora" in name)
     )
-    _, ours, ours_frozen = state.abstract_model(compile_.VINALLAMA, LoRAConfig(), 1024, "bfloat16")
+    _, ours, ours_frozen = state.abstract_model(ModelConfig(compile_.VINALLAMA, LoRAConfig(), 1024, "bfloat16"))
     assert sum(x.size for x in jax.tree.leaves(ours_frozen)) == frozen + 2 * 3 * 2560
     assert sum(x.size for x in jax.tree.leaves(ours["llm"])) == trainable

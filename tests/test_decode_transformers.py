@@ -14,6 +14,7 @@ from tiny_llama import FEATURES, LORA, WIDTH, frozen_shapes
 
 from viavsp_jax.decoding.search import DecodingConfig, decode
 from viavsp_jax.llm_folder import llama_config, load_llm
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import abstract_model
 
 ROWS, SIZE, STEPS, END = 3, 6, 14, 2
@@ -37,7 +38,7 @@ def theirs(raw):
 @pytest.fixture(scope="module")
 def search(llm):
     """(prompts [B, S, D], lengths, logits to add at the end token, config) → tokens and scores, jitted."""
-    structure, trainable, _ = abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)
+    structure, trainable, _ = abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))
     weights = jax.tree.map(lambda x: jnp.zeros(x.shape), trainable), {"llm": load_llm(llm, frozen_shapes(llm))}
 
     @jax.jit

@@ -16,6 +16,7 @@ from convert.avhubert import load_flax
 from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.optimizer import encoder_learns, make_optimizer
@@ -40,15 +41,15 @@ class Run:
     batch: dict
 
     def update(self, learn_encoder):
-        optimizer, _ = make_optimizer(self.exp.config)
-        step = train.make_train_step(self.exp.structure, optimizer, self.exp.config, learn_encoder)
+        optimizer, _ = make_optimizer(self.exp.settings.optimizer)
+        step = train.make_train_step(self.exp.structure, optimizer, self.exp.settings.training, learn_encoder)
         return quickly(step, self.state, self.frozen, self.batch)
 
 
 def start(config):
     exp = experiment.load_experiment(config)
-    state = train.init_state(exp, make_optimizer(config)[0])
-    return Run(exp, state, exp.load_frozen(), next(pipeline.training_batches(config, exp.prompt)))
+    state = train.init_state(exp, make_optimizer(exp.settings.optimizer)[0])
+    return Run(exp, state, exp.load_frozen(), next(pipeline.training_batches(exp.settings.data, exp.prompt)))
 
 
 def changed(a, b):
@@ -120,7 +121,7 @@ def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(confi
     run = start(config)
     run.state = run.update(learn_encoder=False)[0]
     after, _ = run.update(learn_encoder=True)
-    _, schedule = make_optimizer(config)
+    _, schedule = make_optimizer(read_settings(config).optimizer)
     moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
     # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
     strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu["encoder"])
@@ -131,9 +132,10 @@ def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(confi
 
 def test_when_the_encoder_learns(config):
     config.encoder.freeze_updates = 2
-    assert [encoder_learns(config, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
+    settings = read_settings(config).optimizer
+    assert [encoder_learns(settings, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
     config.encoder.train = False
-    assert not encoder_learns(config, 3)
+    assert not encoder_learns(read_settings(config).optimizer, 3)
 
 
 def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
@@ -198,7 +200,7 @@ def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(
     train.train(config, tmp_path)
     assert made == [True]  # programs that were compiled; the run without a stop needs two
     exp = experiment.load_experiment(config)
-    abstract = train.abstract_state(exp, make_optimizer(config)[0])
+    abstract = train.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
     states = [Checkpoints(folder, 4).restore(3, abstract, None) for folder in (workdir, tmp_path)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     curves = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
@@ -262,11 +264,11 @@ config.data.rows, config.encoder.batch_norm = 4, "batch"
 results = []
 for devices in (jax.devices()[:1], jax.devices()):
     exp = experiment.load_experiment(config)
-    mesh = sharding.make_mesh(config, devices)
-    exp = experiment.abstract_experiment(config, exp.llama, mesh, exp.prompt, "float32", exp.encoder)
-    optimizer, _ = make_optimizer(config)
+    mesh = sharding.make_mesh(read_settings(config).mesh, devices)
+    exp = experiment.abstract_experiment(exp.settings, exp.model.llama, mesh, "float32", exp.model.encoder)
+    optimizer, _ = make_optimizer(read_settings(config).optimizer)
     state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
-    batch = sharding.put_batch(mesh, next(pipeline.training_batches(config, exp.prompt)))
+    batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, exp.prompt)))
     state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)
     moments = state.opt_state.inner_states["encoder"].inner_state[0]
     kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]

@@ -32,6 +32,10 @@ def read_table(path):
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+def decoder_of(exp):
+    return Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, exp.prompt.end_id)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(work folder, config) of a short training."""
@@ -279,7 +283,7 @@ def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
     for config.dtype in ("float32", "bfloat16"):
         experiment = load_experiment(config)
         trainable = Checkpoints(run[0]).restore_trainable(20, experiment.trainable)
-        decode_batch = functools.partial(Decoder(experiment), trainable, experiment.load_frozen())
+        decode_batch = functools.partial(decoder_of(experiment), trainable, experiment.load_frozen())
         scores[config.dtype] = [row["score"] for row in evaluate.decode_folder(experiment, decode_batch, "av_clean")]
     assert len(scores["float32"]) == 5
     np.testing.assert_allclose(scores["bfloat16"], scores["float32"], atol=0.05)
@@ -299,7 +303,7 @@ def test_meshes_decode_alike(folders):
     assert result.returncode == 0, result.stderr
     experiment = load_experiment(small_config(llm, shards))
     weights = experiment.init_trainable(), experiment.load_frozen()
-    expected = evaluate.decode_folder(experiment, functools.partial(Decoder(experiment), *weights), "av_clean")
+    expected = evaluate.decode_folder(experiment, functools.partial(decoder_of(experiment), *weights), "av_clean")
     for rows in json.loads(result.stdout):
         assert [row["hypothesis"] for row in rows] == [row["hypothesis"] for row in expected]
         np.testing.assert_allclose(*([row["score"] for row in rows] for rows in (rows, expected)), atol=2e-4)

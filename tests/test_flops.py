@@ -13,6 +13,7 @@ from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
 from viavsp_jax.decoding.decoder import Decoder
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
@@ -36,12 +37,13 @@ def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
     config.data.feature_width, config.data.rows = E, 1
     config.data.row = {"positions": S, "frames": S, "labels": L, "clips": 1, "window": S}
     config.evaluate.rows, config.evaluate.decoding.num_beams = 1, 3
-    return experiment.abstract_experiment(config, llama, sharding.make_mesh(config), TypicalPrompt(), "float32")
+    settings = read_settings(config)
+    return experiment.abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), "float32")
 
 
 def trace_update(exp: experiment.Experiment) -> jax.stages.Traced:
-    optimizer, _ = make_optimizer(exp.config)
-    row = packing.empty_row(packing.RowShape(**exp.config.data.row), E, np.float32)
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
+    row = packing.empty_row(exp.settings.data.row, E, np.float32)
     batch = workload.on_rows(exp, 1, row)
     return train.jit_train_step(exp, optimizer).trace(train.abstract_state(exp, optimizer), exp.frozen, batch)
 
@@ -85,8 +87,10 @@ def test_recomputation_counts():
 def test_decoding_does_what_is_useful_and_little_more():
     llama, beams, generated = make_llama(layers=3), 3, 5
     exp = make_experiment(llama, "none")
-    decoder = Decoder(exp)
-    prompt = workload.longest_prompt(exp.config, [{"frame_slot": np.zeros(S), "tokens": np.zeros(S)}])
+    decoder = Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, TypicalPrompt.end_id)
+    prompt = workload.longest_prompt(
+        exp.settings.data, exp.settings.evaluation.bucket, [{"frame_slot": np.zeros(S), "tokens": np.zeros(S)}]
+    )
     assert prompt["tokens"].shape == (S,)  # a multiple of the bucket
     batch, weights = workload.on_rows(exp, 1, prompt), (exp.trainable, exp.frozen)
     state, cache = jax.eval_shape(decoder.prefill, *weights, batch)

@@ -26,6 +26,7 @@ from scripts.golden import avsp
 from scripts.golden.report import Golden
 from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
@@ -43,7 +44,9 @@ def adam(opt_state):
 def restored(config, workdir):
     exp = experiment.load_experiment(config)
     checkpoints = Checkpoints(workdir)
-    return checkpoints.restore(checkpoints.best_step(), train.init_state(exp, make_optimizer(config)[0]), None)
+    return checkpoints.restore(
+        checkpoints.best_step(), train.init_state(exp, make_optimizer(read_settings(config).optimizer)[0]), None
+    )
 
 
 def by_name(tree):
@@ -92,7 +95,7 @@ def test_moments_are_as_old_as_the_training_trace(best):
 
 def test_schedule_goes_on_where_it_was(best, config, workdir):
     state = restored(config, workdir)
-    optimizer, schedule = make_optimizer(config)
+    optimizer, schedule = make_optimizer(read_settings(config).optimizer)
     assert float(schedule(int(state.step))) == pytest.approx(
         as_pytorch_reads(best)["last_optimizer_state"]["param_groups"][0]["lr"]
     )

@@ -15,6 +15,7 @@ from small_shards import prepared as prepared
 from viavsp_jax.data import lengths, pipeline, records
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.sources import count_fields, open_sources
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.prepare.__main__ import main as prepare
 from viavsp_jax.runtime.errors import InputError
 
@@ -73,7 +74,7 @@ def prompt(folders):
 def test_all_that_is_too_long_is_found_at_once(config, prompt, tmp_path):
     labels = len(prompt.label(LONG))
     with pytest.raises(InputError) as caught:
-        lengths.check(config, prompt, tmp_path)
+        lengths.check(read_settings(config).data, prompt, tmp_path)
     words = [
         "3 of 29 records do not fit a row: record train0_3 of av_clean (train) needs 200 frames, a row holds 96",
         f"record train0_5 of av_clean (train) needs {labels} label tokens, a row holds 40",
@@ -93,11 +94,13 @@ def test_all_that_is_too_long_is_found_at_once(config, prompt, tmp_path):
     row = message.partition("which needs ")[2].partition(", or config")[0]
     proposed = dict(one.removeprefix("config.data.row.").split("=") for one in row.split(", "))
     config.data.row.update({name: int(size) for name, size in proposed.items()})
-    assert lengths.check(config, prompt, tmp_path) == {} and not (tmp_path / "too_long.jsonl").exists()
+    assert (
+        lengths.check(read_settings(config).data, prompt, tmp_path) == {} and not (tmp_path / "too_long.jsonl").exists()
+    )
     for name, size in proposed.items():
         config.data.row[name] = int(size) - 1
         with pytest.raises(InputError, match=f"config.data.row.{name}={size},? or"):
-            lengths.check(config, prompt, tmp_path)
+            lengths.check(read_settings(config).data, prompt, tmp_path)
         config.data.row[name] = int(size)
 
 
@@ -108,7 +111,7 @@ def ids_by_text(folder):
 def read_ids(config, prompt, left_out, count):
     """The ids of the clips in so many batches, in the order of their rows."""
     known = ids_by_text(f"{config.data.path}/av_clean")
-    batches = pipeline.training_batches(config, prompt, left_out=left_out)
+    batches = pipeline.training_batches(read_settings(config).data, prompt, left_out=left_out)
     found = []
     for batch in itertools.islice(batches, count):
         for row in range(config.data.rows):
@@ -123,21 +126,21 @@ def read_ids(config, prompt, left_out, count):
 
 def test_what_is_too_long_can_be_left_out(config, prompt, tmp_path):
     config.data.too_long = "skip"
-    left_out = lengths.check(config, prompt, tmp_path)
+    left_out = lengths.check(read_settings(config).data, prompt, tmp_path)
     assert left_out == {("av_clean", "train"): {"train0_3", "train0_5"}, ("av_clean", "valid"): {"valid0_1"}}
     assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 3
     found = read_ids(config, prompt, left_out, 12)
     stored = set(ids_by_text(f"{config.data.path}/av_clean").values())
     assert set(found) == stored - {"train0_3", "train0_5"}
-    valid = list(pipeline.validation_batches(config, prompt, left_out=left_out))
+    valid = list(pipeline.validation_batches(read_settings(config).data, prompt, left_out=left_out))
     assert sum(batch["segment_ids"].max(1).sum() for batch in valid) == 4
     # Every process leaves out the same, and a restart goes on with what comes next.
-    batches = pipeline.training_batches(config, prompt, left_out=left_out)
-    parts = [pipeline.training_batches(config, prompt, [row], left_out) for row in range(2)]
+    batches = pipeline.training_batches(read_settings(config).data, prompt, left_out=left_out)
+    parts = [pipeline.training_batches(read_settings(config).data, prompt, [row], left_out) for row in range(2)]
     for _ in range(3):
         whole, *rows = map(next, (batches, *parts))
         assert all(np.array_equal(whole["tokens"][[row]], one["tokens"]) for row, one in enumerate(rows))
-    again = pipeline.training_batches(config, prompt, left_out=left_out)
+    again = pipeline.training_batches(read_settings(config).data, prompt, left_out=left_out)
     again.move(batches.places())
     for _ in range(4):
         assert np.array_equal(next(again)["features"], next(batches)["features"])
@@ -155,7 +158,7 @@ def test_the_place_of_a_record_does_not_depend_on_others_that_are_left_out(confi
 def test_a_split_of_which_nothing_is_left(config, prompt, tmp_path):
     config.data.too_long, config.data.row.frames = "skip", 9
     with pytest.raises(InputError, match="none of the 24 records of split 'train' fits a row, the first: record"):
-        lengths.check(config, prompt, tmp_path)
+        lengths.check(read_settings(config).data, prompt, tmp_path)
     assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 24
 
 
@@ -165,10 +168,10 @@ def test_languages_are_looked_at_too(config, prompt, tmp_path, too_long):
     if (too_long / "av_clean" / "train.tsv").exists():
         write_lists(tmp_path / "shards" / "av_clean")
     with pytest.raises(InputError, match="record test0_2: language 'xx' is unknown"):
-        lengths.check_languages(config, prompt, "av_clean")
+        lengths.check_languages(read_settings(config).data, prompt, "av_clean", config.evaluate.split)
     config.data.too_long = "skip"
     with pytest.raises(InputError, match="record valid0_2: language 'xx' is unknown"):
-        lengths.check(config, prompt, tmp_path)
+        lengths.check(read_settings(config).data, prompt, tmp_path)
 
 
 def columns(found: lengths.Records) -> set[tuple]:
@@ -211,17 +214,17 @@ def test_lists_that_are_not_those_of_the_shards_are_not_taken(tmp_path, change, 
 
 def test_clips_have_an_equal_share_of_the_row(media_folders, prompt, tmp_path):
     config = media_config(*media_folders)
-    assert lengths.check(config, prompt, tmp_path) == {}
-    (source,) = open_sources(config, ("av_clean",), "train")
+    assert lengths.check(read_settings(config).data, prompt, tmp_path) == {}
+    (source,) = open_sources(read_settings(config).data, ("av_clean",), "train")
     longest = max(int(one["cluster_counts_av"].sum()) for one in source)
     config.data.row.frames = 2 * longest - 1
     with pytest.raises(InputError) as caught:
-        lengths.check(config, prompt, tmp_path)
+        lengths.check(read_settings(config).data, prompt, tmp_path)
     assert f"needs {longest} frames, each clip of a row holds {longest - 1}" in str(caught.value)
     assert f"config.data.row.frames={2 * longest}, or" in str(caught.value)
     config.data.too_long = "skip"
-    left_out = lengths.check(config, prompt, tmp_path)
-    batches = pipeline.training_batches(config, prompt, left_out=left_out)
+    left_out = lengths.check(read_settings(config).data, prompt, tmp_path)
+    batches = pipeline.training_batches(read_settings(config).data, prompt, left_out=left_out)
     assert next(batches)["video"].shape[2] == longest - 1
     batches.close()
 
@@ -233,12 +236,15 @@ def test_what_modality_dropout_may_leave_of_a_clip_has_to_fit(media_folders, pro
     in_ones = {x["id"]: {"cluster_counts_video": np.ones(x["cluster_counts_video"].sum(), np.int32)} for x in clips}
     rewrite(folder / "media_clean", in_ones, records.MEDIA)
     config = media_config(media_folders[0], folder, media_folders[2])
-    assert count_fields(config, "av_clean", "train") == ["cluster_counts_av"]
+    assert count_fields(read_settings(config).data, "av_clean", "train") == ["cluster_counts_av"]
     config.data.augment.drop_audio = 0.1
-    assert count_fields(config, "av_clean", "train") == ["cluster_counts_av", "cluster_counts_video"]
-    assert count_fields(config, "av_clean", "valid") == ["cluster_counts_av"]
-    assert count_fields(config, "audio_clean", "train") == ["cluster_counts_audio"]
-    (source,) = open_sources(config, ("av_clean",), "train")
+    assert count_fields(read_settings(config).data, "av_clean", "train") == [
+        "cluster_counts_av",
+        "cluster_counts_video",
+    ]
+    assert count_fields(read_settings(config).data, "av_clean", "valid") == ["cluster_counts_av"]
+    assert count_fields(read_settings(config).data, "audio_clean", "train") == ["cluster_counts_audio"]
+    (source,) = open_sources(read_settings(config).data, ("av_clean",), "train")
     start = len(prompt.instruction("vi", "vi"))
 
     def longest(name):
@@ -248,9 +254,9 @@ def test_what_modality_dropout_may_leave_of_a_clip_has_to_fit(media_folders, pro
     assert needed > longest("cluster_counts_av")
     config.data.row.window = needed - 1
     with pytest.raises(InputError, match=f"config.data.row.window={needed}, or"):
-        lengths.check(config, prompt, tmp_path)
+        lengths.check(read_settings(config).data, prompt, tmp_path)
     config.data.augment.drop_audio, config.data.row.window = 0.0, longest("cluster_counts_av")
-    assert lengths.check(config, prompt, tmp_path) == {}
+    assert lengths.check(read_settings(config).data, prompt, tmp_path) == {}
 
 
 @pytest.mark.parametrize("text", ["", "một hai", "ngã tư đường " * 9, "𝄞 ằ\u0301 日本", "\x00\t a  b", "ﷺ"])

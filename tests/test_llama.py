@@ -50,8 +50,7 @@ def load_model(folder) -> Llama:
     """The folder's weights in our model, with adapters of zeros."""
 
     def build():
-        config, dtypes = llama_config(folder), {"dtype": jnp.float32, "param_dtype": jnp.float32}
-        return Llama(config, LoRAConfig(2), **dtypes, rngs=nnx.Rngs(0))
+        return Llama(llama_config(folder), LoRAConfig(2), jnp.float32, rngs=nnx.Rngs(0))
 
     graph, abstract = split(nnx.eval_shape(build))
     flat = {path: np.zeros(x.shape, x.dtype) for path, x in traverse_util.flatten_dict(abstract).items()}

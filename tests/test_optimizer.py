@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from configs import base, final
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer, scale_by_adam, tri_stage
 
 
@@ -33,7 +34,7 @@ def test_tri_stage(warmup, hold, decay):
 def test_optimizer_follows_torch_adam():
     config = base.get_config()
     config.optimizer.update({"peak_lr": 0.01, "warmup_updates": 4, "decay_updates": 6})
-    optimizer, schedule = make_optimizer(config)
+    optimizer, schedule = make_optimizer(read_settings(config).optimizer)
     rng = np.random.default_rng(0)
     start = rng.normal(size=5).astype(np.float32)
     weights, peer = jnp.asarray(start), torch.tensor(start, requires_grad=True)

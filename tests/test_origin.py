@@ -15,6 +15,7 @@ from viavsp_jax import experiment, main, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.describe import describe
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime import run_info
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState
@@ -25,10 +26,17 @@ def config(folders):
     return small_config(*folders)
 
 
+def info_of(config):
+    settings = read_settings(config)
+    return run_info.run_info(sharding.make_mesh(settings.mesh), pipeline.shard_folders(settings.data))
+
+
 @pytest.fixture
 def workdir(config, tmp_path):
     """With checkpoints of updates 2 and 4, the latter saved in a hurry."""
-    made_by = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
+    made_by = run_info.run_info(
+        sharding.make_mesh(read_settings(config).mesh), pipeline.shard_folders(read_settings(config).data)
+    )
     fits = experiment.load_experiment(config).fits
     checkpoints = Checkpoints(tmp_path / "work", keep=2)
     for step, accuracy in ((2, 0.5), (4, 0.0)):
@@ -39,7 +47,9 @@ def workdir(config, tmp_path):
 
 
 def test_what_is_recorded(config):
-    found = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
+    found = run_info.run_info(
+        sharding.make_mesh(read_settings(config).mesh), pipeline.shard_folders(read_settings(config).data)
+    )
     root = run_info._ROOT
     if (root / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
@@ -78,7 +88,9 @@ def test_fingerprints_tell_data_apart_and_not_where_they_lie(tmp_path):
 
 
 def test_what_changed_is_said(config):
-    now = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
+    now = run_info.run_info(
+        sharding.make_mesh(read_settings(config).mesh), pipeline.shard_folders(read_settings(config).data)
+    )
     before = json.loads(json.dumps(now | {"saved": "2026-01-01T00:00:00+00:00", "python": "3.10.1"}))
     before["data"]["av_clean"] = "another"
     before["devices"]["count"] = 8
@@ -102,7 +114,9 @@ def test_describe(config, workdir, capsys, tmp_path):
     assert f"data.path {config.data.path}" in text and "lora.rank 16" in text
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["best"] == 2 and [one["update"] for one in about["checkpoints"]] == [2, 4]
-    made_by = run_info.run_info(sharding.make_mesh(config), pipeline.shard_folders(config))
+    made_by = run_info.run_info(
+        sharding.make_mesh(read_settings(config).mesh), pipeline.shard_folders(read_settings(config).data)
+    )
     assert about["checkpoints"][0]["origin"] == made_by | {"saved": about["checkpoints"][0]["origin"]["saved"]}
     assert about["checkpoints"][0]["fits"] == experiment.load_experiment(config).fits
     assert "language model sha256 " + about["checkpoints"][0]["fits"]["language model sha256"] in text

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from viavsp_jax.runtime.throughput import Pace
+from viavsp_jax.runtime.throughput import Throughput
 
 
 class Clock:
@@ -44,7 +44,7 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    pace = Pace(clock)
+    pace = Throughput(clock)
     yield pace
     pace.close()
 

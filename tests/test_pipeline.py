@@ -11,6 +11,7 @@ from benchmarks import vasr_clips
 from configs import final
 from viavsp_jax.data import packing, pipeline, records
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -60,7 +61,9 @@ def test_rows_hold_the_records_exactly(config, prompt):
     config.data.train = ("av_clean", "video_clean")
     source = [r for name in config.data.train for r in records.open_split(f"{config.data.path}/{name}", "valid")]
     expected = {r["transcript"]: (tuple(r["cluster_counts"]), r["features"]) for r in source}
-    found = [u for batch in pipeline.validation_batches(config, prompt) for u in unpack(batch, prompt)]
+    found = [
+        u for batch in pipeline.validation_batches(read_settings(config).data, prompt) for u in unpack(batch, prompt)
+    ]
     assert sorted(text for text, *_ in found) == sorted(expected)
     for text, counts, features in found:
         assert counts == expected[text][0]
@@ -68,7 +71,7 @@ def test_rows_hold_the_records_exactly(config, prompt):
 
 
 def test_padding_is_harmless(config, prompt):
-    last = list(pipeline.validation_batches(config, prompt))[-1]
+    last = list(pipeline.validation_batches(read_settings(config).data, prompt))[-1]
     shape = packing.RowShape(**config.data.row)
     padding = last["weights"] == 0
     assert padding.any() and not last["label_index"][padding].any()
@@ -79,7 +82,7 @@ def test_padding_is_harmless(config, prompt):
 
 def test_empty_rows_fill_up_a_split_that_is_smaller_than_a_batch(config, prompt):
     config.data.rows = 8
-    (batch,) = pipeline.validation_batches(config, prompt)
+    (batch,) = pipeline.validation_batches(read_settings(config).data, prompt)
     filled = batch["segment_ids"].any(1)
     assert filled.tolist() == [True] * 5 + [False] * 3
     for name, value in batch.items():
@@ -95,15 +98,15 @@ def joined(parts, own):
 
 def test_batches_do_not_depend_on_the_number_of_processes(config, prompt):
     config.data.rows, count = 4, 6  # all open rows more than once, and more than an epoch
-    batches = pipeline.training_batches(config, prompt)
+    batches = pipeline.training_batches(read_settings(config).data, prompt)
     whole = [next(batches) for _ in range(count)]
     for own in ([0, 1], [2, 3]), ([0, 2], [1, 3]), ([3], [0], [1], [2]):
-        processes = [pipeline.training_batches(config, prompt, rows) for rows in own]
+        processes = [pipeline.training_batches(read_settings(config).data, prompt, rows) for rows in own]
         for number, expected in enumerate(whole):
             if number == count - 1:  # after a restart
                 places = {row: place for process in processes for row, place in process.places().items()}
                 own = [[0], [1, 2], [3]]  # other processes than before
-                processes = [pipeline.training_batches(config, prompt, rows) for rows in own]
+                processes = [pipeline.training_batches(read_settings(config).data, prompt, rows) for rows in own]
                 for process in processes:
                     process.move(places)
             found = joined([next(process) for process in processes], own)
@@ -111,7 +114,7 @@ def test_batches_do_not_depend_on_the_number_of_processes(config, prompt):
 
 
 def test_processes_that_share_rows_read_the_same(config, prompt):
-    batches = [pipeline.training_batches(config, prompt, [1]) for _ in range(2)]
+    batches = [pipeline.training_batches(read_settings(config).data, prompt, [1]) for _ in range(2)]
     for _ in range(3):
         jax.tree.map(np.testing.assert_array_equal, *map(next, batches))
 
@@ -119,7 +122,7 @@ def test_processes_that_share_rows_read_the_same(config, prompt):
 def test_each_row_has_records_of_its_own(config, prompt):
     stored = [r["transcript"] for r in records.open_split(f"{config.data.path}/av_clean", "valid")]
     seen = {0: [], 1: []}
-    for batch in pipeline.validation_batches(config, prompt):
+    for batch in pipeline.validation_batches(read_settings(config).data, prompt):
         for row, texts in seen.items():
             texts += [text for text, *_ in unpack({name: value[[row]] for name, value in batch.items()}, prompt)]
     assert seen == {0: stored[0::2], 1: stored[1::2]}
@@ -129,7 +132,7 @@ def test_rows_of_the_final_recipe_are_full(tmp_path):
     config = final.get_config()
     config.data.path, config.data.feature_width = str(tmp_path), 2
     vasr_clips.write_shards(tmp_path, {"train": vasr_clips.draw_clips(1000, 2, 2000)})
-    batches = pipeline.training_batches(config, vasr_clips.make_prompt(2000))
+    batches = pipeline.training_batches(read_settings(config).data, vasr_clips.make_prompt(2000))
     several = [next(batches) for _ in range(8)]
     positions, frames, labels = (
         np.mean([used(batch) for batch in several])
@@ -143,27 +146,29 @@ def test_rows_of_the_final_recipe_are_full(tmp_path):
 
 
 def test_training_sees_every_clip_each_epoch_in_new_order(config, prompt):
-    batches = pipeline.training_batches(config, prompt)
+    batches = pipeline.training_batches(read_settings(config).data, prompt)
     seen = []
     while len(seen) < 60:
         seen += [text for text, *_ in unpack(next(batches), prompt)]
     epochs = collections.Counter(seen)
     assert len(epochs) == 24 and min(epochs.values()) >= 2
-    order = [text for text, *_ in unpack(next(pipeline.training_batches(config, prompt)), prompt)]
+    order = [text for text, *_ in unpack(next(pipeline.training_batches(read_settings(config).data, prompt)), prompt)]
     stored = [r["transcript"] for r in records.open_split(f"{config.data.path}/av_clean", "train")]
     assert order != stored[: len(order)]
     assert seen[: len(order)] == order, "the same seed gives the same order"
     config.seed = 1
-    assert order != [text for text, *_ in unpack(next(pipeline.training_batches(config, prompt)), prompt)]
+    assert order != [
+        text for text, *_ in unpack(next(pipeline.training_batches(read_settings(config).data, prompt)), prompt)
+    ]
 
 
 def test_state_restores_the_stream_bit_for_bit(config, prompt):
-    batches = pipeline.training_batches(config, prompt)
+    batches = pipeline.training_batches(read_settings(config).data, prompt)
     for _ in range(5):
         next(batches)
     places = batches.places()
     expected = [next(batches) for _ in range(6)]
-    again = pipeline.training_batches(config, prompt)
+    again = pipeline.training_batches(read_settings(config).data, prompt)
     again.move(places)
     for batch in expected:
         for name, value in next(again).items():
@@ -172,7 +177,7 @@ def test_state_restores_the_stream_bit_for_bit(config, prompt):
 
 def test_a_row_holds_no_more_clips_than_asked(config, prompt):
     config.data.row.clips = 2
-    batches = pipeline.training_batches(config, prompt)
+    batches = pipeline.training_batches(read_settings(config).data, prompt)
     counts = [next(batches)["segment_ids"].max(1) for _ in range(4)]
     assert np.max(counts) == 2
 
@@ -184,25 +189,27 @@ def test_a_row_holds_no_more_clips_than_asked(config, prompt):
 def test_a_record_longer_than_a_row_is_named(config, prompt, field, what):
     config.data.row[field] = 9
     with pytest.raises(InputError, match=rf"record \w+ needs \d+ {what}, a row holds 9: raise config.data.row.{field}"):
-        next(pipeline.training_batches(config, prompt))
+        next(pipeline.training_batches(read_settings(config).data, prompt))
 
 
 def test_wrong_width_and_missing_folders(config, prompt):
     config.data.feature_width = WIDTH + 1
     with pytest.raises(InputError, match="av_clean holds features of width 12, but config.data.feature_width is 13"):
-        pipeline.training_batches(config, prompt)
+        pipeline.training_batches(read_settings(config).data, prompt)
     config.data.feature_width = WIDTH
     config.data.train = ("audio_clean",)
     with pytest.raises(InputError, match="audio_clean: no such folder"):
-        pipeline.training_batches(config, prompt)
+        pipeline.training_batches(read_settings(config).data, prompt)
     config.data.path = ""
     with pytest.raises(InputError, match="config.data.path is not set"):
-        pipeline.training_batches(config, prompt)
+        pipeline.training_batches(read_settings(config).data, prompt)
 
 
 def test_decoding_batches_hold_each_clip_once_in_few_sizes(config, prompt):
     seen, sizes = [], set()
-    for group, batch in pipeline.decoding_batches(config, prompt, pipeline.evaluation_records(config, "av_clean")):
+    data, c = read_settings(config).data, config.evaluate
+    clips = pipeline.evaluation_records(data, "av_clean", c.split)
+    for group, batch in pipeline.decoding_batches(data, prompt, clips, c.rows, c.bucket):
         sizes.add((batch["features"].shape, batch["tokens"].shape))
         for row, record in enumerate(group):
             seen.append(record["id"])
@@ -221,7 +228,7 @@ def test_decoding_batches_hold_each_clip_once_in_few_sizes(config, prompt):
 
 def test_features_reach_the_model_in_its_dtype(config, prompt):
     config.dtype = "bfloat16"
-    assert next(pipeline.training_batches(config, prompt))["features"].dtype == np.dtype("bfloat16")
+    assert next(pipeline.training_batches(read_settings(config).data, prompt))["features"].dtype == np.dtype("bfloat16")
 
 
 def test_examples_are_valid_records():

@@ -23,6 +23,7 @@ from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import (
@@ -34,6 +35,7 @@ from viavsp_jax.models.quantize import (
     quantize_stack,
     round_trip,
 )
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
 
@@ -200,7 +202,7 @@ def pair(tmp_path_factory) -> Pair:
     )
     config = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=["q_proj", "k_proj", "v_proj"])
     theirs = peft.get_peft_model(in_compute_dtype(base), config).eval()
-    structure, trainable, frozen = state.abstract_model(llama_config(folder), LORA, 8, jnp.float32, "nf4")
+    structure, trainable, frozen = state.abstract_model(ModelConfig(llama_config(folder), LORA, 8, jnp.float32, "nf4"))
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.2).astype(np.float32), trainable)
     weights = dict(theirs.named_parameters())
@@ -251,7 +253,7 @@ def test_logits_and_gradients_equal_peft_on_bitsandbytes(pair):
 
 def test_weights_in_full_exist_one_layer_at_a_time():
     llama = dataclasses.replace(llama_config(DEMO_LLAMA), num_layers=24, hidden_size=256, intermediate_size=1024)
-    structure, trainable, frozen = state.abstract_model(llama, LORA, 8, jnp.float32, "nf4")
+    structure, trainable, frozen = state.abstract_model(ModelConfig(llama, LORA, 8, jnp.float32, "nf4"))
     layer = 4 * sum(2 * x.size for path, x in flatten_dict(frozen).items() if path[-1] == "codes") // llama.num_layers
     for remat in ("none", "elementwise", "layers"):
 
@@ -283,10 +285,10 @@ def test_training(config):
     for name, value in quantize_stack(jnp.asarray(whole["layers"]["up"]["kernel"])).items():
         assert_same_bits(frozen["llm"]["layers"]["up"]["kernel"][name], value, name)
 
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(read_settings(config).optimizer)
     start, before = train.init_state(exp, optimizer), jax.device_get(frozen)
-    step = jax.jit(train.make_train_step(exp.structure, optimizer, config))
-    batch = sharding.put_batch(exp.mesh, next(pipeline.training_batches(config, exp.prompt)))
+    step = jax.jit(train.make_train_step(exp.structure, optimizer, read_settings(config).training))
+    batch = sharding.put_batch(exp.mesh, next(pipeline.training_batches(exp.settings.data, exp.prompt)))
     after, metrics = step(start, frozen, batch)
     assert np.isfinite(metrics.loss.compute())
     for path, value in flatten_dict(after.trainable).items():

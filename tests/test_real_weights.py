@@ -15,6 +15,7 @@ from convert import from_hf
 from viavsp_jax.decoding.search import DecodingConfig, decode
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import abstract_model
 
 NEW_TOKENS = 64
@@ -42,7 +43,7 @@ def models(tmp_path_factory):
     peer.save_pretrained(folder / "hf", max_shard_size="200MB")
     from_hf.convert(folder / "hf", folder / "ours")
     config = llama_config(folder / "ours")
-    structure, trainable, frozen = abstract_model(config, LoRAConfig(), 8, jnp.float32)
+    structure, trainable, frozen = abstract_model(ModelConfig(config, LoRAConfig(), 8, jnp.float32))
     # New adapters change nothing: their second matrix is zero.
     trainable = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trainable)
     ours = nnx.merge(structure, trainable, {"llm": load_llm(folder / "ours", frozen["llm"])})

@@ -18,6 +18,7 @@ from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
 
@@ -81,7 +82,9 @@ def test_round_trip_of_the_recorded_checkpoint_whose_encoder_was_frozen(best, co
     assert "its optimizer has no state for encoder.w2v_model." in said
     exp = experiment.load_experiment(config)
     checkpoints = Checkpoints(tmp_path / "work")
-    abstract = train.abstract_state(exp, make_optimizer(config)[0])  # what training restores it to
+    abstract = train.abstract_state(
+        exp, make_optimizer(read_settings(config).optimizer)[0]
+    )  # what training restores it to
     assert counts(checkpoints.restore(30, abstract, None)) == {"encoder": [0, 30 - FREEZE], "others": [30, 30]}
     to_reference.export(tmp_path / "work", fairseq=tmp_path / "back.pt")
     assert "note" not in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 
 from configs import base, demo, demo_encoder, final
 from viavsp_jax import settings
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 WRONG = {
@@ -68,7 +69,7 @@ def given(config, name, value):
 @pytest.mark.parametrize("config", [base.get_config(), demo.get_config(), demo_encoder.get_config(), final.get_config(),
                                     final.get_config("reference")])  # fmt: skip
 def test_our_own_configs_are_right(config):
-    settings.check(config)
+    read_settings(config)
     assert settings.flat(config).keys() == settings.TABLE.keys()
 
 
@@ -77,7 +78,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(name, value):
     config = base.get_config()
     given(config, name, value)
     with pytest.raises(InputError) as caught:
-        settings.check(config)
+        read_settings(config)
     assert str(caught.value) == f"config.{name} is {value!r}, expected {settings.TABLE[name].expected}"
 
 
@@ -87,7 +88,7 @@ def test_values_that_do_not_go_together(values, message):
     for name, value in values.items():
         given(config, name, value)
     with pytest.raises(InputError, match=message):
-        settings.check(config)
+        read_settings(config)
 
 
 def test_all_mistakes_come_in_one_list():
@@ -95,7 +96,7 @@ def test_all_mistakes_come_in_one_list():
     config.dtype, config.data.rows, config.optimizer.peaklr = "bf16", 0, 1e-3
     del config.checkpoint["keep"]
     with pytest.raises(InputError) as caught:
-        settings.check(config)
+        read_settings(config)
     assert str(caught.value) == (
         "config.optimizer.peaklr is no setting, did you mean config.optimizer.peak_lr?; "
         "config.dtype is 'bf16', expected float32 or bfloat16; "
@@ -108,18 +109,18 @@ def test_all_mistakes_come_in_one_list():
 def test_early_stopping_takes_all_that_transformers_does(value):
     config = base.get_config()
     config.evaluate.decoding.early_stopping = value
-    settings.check(config)
+    read_settings(config)
 
 
 def test_a_search_has_defaults():
     config = base.get_config()
     config.evaluate.decoding = {"max_new_tokens": 8}
-    settings.check(config)
+    read_settings(config)
     config.evaluate.decoding = {"num_beams": 5}
     with pytest.raises(
         InputError, match="^config.evaluate.decoding.max_new_tokens is missing, expected a whole number"
     ):
-        settings.check(config)
+        read_settings(config)
 
 
 def test_changes_are_told_whatever_the_kind_of_sequence():

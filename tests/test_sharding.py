@@ -8,8 +8,10 @@ import pytest
 
 from configs import base
 from viavsp_jax import sharding, state
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.runtime.errors import InputError
 
 TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
@@ -18,7 +20,7 @@ TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_every_weight_has_a_rule(quantization):
     mesh = sharding.make_mesh(base.get_config())
-    _, trainable, frozen = state.abstract_model(TINY, LoRAConfig(), 10, "float32", quantization)
+    _, trainable, frozen = state.abstract_model(ModelConfig(TINY, LoRAConfig(), 10, "float32", quantization))
     for tree in (trainable, frozen):
         sharding.shard_params(mesh, tree)
     with pytest.raises(KeyError, match="no sharding rule for llm/layers/router/kernel"):
@@ -29,7 +31,7 @@ def test_a_mesh_that_does_not_fit():
     config = base.get_config()
     config.mesh.fsdp = 3
     with pytest.raises(InputError, match="does not fit 1 devices"):
-        sharding.make_mesh(config)
+        sharding.make_mesh(read_settings(config).mesh)
 
 
 def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():

@@ -9,6 +9,7 @@ import pytest
 from configs import base
 from viavsp_jax import sharding
 from viavsp_jax.aot.topology import load_topology
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -24,7 +25,7 @@ def environment():
 def mesh_of(name: str, **sizes: int):
     config = base.get_config()
     config.mesh.update(sizes)
-    return sharding.make_mesh(config, load_topology(name).devices)
+    return sharding.make_mesh(read_settings(config).mesh, load_topology(name).devices)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tensorboard_events import scalars
 from viavsp_jax import evaluate, experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
@@ -31,7 +32,7 @@ def loaded(config):
     exp = experiment.load_experiment(config)
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), exp.init_trainable())
-    return exp, trainable, exp.load_frozen(), next(pipeline.training_batches(config, exp.prompt))
+    return exp, trainable, exp.load_frozen(), next(pipeline.training_batches(exp.settings.data, exp.prompt))
 
 
 def test_what_learns_and_what_does_not(config):
@@ -76,10 +77,10 @@ def test_packed_gradient_is_the_mean_over_single_utterances(config):
 
 def test_update_changes_everything_that_learns_and_donates_nothing_frozen(config):
     exp, trainable, frozen, batch = loaded(config)
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(read_settings(config).optimizer)
     before = jax.device_get((trainable, frozen))
     start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = jax.jit(train.make_train_step(exp.structure, optimizer, config), donate_argnums=0)
+    step = jax.jit(train.make_train_step(exp.structure, optimizer, read_settings(config).training), donate_argnums=0)
     after, metrics = step(start, frozen, sharding.put_batch(exp.mesh, batch))
     assert int(after.step) == 1 and float(metrics.loss.count) > 3
     for a, b in zip(jax.tree.leaves(after.trainable), jax.tree.leaves(before[0]), strict=True):
@@ -101,14 +102,14 @@ def test_validation_in_every_dtype(config):
 
 def test_every_setting_of_the_update_changes_it(config):
     exp, trainable, frozen, batch = loaded(config)
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(read_settings(config).optimizer)
     start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
 
     def moments(**settings):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(settings)
         structure = experiment.load_experiment(changed).structure
-        step = jax.jit(train.make_train_step(structure, optimizer, changed))
+        step = jax.jit(train.make_train_step(structure, optimizer, read_settings(changed).training))
         after, _ = step(start, frozen, batch)
         return float(optax.tree.norm(after.opt_state[0].mu)), step, after
 
@@ -119,7 +120,9 @@ def test_every_setting_of_the_update_changes_it(config):
     for remat in ("none", "layers"):
         changed = config.copy_and_resolve_references()
         changed.remat = remat
-        jaxpr = jax.make_jaxpr(train.make_train_step(exp.structure, optimizer, changed))(start, frozen, batch)
+        jaxpr = jax.make_jaxpr(train.make_train_step(exp.structure, optimizer, read_settings(changed).training))(
+            start, frozen, batch
+        )
         assert ("remat" in str(jaxpr)) == (remat == "layers")
     norms = [norm] + [moments(**one)[0] for one in ({"label_smoothing": 0.2}, {"seed": 5}, {"lora.dropout": 0.0})]
     assert len(set(norms)) == len(norms)
@@ -159,18 +162,24 @@ def test_the_last_checkpoints_and_the_best_are_kept(whole):
     assert {int(path.name) for path in (whole[1] / "checkpoints").iterdir()} == {3, 4, best}
 
 
-def test_pace_and_wall_time_are_written(whole):
+def test_throughput_and_wall_time_are_written(whole):
     curves = scalars(whole[1] / "tensorboard")
-    pace = {name.removeprefix("pace/"): curve for name, curve in curves.items() if name.startswith("pace/")}
+    prefix = "throughput/"
+    throughput = {name.removeprefix(prefix): curve for name, curve in curves.items() if name.startswith(prefix)}
     wall_time = [curve for name, curve in curves.items() if name.startswith("wall_time/")]
-    assert len(wall_time) == 8 and all(set(curve) == {2, 4} for curve in [*pace.values(), *wall_time])
+    assert len(wall_time) == 8 and all(set(curve) == {2, 4} for curve in [*throughput.values(), *wall_time])
     for step in (2, 4):
         assert sum(curve[step] for curve in wall_time) == pytest.approx(1, abs=1e-5)
-        assert 0 < pace["step_seconds_p50"][step] <= pace["step_seconds_p95"][step] <= pace["step_seconds_max"][step]
+        assert (
+            0
+            < throughput["step_seconds_p50"][step]
+            <= throughput["step_seconds_p95"][step]
+            <= throughput["step_seconds_max"][step]
+        )
         # Two updates: their mean is their median.
         clips = 2 * curves["train/utterances_per_update"][step]
-        seconds = clips / pace["clips_per_second"][step]
-        assert seconds == pytest.approx(2 * pace["step_seconds_p50"][step], rel=1e-5)
+        seconds = clips / throughput["clips_per_second"][step]
+        assert seconds == pytest.approx(2 * throughput["step_seconds_p50"][step], rel=1e-5)
     assert curves["wall_time/compile"][2] > 0 and curves["wall_time/validation"][4] > 0
 
 

@@ -17,6 +17,7 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import instruction_text
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import TrainState, abstract_model
 
 WIDTH, FEATURES, WHOLE = 32, 6, 1e-4
@@ -69,17 +70,17 @@ def llm(raw, tmp_path_factory):
 
 
 def frozen_shapes(folder, dtype=jnp.float32):
-    return abstract_model(llama_config(folder), LORA, FEATURES, dtype)[2]["llm"]
+    return abstract_model(ModelConfig(llama_config(folder), LORA, FEATURES, dtype))[2]["llm"]
 
 
 def structure(llm):
     """The model's structure around a converted language model."""
-    return abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)[0]
+    return abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))[0]
 
 
 def write_checkpoints(workdir, llm, quantization="none"):
     """Saves random learnt weights as those of two steps, the first the better one; returns these."""
-    shapes = abstract_model(llama_config(llm), LORA, FEATURES, jnp.float32)[1]
+    shapes = abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))[1]
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), shapes)
     config = {

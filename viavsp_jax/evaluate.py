@@ -39,8 +39,9 @@ def decode_folder(
     """
     progress = functools.partial(tqdm, desc=name, unit="clip", disable=jax.process_index() > 0)
     rows = []
-    source = progress(pipeline.evaluation_records(experiment.config, name))
-    for records, batch in pipeline.decoding_batches(experiment.config, experiment.prompt, source):
+    data, c = experiment.settings.data, experiment.settings.evaluation
+    source = progress(pipeline.evaluation_records(data, name, c.split))
+    for records, batch in pipeline.decoding_batches(data, experiment.prompt, source, c.rows, c.bucket):
         batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
         tokens, scores = jax.device_get(decode_batch(batch))
         for record, ids, score in zip(records, tokens[:, 0], scores[:, 0], strict=False):
@@ -75,25 +76,26 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
 
     Returns the scores by name, the same to every process.
     """
-    settings.check(config)
-    channels = read_channels(config.evaluate.mapping)
-    workdir, is_first, names = epath.Path(workdir), jax.process_index() == 0, config.evaluate.names
-    report = read_whole_report(workdir)
     experiment = load_experiment(config)
+    c = experiment.settings.evaluation
+    channels, names = read_channels(c.mapping), c.names
+    workdir, is_first = epath.Path(workdir), jax.process_index() == 0
+    report = read_whole_report(workdir)
     if set(names) & set(results.RESERVED):
         raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
     for name in names:
-        lengths.check_languages(config, experiment.prompt, name)
-    decoder = Decoder(experiment)
+        lengths.check_languages(experiment.settings.data, experiment.prompt, name, c.split)
+    sharding.check_rows(experiment.mesh, c.rows, "config.evaluate.rows")
+    decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_id)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
     checkpoints.check_fits(step, experiment.fits)
     about = {
         "checkpoint": step,
         "weights": checkpoints.weights_sum(step),
-        "split": config.evaluate.split,
-        "dtype": config.dtype,
-        "decoding": dataclasses.asdict(decoder.config),
+        "split": c.split,
+        "dtype": experiment.settings.dtype,
+        "decoding": dataclasses.asdict(c.decoding),
     }
     # Every process asks: Orbax lets them wait for each other.
     changed = settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL)

@@ -1,11 +1,26 @@
 """The reference's optimizer: Adam under a tri-stage learning rate; and from which update on the encoder learns."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam, its schedule, and from which update on the encoder is trained: `config.optimizer` and `config.encoder`."""
+
+    peak_lr: float
+    warmup_updates: int
+    hold_updates: int
+    decay_updates: int
+    b1: float
+    b2: float
+    eps: float
+    train_encoder: bool
+    freeze_updates: int  # updates before the encoder is trained, where it is
 
 
 def tri_stage(
@@ -42,37 +57,40 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam and its schedule from `config.optimizer`.
+def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """Adam and its schedule.
 
     An encoder that is trained has an Adam of its own, whose count begins when it first learns: as in fairseq, whose
-    Adam starts with a weight's first gradient. Its learning rate is that of all others.
+    Adam starts with a weight's first gradient. Its learning rate is that of all others. Every update is told by
+    `learn_encoder` whether the encoder learns.
     """
-    c = config.optimizer
+    c = settings
     schedule = tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
 
     def adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.chain(scale_by_adam(c.b1, c.b2, c.eps), optax.scale_by_learning_rate(learning_rate))
 
-    if not config.encoder.train:
-        return adam(schedule), schedule
-    late = adam(lambda count: schedule(count + config.encoder.freeze_updates))
+    if not c.train_encoder:
+        return optax.with_extra_args_support(adam(schedule)), schedule
+    late = when_it_learns(adam(lambda count: schedule(count + c.freeze_updates)))
     return optax.partition({"encoder": late, "others": adam(schedule)}, _parts), schedule
+
+
+def when_it_learns(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner` in updates that are told to learn the encoder; else nothing moves, neither weights nor moments."""
+
+    def update(gradients, state, params=None, *, learn_encoder: bool):
+        if learn_encoder:
+            return inner.update(gradients, state, params)
+        return jax.tree.map(jnp.zeros_like, gradients), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _parts(trainable: Any) -> dict[str, str]:
     return {name: "encoder" if name == "encoder" else "others" for name in trainable}
 
 
-def encoder_learns(config: ml_collections.ConfigDict, update: int) -> bool:
+def encoder_learns(settings: OptimizerSettings, update: int) -> bool:
     """Whether update `update`, counted from 1, changes the encoder; the reference's `freeze_finetune_updates`."""
-    return config.encoder.train and update > config.encoder.freeze_updates
-
-
-def without_encoder(
-    updates: Any, before: optax.PartitionState, after: optax.PartitionState
-) -> tuple[Any, optax.PartitionState]:
-    """An update that leaves the encoder and its moments as they were `before`."""
-    inner = {**after.inner_states, "encoder": before.inner_states["encoder"]}
-    still = jax.tree.map(jnp.zeros_like, updates["encoder"])
-    return {**updates, "encoder": still}, after._replace(inner_states=inner)
+    return settings.train_encoder and update > settings.freeze_updates

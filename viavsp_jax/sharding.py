@@ -3,13 +3,13 @@
 Axes: `data` (rows), `fsdp` (rows, and frozen weights cut along one width), `tensor` (weights cut along the other).
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -33,18 +33,28 @@ RULES = (
 )
 
 
-def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh`: sizes of the axes, -1 for what the others leave; of all devices, if none are given.
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Sizes of the axes, -1 for what the others leave; the fields of `config.mesh`."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these sizes, of all devices if none are given.
 
     Of several TPU slices each holds a part of the `data` axis, along which the least is sent.
 
     Raises InputError when the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.mesh[axis] for axis in AXES]
+    asked = {axis: getattr(settings, axis) for axis in AXES}
+    sizes = list(asked.values())
     count, given = len(devices), math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or count % given or (-1 not in sizes and given != count):
-        raise InputError(f"config.mesh asks for {dict(config.mesh)}, which does not fit {count} devices")
+        raise InputError(f"config.mesh asks for {asked}, which does not fit {count} devices")
     sizes = [count // given if size == -1 else size for size in sizes]
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})

@@ -6,14 +6,8 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jax.typing import DTypeLike
 
-from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
-from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
-from viavsp_jax.models.llama import LlamaConfig
-from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import Quantization
-from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 
 Tree = dict[str, Any]
 
@@ -47,27 +41,11 @@ def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:
     return structure, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
 
 
-def make_model(
-    key: jax.Array,
-    llama: LlamaConfig,
-    lora: LoRAConfig,
-    feature_width: int,
-    dtype: DTypeLike,
-    quantization: Quantization = "none",
-    attention: PackedAttention = WHOLE_ROWS,
-    encoder: AVHubertConfig | None = None,
-    encoder_training: EncoderTraining = PLAIN_TRAINING,
-) -> ViAVSP:
-    """A randomly initialised model that computes in `dtype` and stores in it those frozen weights not quantised."""
-    return ViAVSP(
-        llama, lora, feature_width, dtype=dtype, param_dtype=dtype, quantization=quantization, attention=attention,
-        encoder=encoder, encoder_training=encoder_training, rngs=nnx.Rngs(params=key),
-    )  # fmt: skip
+def make_model(key: jax.Array, config: ModelConfig) -> ViAVSP:
+    """A randomly initialised model."""
+    return ViAVSP(config, nnx.Rngs(params=key))
 
 
-def abstract_model(*sizes: Any, **more: Any) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """As `split` of what `make_model` makes of the same arguments, its key aside; with shapes for weights.
-
-    The shapes are jax.ShapeDtypeStruct; nothing is computed.
-    """
-    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), *sizes, **more)))
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """As `split` of a model of this shape; with shapes (jax.ShapeDtypeStruct) for weights. Nothing is computed."""
+    return split(nnx.eval_shape(lambda: make_model(jax.random.key(0), config)))

@@ -15,20 +15,19 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from viavsp_jax import settings, sharding
+from viavsp_jax import sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
-from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.experiment import Experiment, TrainingSettings, load_experiment
 from viavsp_jax.losses import Metrics, label_loss
-from viavsp_jax.optimizer import encoder_learns, make_optimizer, without_encoder
+from viavsp_jax.optimizer import encoder_learns, make_optimizer
 from viavsp_jax.runtime import distributed, programs
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.preemption import Preemption
 from viavsp_jax.runtime.profiler import Profiler
 from viavsp_jax.runtime.run_info import differences, run_info
 from viavsp_jax.runtime.tensorboard import Writer
-from viavsp_jax.runtime.throughput import Pace
-from viavsp_jax.sharding import local_rows
+from viavsp_jax.runtime.throughput import Throughput
 from viavsp_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -61,8 +60,8 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) 
 
 def make_train_step(
     structure: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    config: ml_collections.ConfigDict,
+    optimizer: optax.GradientTransformationExtraArgs,
+    settings: TrainingSettings,
     learn_encoder: bool = False,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """The update: gradients for what learns only, metrics of the weights before it. To be jitted.
@@ -71,18 +70,16 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
 
         def loss(trainable):
             model = nnx.merge(structure, trainable, state.batch_stats, frozen)
-            logits = model(batch, key, config.remat, learn_encoder)
-            value, metrics = label_loss(logits, batch["targets"], batch["weights"], config.label_smoothing)
+            logits = model(batch, key, settings.remat, learn_encoder)
+            value, metrics = label_loss(logits, batch["targets"], batch["weights"], settings.label_smoothing)
             return value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
         gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        if config.encoder.train and not learn_encoder:
-            updates, opt_state = without_encoder(updates, state.opt_state, opt_state)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, learn_encoder=learn_encoder)
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, trainable, opt_state, batch_stats), metrics
 
@@ -90,13 +87,13 @@ def make_train_step(
 
 
 def jit_train_step(
-    experiment: Experiment, optimizer: optax.GradientTransformation, learn_encoder: bool = False
+    experiment: Experiment, optimizer: optax.GradientTransformationExtraArgs, learn_encoder: bool = False
 ) -> jax.stages.Wrapped:
     """(state, frozen, batch) → state, metrics; the buffers of the state are handed on from update to update.
 
     Compiles without weights too: `.lower(abstract_state(experiment, optimizer), experiment.frozen, batch)`.
     """
-    step = make_train_step(experiment.structure, optimizer, experiment.config, learn_encoder)
+    step = make_train_step(experiment.structure, optimizer, experiment.settings.training, learn_encoder)
     # Pinned, so that the state keeps its place.
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
     return programs.jit(
@@ -112,6 +109,11 @@ def jit_validation_step(experiment: Experiment) -> jax.stages.Wrapped:
         return label_loss(logits, batch["targets"], batch["weights"])[1]
 
     return programs.jit(experiment.mesh, validation_step, out_shardings=sharding.replicated(experiment.mesh))
+
+
+def largest(tree: Tree) -> jax.Array:
+    """float32 [], the largest absolute value of all; NaN where there is one."""
+    return jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
 
 
 def summarize(metrics: list[Metrics]) -> dict[str, float]:
@@ -131,38 +133,40 @@ def say(text: str) -> None:
 class Trainer:
     """One run: what the loop needs, built once."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike, pace: Pace):
-        self.config, self.pace = config, pace
-        self.experiment = load_experiment(config)
-        self.profiler = Profiler(config, workdir)
-        sharding.check_rows(self.experiment.mesh, config.data.rows, "config.data.rows")
-        self.rows = local_rows(self.experiment.mesh, config.data.rows)
-        self.left_out = lengths.check(config, self.experiment.prompt, workdir)
+    def __init__(self, experiment: Experiment, config: str, workdir: epath.PathLike, throughput: Throughput):
+        """`config` is the user's, as JSON: it is kept with the checkpoints."""
+        self.experiment, self.config, self.throughput = experiment, config, throughput
+        data = experiment.settings.data
+        self.settings, self.data, self.prompt = experiment.settings.training, data, experiment.prompt
+        self.profiler = Profiler(self.settings.profile_steps, workdir)
+        sharding.check_rows(experiment.mesh, data.rows, "config.data.rows")
+        self.rows = sharding.local_rows(experiment.mesh, data.rows)
+        self.left_out = lengths.check(data, self.prompt, workdir)
         if count := sum(map(len, self.left_out.values())):
             say(f"{count} records do not fit a row and are left out, see {epath.Path(workdir) / lengths.FILE}")
-        self.batches = pipeline.training_batches(config, self.experiment.prompt, self.rows, self.left_out)
-        self.optimizer, self.schedule = make_optimizer(config)
-        self.state = init_state(self.experiment, self.optimizer)
-        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        step = self.checkpoints.latest_step()
-        if step is not None:
+        self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out)
+        self.optimizer, self.schedule = make_optimizer(experiment.settings.optimizer)
+        self.state = init_state(experiment, self.optimizer)
+        self.run_info = run_info(experiment.mesh, pipeline.shard_folders(data))
+        self.checkpoints = Checkpoints(workdir, self.settings.checkpoint_keep)
+        if (step := self.checkpoints.latest_step()) is not None:
             say(f"continuing from update {step} in {workdir}")
-            self.checkpoints.check_fits(step, self.experiment.fits)
-            self.checkpoints.check_data(step, config)
-            self.state = self.checkpoints.restore(step, self.state, self.batches)
-        self.run_info = run_info(self.experiment.mesh, pipeline.shard_folders(config))
-        if step is not None:
-            before, now = self.checkpoints.restore_run_info(step), self.run_info
-            before, now = (
-                before | {"config": self.checkpoints.restore_config(step)},
-                now | {"config": json.loads(config.to_json())},
-            )
-            for change in differences(before, now):
-                say(f"since update {step}: {change}")
-        self.frozen = self.experiment.load_frozen()
+            self.restore(step)
+        self.frozen = experiment.load_frozen()
         self.writer = Writer(workdir)
         self.pending: list[Metrics] = []  # of the updates since the last log
-        self.validation_step = jit_validation_step(self.experiment)
+        self.validation_step = jit_validation_step(experiment)
+        self.largest_weight = programs.jit(experiment.mesh, largest, out_shardings=sharding.replicated(experiment.mesh))
+
+    def restore(self, step: int) -> None:
+        """Takes up the state of a checkpoint, and says what is not as it was then."""
+        config = json.loads(self.config)
+        self.checkpoints.check_fits(step, self.experiment.fits)
+        self.checkpoints.check_data(step, config)
+        self.state = self.checkpoints.restore(step, self.state, self.batches)
+        before = self.checkpoints.restore_run_info(step) | {"config": self.checkpoints.restore_config(step)}
+        for change in differences(before, self.run_info | {"config": config}):
+            say(f"since update {step}: {change}")
 
     def check_finite(self, step: int, what: str, value: float) -> None:
         """InputError, which stops the run before that is saved, when `value` is no number any more."""
@@ -177,12 +181,12 @@ class Trainer:
     def validate(self, step: int, preemption: Preemption) -> dict[str, float] | None:
         """Scores the validation split and writes the scores; None when it was told to stop on the way."""
         metrics = []
-        for batch in pipeline.validation_batches(self.config, self.experiment.prompt, self.rows, self.left_out):
+        for batch in pipeline.validation_batches(self.data, self.prompt, self.rows, self.left_out):
             batch = sharding.put_batch(self.experiment.mesh, batch)
             metrics.append(self.validation_step(self.state, self.frozen, batch))
             jax.block_until_ready(metrics[-2:-1])  # one ahead, as in training
             # Of the last update the scores are what the run was for.
-            if step < self.config.updates and preemption.noticed():
+            if step < self.settings.updates and preemption.noticed():
                 return None
         scores = summarize(metrics)
         self.check_finite(step, "loss", scores["loss"])
@@ -194,30 +198,27 @@ class Trainer:
         """Starts saving a checkpoint after validation, for which a preemption leaves no time."""
         scores = None
         if not stop:
-            with self.pace.phase("validation"):
+            with self.throughput.phase("validation"):
                 scores = self.validate(step, preemption)
         if scores is None:
             if self.pending:
                 self.check_finite(step, "loss", summarize(self.pending)["loss"])
-            weights = jax.tree.leaves(jax.device_get(self.state.trainable))
-            self.check_finite(step, "largest weight", np.max([np.abs(x).max() for x in weights]))
+            self.check_finite(step, "largest weight", float(self.largest_weight(self.state.trainable)))
             scores = {"accuracy": 0.0}
-        with self.pace.phase("checkpoint"):
-            self.checkpoints.save(
-                self.state, self.batches, self.config.to_json(), self.experiment.fits, self.run_info, scores
-            )
+        with self.throughput.phase("checkpoint"):
+            self.checkpoints.save(self.state, self.batches, self.config, self.experiment.fits, self.run_info, scores)
 
     def log(self, step: int, bar: tqdm) -> None:
-        """Writes the mean metrics of the updates since the last log, up to `step`, and their pace."""
+        """Writes the mean metrics of the updates since the last log, up to `step`, and their throughput."""
         scores = summarize(self.pending)
         self.check_finite(step, "loss", scores["loss"])
         utterances = sum(float(one.loss.count) for one in self.pending)
-        rate, seconds = float(self.schedule(step - 1)), self.pace.seconds()
+        rate, seconds = float(self.schedule(step - 1)), self.throughput.seconds()
         self.writer.write(step, {
             **{f"train/{name}": value for name, value in scores.items()},
             "train/learning_rate": rate,
             "train/utterances_per_update": utterances / len(self.pending),
-            **{f"pace/{name}": value for name, value in self.pace.interval(utterances).items()},
+            **{f"throughput/{name}": value for name, value in self.throughput.interval(utterances).items()},
             **{f"wall_time/{name}": value / sum(seconds.values()) for name, value in seconds.items()},
         })  # fmt: skip
         bar.set_postfix(loss=f"{scores['loss']:.3f}", accuracy=f"{scores['accuracy']:.3f}", refresh=False)
@@ -225,21 +226,22 @@ class Trainer:
 
     def update(self, step: int, first: bool) -> Metrics:
         """Dispatches update `step`; the one before is done when this returns."""
-        with self.pace.phase("data"):
+        with self.throughput.phase("data"):
             batch = sharding.put_batch(self.experiment.mesh, next(self.batches))
-        learn_encoder = encoder_learns(self.config, step)
-        if first or learn_encoder != encoder_learns(self.config, step - 1):
-            with self.pace.phase("compile"):
+        optimizer = self.experiment.settings.optimizer
+        learn_encoder = encoder_learns(optimizer, step)
+        if first or learn_encoder != encoder_learns(optimizer, step - 1):
+            with self.throughput.phase("compile"):
                 train_step = jit_train_step(self.experiment, self.optimizer, learn_encoder)
                 self.train_step = train_step.lower(self.state, self.frozen, batch).compile()
-        self.profiler.before(step, self.pace)
+        self.profiler.before(step, self.throughput)
         with jax.profiler.StepTraceAnnotation("update", step_num=step):
-            self.state, metrics = self.pace.update(self.train_step, self.state, self.frozen, batch)
+            self.state, metrics = self.throughput.update(self.train_step, self.state, self.frozen, batch)
         return metrics
 
     def run(self, preemption: Preemption) -> bool:
-        """Trains to `config.updates`, from wherever the newest checkpoint stands; True when it was told to stop."""
-        config, start, last, stop = self.config, int(self.state.step), self.config.updates, False
+        """Trains to the last update, from wherever the newest checkpoint stands; True when it was told to stop."""
+        settings, start, last, stop = self.settings, int(self.state.step), self.settings.updates, False
         interval = 0.5 if sys.stderr.isatty() else 20
         silent = jax.process_index() > 0
         with tqdm(total=last, initial=start, unit="update", desc="train", mininterval=interval, disable=silent) as bar:
@@ -247,22 +249,22 @@ class Trainer:
                 metrics = self.update(step, first=step == start + 1)
                 bar.update()
                 # Of the updates before this one, while the devices work on it.
-                if (step - 1) % config.log_every == 0 and self.pending:
+                if (step - 1) % settings.log_every == 0 and self.pending:
                     self.log(step - 1, bar)
                 self.pending.append(metrics)
                 stop = step < last and preemption.noticed()
-                self.profiler.after(step, self.pace, final=stop or step == last)
-                if stop or step == last or step % config.checkpoint.every == 0:
-                    self.pace.wait()
-                    if step % config.log_every == 0:
+                self.profiler.after(step, self.throughput, final=stop or step == last)
+                if stop or step == last or step % settings.checkpoint_every == 0:
+                    self.throughput.wait()
+                    if step % settings.log_every == 0:
                         self.log(step, bar)
                     self.save(step, preemption, stop)
                     stop = step < last and preemption.noticed()
                 if stop:
                     break
-        with self.pace.phase("checkpoint"):
+        with self.throughput.phase("checkpoint"):
             self.checkpoints.wait()
-        say(self.pace.report())
+        say(self.throughput.report())
         if stop:
             name = preemption.cause.name
             say(f"stopped by {name} after update {step}, which is saved: the same command continues from there")
@@ -283,10 +285,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
     Raises InputError for bad input. When another process of the run has died, this one ends: distributed.others_alive.
     """
-    settings.check(config)
-    with contextlib.closing(Pace()) as pace, Preemption() as preemption:
-        with distributed.others_alive(), pace.phase("start-up"):
-            trainer = Trainer(config, workdir, pace)
+    with contextlib.closing(Throughput()) as throughput, Preemption() as preemption:
+        with distributed.others_alive(), throughput.phase("start-up"):
+            trainer = Trainer(load_experiment(config), config.to_json(), workdir, throughput)
         with contextlib.closing(trainer), distributed.others_alive():
             preemption.hold()
             stopped = trainer.run(preemption)

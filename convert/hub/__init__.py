@@ -1,1 +1,1 @@
-"""What an export holds beside weights: the code that transformers loads it with. There, it imports nothing of this project."""
+"""The code that transformers loads an export with. In an export it imports nothing of this project."""

@@ -24,7 +24,7 @@ from viavsp_jax.data.prompt import Prompt, instruction_text, load_prompt
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.state import abstract_model
 
@@ -91,7 +91,7 @@ def load_model(golden: Golden, kind: str, **encoder: Any) -> Model:
     width = weights["avfeat_to_llm.weight"].shape[1]
     # Dropout is off in all recordings.
     lora = LoRAConfig(rank, ALPHA, 0.0)
-    structure, trainable, _ = abstract_model(llama_config(folder), lora, width, jnp.float32, **encoder)
+    structure, trainable, _ = abstract_model(ModelConfig(llama_config(folder), lora, width, jnp.float32, **encoder))
     frozen = jax.tree.map(jnp.asarray, from_hf.load_params(folder))
     return Model(structure, learnt(others(trainable), weights), frozen, load_prompt(folder, "</s>"))
 

@@ -21,6 +21,7 @@ from scripts.golden.avhubert import unpacked
 from scripts.golden.report import EXACT, Golden, Row, exact, worst
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, AVHubert
 from viavsp_jax.state import abstract_model
 
@@ -153,7 +154,7 @@ def whole_checks(files: dict, encoder: Shapes) -> Iterator[Row]:
         rope_theta=llm["rope_theta"], rms_norm_eps=llm["rms_norm_eps"], tie_word_embeddings=llm["tie_word_embeddings"],
     )  # fmt: skip
     width = files["avhubert_large_fairseq"]["model_cfg"]["encoder_embed_dim"]
-    _, trainable, frozen = abstract_model(llama, LoRAConfig(), width, jnp.bfloat16)
+    _, trainable, frozen = abstract_model(ModelConfig(llama, LoRAConfig(), width, jnp.bfloat16))
     learnt, base_llm = ({one.reference_name: list(one.shape) for one in tensors(tree)} for tree in (trainable, frozen))
     used = {n: shape for n, shape in encoder.items() if n not in UNUSED_KEYS or n in PRETRAINED_ONLY}
     kept = {REFERENCE_ENCODER + name: shape for name, shape in used.items()} | learnt

@@ -1,6 +1,7 @@
 """The recorded training: losses, learning rates, gradient norms and weights of every update."""
 
 import ast
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
@@ -8,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from configs import base
 from convert.checkpoints import read_moments
 from convert.names import tensors
 from scripts.golden.avhubert import unpacked
@@ -30,8 +31,9 @@ from scripts.golden.avsp import (
 from scripts.golden.decoding import Decoder
 from scripts.golden.report import WHOLE, Golden, Row, close, exact, worst
 from viavsp_jax.decoding.search import DecodingConfig
+from viavsp_jax.experiment import TrainingSettings, read_settings
 from viavsp_jax.losses import label_loss
-from viavsp_jax.optimizer import make_optimizer, tri_stage
+from viavsp_jax.optimizer import OptimizerSettings, make_optimizer, tri_stage
 from viavsp_jax.state import TrainState
 from viavsp_jax.train import make_train_step
 
@@ -50,25 +52,22 @@ def schedule_checks(golden: Golden) -> Iterator[Row]:
         yield close(f"learning rates of {name}, in peaks", found, np.array([*rates.values()]) / table["peak"], WHOLE)
 
 
-def settings(recorded: dict[str, Any], encoder: bool) -> ml_collections.ConfigDict:
-    """Our config for the recorded one; with the encoder in the model, which stays frozen, if so told."""
+def settings(recorded: dict[str, Any], encoder: bool) -> tuple[OptimizerSettings, TrainingSettings]:
+    """Ours for the recorded ones; with the encoder in the model, which stays frozen, if so told."""
     b1, b2 = ast.literal_eval(recorded["optimizer"]["adam_betas"])
     schedule = recorded["lr_scheduler"]
-    return ml_collections.ConfigDict({
-        "seed": 0,
-        "remat": "none",
-        "label_smoothing": 0.0,
-        "encoder": {"train": encoder, "freeze_updates": recorded["updates"]},
-        "optimizer": {
-            "peak_lr": schedule["lr"][0],
-            "warmup_updates": schedule["warmup_steps"],
-            "hold_updates": schedule["hold_steps"],
-            "decay_updates": schedule["decay_steps"],
-            "b1": b1,
-            "b2": b2,
-            "eps": recorded["optimizer"]["adam_eps"],
-        },
-    })  # fmt: skip
+    optimizer = OptimizerSettings(
+        peak_lr=schedule["lr"][0],
+        warmup_updates=schedule["warmup_steps"],
+        hold_updates=schedule["hold_steps"],
+        decay_updates=schedule["decay_steps"],
+        b1=b1,
+        b2=b2,
+        eps=recorded["optimizer"]["adam_eps"],
+        train_encoder=encoder,
+        freeze_updates=recorded["updates"],
+    )
+    return optimizer, dataclasses.replace(read_settings(base.get_config()).training, remat="none")
 
 
 def weight_row(what: str, state: TrainState, recorded: Mapping[str, np.ndarray]) -> Row:
@@ -102,9 +101,9 @@ def trace_checks(
     trace, final = (golden.arrays(f"train/{run}_{name}.npz") for name in ("trace", "final"))
     alone = [all_positions(reader, one) for one in micro]
     expected = [golden.arrays(f"avsp/{one['id']}.npz")["prev_output_tokens"][0] for one in micro]
-    config = settings(recorded, encoder="encoder" in model.trainable)
-    optimizer, schedule = make_optimizer(config)
-    train_step = jax.jit(make_train_step(model.structure, optimizer, config))
+    of_optimizer, of_training = settings(recorded, encoder="encoder" in model.trainable)
+    optimizer, schedule = make_optimizer(of_optimizer)
+    train_step = jax.jit(make_train_step(model.structure, optimizer, of_training))
     frozen = dict(model.frozen)
     batch_stats = {name: frozen.pop(name) for name in model.frozen if name == "encoder"}
     state = TrainState(jnp.int32(0), model.trainable, optimizer.init(model.trainable), batch_stats)
@@ -115,7 +114,7 @@ def trace_checks(
         before = adam(state).mu
         state, metrics = train_step(state, frozen, batch)
         losses.append(float(metrics.compute()["loss"]))
-        norms.append(float(optax.global_norm(gradient(before, adam(state).mu, config.optimizer.b1))))
+        norms.append(float(optax.global_norm(gradient(before, adam(state).mu, of_optimizer.b1))))
         rates.append(float(schedule(update)))
         if update == 0:
             first = {name.removesuffix("@1"): final[name] for name in final if name.endswith("@1")}

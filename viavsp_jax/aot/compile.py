@@ -16,12 +16,11 @@ import ml_collections
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax import llm_folder, settings, sharding
+from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import collectives, workload
 from viavsp_jax.aot.topology import Chip, Topology, load_topology
-from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.aot.workload import Program, Work
-from viavsp_jax.experiment import abstract_experiment, load_encoder_config
+from viavsp_jax.experiment import abstract_experiment, load_encoder_config, read_settings
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
 
@@ -39,16 +38,16 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
 
     Returns whether both fit into the memory of its chips. Raises InputError for a wrong topology or config.
     """
-    settings.check(config)
-    topology = load_topology(topology_name)
-    llama = llm_folder.llama_config(config.llm.path) if config.llm.path else VINALLAMA
-    mesh = sharding.make_mesh(config, topology.devices)
-    large = config.encoder.train and not config.encoder.path
-    encoder = AVHubertConfig() if large else load_encoder_config(config)
-    experiment = abstract_experiment(config, llama, mesh, TypicalPrompt(), config.dtype, encoder)
+    settings = read_settings(config)
+    topology, folder = load_topology(topology_name), settings.llm.path
+    llama = llm_folder.llama_config(folder) if folder else VINALLAMA
+    mesh = sharding.make_mesh(settings.mesh, topology.devices)
+    large = settings.encoder.train and not settings.encoder.path
+    encoder = AVHubertConfig() if large else load_encoder_config(settings)
+    experiment = abstract_experiment(settings, llama, mesh, settings.dtype, encoder)
     report = {
         "fits": False,
-        "model": config.llm.path or "VinaLLaMA-2.7B, as config.llm.path is not set",
+        "model": folder or "VinaLLaMA-2.7B, as config.llm.path is not set",
         "topology": topology.name,
         "chip": topology.chip_name,
         "devices": len(topology.devices),

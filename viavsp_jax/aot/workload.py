@@ -7,7 +7,6 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 
@@ -16,6 +15,7 @@ from viavsp_jax.aot import flops
 from viavsp_jax.aot.typical_clips import FRAMES, TypicalPrompt, draw_clips
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.features import CROP_SIZE
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -49,30 +49,29 @@ class Work:
 
 def training(experiment: Experiment) -> tuple[list[Program], Work]:
     """The update, on rows packed from typical clips."""
-    config = experiment.config
-    sharding.check_rows(experiment.mesh, config.data.rows, "config.data.rows")
-    optimizer, _ = make_optimizer(config)
-    shape = packing.RowShape(**config.data.row)
-    width = None if config.encoder.train else config.data.feature_width
-    batch = on_rows(experiment, config.data.rows, packing.empty_row(shape, width, np.dtype(config.dtype)))
+    data, updates = experiment.settings.data, experiment.settings.training.updates
+    sharding.check_rows(experiment.mesh, data.rows, "config.data.rows")
+    optimizer, _ = make_optimizer(experiment.settings.optimizer)
+    width = None if data.of_clips else data.feature_width
+    batch = on_rows(experiment, data.rows, packing.empty_row(data.row, width, np.dtype(data.dtype)))
     state = train.abstract_state(experiment, optimizer)
     # The update of most of the run, which takes the most memory too.
-    step = train.jit_train_step(experiment, optimizer, learn_encoder=config.encoder.train)
+    step = train.jit_train_step(experiment, optimizer, learn_encoder=data.of_clips)
     traced = step.trace(state, experiment.frozen, batch)
-    utterances = pack(config, shape)
-    share = config.data.rows / SIMULATED_ROWS
+    utterances = pack(data)
+    share = data.rows / SIMULATED_ROWS
     clips = share * len(utterances)
     work = Work(
-        steps=config.updates,
+        steps=updates,
         clips_per_step=clips,
         flops=flops.of_program(traced.jaxpr.jaxpr),
-        useful_flops=share * flops.useful_in_training(experiment.llama, utterances)
-        + 3 * clips * encoder_flops(experiment.encoder, FRAMES),
+        useful_flops=share * flops.useful_in_training(experiment.model.llama, utterances)
+        + 3 * clips * encoder_flops(experiment.model.encoder, FRAMES),
         bytes_read=2 * bytes_per_device(experiment.frozen),  # forward and backward
         facts={
-            "clips_seen": round(clips * config.updates),
-            "real_positions": sum(length for length, _ in utterances) / SIMULATED_ROWS / shape.positions,
-            "real_label_places": sum(labels for _, labels in utterances) / SIMULATED_ROWS / shape.labels,
+            "clips_seen": round(clips * updates),
+            "real_positions": sum(length for length, _ in utterances) / SIMULATED_ROWS / data.row.positions,
+            "real_label_places": sum(labels for _, labels in utterances) / SIMULATED_ROWS / data.row.labels,
         },
     )
     return [Program(traced)], work
@@ -93,10 +92,10 @@ def encoder_flops(encoder: AVHubertConfig | None, frames: int) -> int:
     return flops.of_program(jax.make_jaxpr(encode)(params, *inputs).jaxpr)
 
 
-def pack(config: ml_collections.ConfigDict, shape: packing.RowShape) -> list[tuple[int, int]]:
+def pack(data: DataSettings) -> list[tuple[int, int]]:
     """Positions and label tokens of the typical clips in SIMULATED_ROWS rows, by the pipeline's own packer."""
-    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + 2 * pipeline.OPEN_ROWS) * shape.clips))
-    to_utterance = packing.ToUtterance(TypicalPrompt(), shape, np.dtype(config.dtype))
+    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + 2 * pipeline.OPEN_ROWS) * data.row.clips))
+    to_utterance = packing.ToUtterance(TypicalPrompt(), data.row, np.dtype(data.dtype))
     (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
     utterances = []
     for row in itertools.islice(stream, SIMULATED_ROWS):
@@ -112,11 +111,13 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
 
     The work is that of searches that end with the longest label of their batch.
     """
-    decoder, settings = Decoder(experiment), experiment.config.evaluate
+    settings, prompt = experiment.settings.evaluation, TypicalPrompt()
+    sharding.check_rows(experiment.mesh, settings.rows, "config.evaluate.rows")
+    decoder = Decoder(experiment.mesh, experiment.structure, settings.decoding, prompt.end_id)
     clips = draw_clips(SIMULATED_ROWS * settings.rows)
-    prompts = [packing.speech_prompt(clip, experiment.prompt) for clip in clips]
-    labels = [len(experiment.prompt.label(clip["transcript"])) for clip in clips]
-    batch = on_rows(experiment, settings.rows, longest_prompt(experiment.config, prompts))
+    prompts = [packing.speech_prompt(clip, prompt) for clip in clips]
+    labels = [len(prompt.label(clip["transcript"])) for clip in clips]
+    batch = on_rows(experiment, settings.rows, longest_prompt(experiment.settings.data, settings.bucket, prompts))
     weights = experiment.trainable, experiment.frozen | experiment.batch_stats
     state, cache = decoder.largest(*weights, batch)
     prefill = decoder.prefill.trace(*weights, batch)
@@ -141,8 +142,8 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
         steps=-(-TEST_CLIPS // settings.rows),
         clips_per_step=settings.rows,
         flops=flops.of_program(prefill.jaxpr.jaxpr) + flops.of_program(search.jaxpr.jaxpr, read),
-        useful_flops=flops.useful_in_decoding(experiment.llama, lengths, beams) / SIMULATED_ROWS
-        + settings.rows * encoder_flops(experiment.encoder, FRAMES),
+        useful_flops=flops.useful_in_decoding(experiment.model.llama, lengths, beams) / SIMULATED_ROWS
+        + settings.rows * encoder_flops(experiment.model.encoder, FRAMES),
         bytes_read=bytes_per_device(weights) + read * bytes_per_device((weights, remembered)),
         facts={
             "clips": TEST_CLIPS,
@@ -155,16 +156,15 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     return programs, work
 
 
-def longest_prompt(config: ml_collections.ConfigDict, prompts: list[packing.Arrays]) -> packing.Arrays:
+def longest_prompt(data: DataSettings, bucket: int, prompts: list[packing.Arrays]) -> packing.Arrays:
     """A row of a decoding batch of the largest size that these prompts need, empty."""
-    bucket = config.evaluate.bucket
     frames, positions = (
         -(-max(len(prompt[name]) for prompt in prompts) // bucket) * bucket for name in ("frame_slot", "tokens")
     )
-    if config.encoder.train:
+    if data.of_clips:
         speech = packing.empty_clips(1, frames) | {"frame_slot": np.zeros((1, frames), np.int32)}
     else:
-        features = np.zeros((frames, config.data.feature_width), np.dtype(config.dtype))
+        features = np.zeros((frames, data.feature_width), np.dtype(data.dtype))
         speech = {"features": features, "frame_slot": np.zeros(frames, np.int32)}
     return {
         **speech,

@@ -49,7 +49,7 @@ class JaxRecognizer:
         """
         keep_programs(workdir)
         opened = open_work_folder(workdir, step, llm, encoder)
-        self._config = config = opened.config
+        config = opened.config
         config.llm.path, config.dtype = str(opened.llm), dtype or config.dtype
         if config.encoder.train:
             config.encoder.path = str(opened.encoder_path)
@@ -57,10 +57,10 @@ class JaxRecognizer:
         config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
         config.evaluate.rows = -(-batch_size // jax.device_count()) * jax.device_count()
         self._experiment = experiment = load_experiment(config)
-        shards = training_shards(config)
+        shards, self._settings = training_shards(config), experiment.settings
         folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
         self._centers, self._layer = load_centers(str(centers))
-        self.longest, self.num_beams = provenance.longest_clip(shards), config.evaluate.decoding.num_beams
+        self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
         # Of one length all, so that one program is compiled.
         self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
@@ -75,7 +75,8 @@ class JaxRecognizer:
         """See Recognizer."""
         records = self._records(utterances, languages)
         decoder, prompt, found = self._decoder(num_beams), self._experiment.prompt, {}
-        for batch_records, batch in pipeline.decoding_batches(self._config, prompt, records):
+        data, rows, bucket = self._settings.data, self._settings.evaluation.rows, self._settings.evaluation.bucket
+        for batch_records, batch in pipeline.decoding_batches(data, prompt, records, rows, bucket):
             batch = sharding.put_whole_batch(self._experiment.mesh, fill_up(batch, batch_records))
             tokens, scores = jax.device_get(decoder(*self._weights, batch))
             for record, ids, values in zip(batch_records, tokens, scores, strict=False):
@@ -88,9 +89,9 @@ class JaxRecognizer:
     def _decoder(self, num_beams: int) -> Decoder:
         """The one for so many beams, whose programs are kept."""
         if num_beams not in self._decoders:
-            config = self._config.copy_and_resolve_references()
-            config.evaluate.decoding.num_beams = num_beams
-            self._decoders[num_beams] = Decoder(dataclasses.replace(self._experiment, config=config))
+            config = dataclasses.replace(self._settings.evaluation.decoding, num_beams=num_beams)
+            e = self._experiment
+            self._decoders[num_beams] = Decoder(e.mesh, e.structure, config, e.prompt.end_id)
         return self._decoders[num_beams]
 
     def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ class JaxRecognizer:
                 "target_language": languages[1],
                 "cluster_counts": run_lengths(assign(clusters[row, : one.num_frames], self._centers)),
             }
-            if self._config.encoder.train:
+            if self._settings.data.of_clips:
                 record |= {
                     "video": center_crop(item.frames),
                     "audio": item.audio,

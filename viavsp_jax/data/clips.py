@@ -9,37 +9,20 @@ the number of rows, processes and threads.
 Letters: T frames.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import grain
-import ml_collections
 import numpy as np
 from etils import epath
 
 from viavsp_jax.data import media, noise, records
 from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, modality_of, open_sources, records_of
 from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What happens to training clips; the fields of `config.data.augment` and its `noise`."""
-
-    noise_probability: float
-    noise_kinds: tuple[str, ...]
-    snr_db: tuple[float, ...]
-    drop_audio: float
-    drop_video: float
-
-    @classmethod
-    def of_config(cls, config: ml_collections.ConfigDict) -> "Augmentation":
-        c, added = config.data.augment, config.data.augment.noise
-        return cls(added.probability, tuple(added.kinds), tuple(added.snr_db), c.drop_audio, c.drop_video)
 
 
 class Waveforms(Sequence):
@@ -65,13 +48,11 @@ def open_noise(folder: epath.PathLike, split: str) -> noise.Recordings | Wavefor
 class ClipLoader:
     """The clips of one split, by the names in the config, one after the other."""
 
-    def __init__(
-        self, config: ml_collections.ConfigDict, names: Sequence[str], split: str, left_out: LeftOut | None = None
-    ):
+    def __init__(self, data: DataSettings, names: Sequence[str], split: str, left_out: LeftOut | None = None):
         """Raises InputError for a name, folder or setting that is not usable."""
         self.names, self.left_out = names, left_out
-        self.modalities, self.sources = list(map(modality_of, names)), open_sources(config, names, split)
-        self.seed, self.augmentation = config.seed, Augmentation.of_config(config)
+        self.modalities, self.sources = list(map(modality_of, names)), open_sources(data, names, split)
+        self.seed, self.augmentation = data.seed, data.augment
         self.recordings = {}  # of noise, where clips are augmented
         if split == "train" and self.augmentation.noise_probability:
             folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 
 import grain
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.data.examples import Example
-from viavsp_jax.data.packing import RowShape, Size
+from viavsp_jax.data.packing import Size
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import SplitSource
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
@@ -57,7 +57,7 @@ class TooLong:
         return ", ".join(map(str, self.sizes))
 
 
-def check(config: ml_collections.ConfigDict, prompt: Prompt, workdir: epath.PathLike) -> LeftOut:
+def check(data: DataSettings, prompt: Prompt, workdir: epath.PathLike) -> LeftOut:
     """Looks at the lengths of all records that training and validation read, and that both splits are there.
 
     Those that do not fit a row are listed in `too_long.jsonl` of the work folder. Returns what is left out: all of
@@ -66,13 +66,13 @@ def check(config: ml_collections.ConfigDict, prompt: Prompt, workdir: epath.Path
     Raises InputError if there are some and none is to be left out, or all of them are; also for a shard folder or a
     split that is missing, and for languages that the prompt does not know.
     """
-    chosen = config.data.too_long
-    opened = {split: open_sources(config, config.data.train, split) for split in ("train", "valid")}
+    chosen = data.too_long
+    opened = {split: open_sources(data, data.train, split) for split in ("train", "valid")}
     found: list[TooLong] = []
     for split, sources in opened.items():
         before, total = len(found), sum(map(len, sources))
-        for name, source in zip(config.data.train, sources, strict=True):
-            found += _too_long(config, prompt, name, source)
+        for name, source in zip(data.train, sources, strict=True):
+            found += _too_long(data, prompt, name, source)
         if chosen == "skip" and len(found) - before == total:
             _write(workdir, found)
             raise InputError(f"none of the {total} records of split {split!r} fits a row, the first: {found[before]}")
@@ -85,10 +85,10 @@ def check(config: ml_collections.ConfigDict, prompt: Prompt, workdir: epath.Path
     return {key: frozenset(ids) for key, ids in left_out.items()}
 
 
-def check_languages(config: ml_collections.ConfigDict, prompt: Prompt, name: str) -> None:
-    """InputError if a record that an evaluation of this shard folder reads is not there or of an unknown language."""
-    for source in open_sources(config, (name,), config.evaluate.split):
-        _instructions(prompt, read_lengths(source, count_fields(config, name, source.split)))
+def check_languages(data: DataSettings, prompt: Prompt, name: str, split: str) -> None:
+    """InputError if a shard folder has no such split, or the split a record of a language that is not known."""
+    for source in open_sources(data, (name,), split):
+        _instructions(prompt, read_lengths(source, count_fields(data, name, source.split)))
 
 
 def read_lengths(source: SplitSource, counts: Sequence[str]) -> Records:
@@ -97,9 +97,9 @@ def read_lengths(source: SplitSource, counts: Sequence[str]) -> Records:
     return listed or _from_records(source, counts)
 
 
-def _too_long(config: ml_collections.ConfigDict, prompt: Prompt, name: str, source: SplitSource) -> list[TooLong]:
-    shape, of_clips = RowShape(**config.data.row), config.encoder.train
-    records = read_lengths(source, count_fields(config, name, source.split))
+def _too_long(data: DataSettings, prompt: Prompt, name: str, source: SplitSource) -> list[TooLong]:
+    shape, of_clips = data.row, data.of_clips
+    records = read_lengths(source, count_fields(data, name, source.split))
     start = _instructions(prompt, records) + records.segments
     # What is left for the label, whose last token is predicted, never read.
     room = np.minimum(shape.labels, min(shape.positions, shape.window) - start + 1)

@@ -6,7 +6,6 @@ from typing import Any
 
 import grain
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
@@ -14,7 +13,6 @@ from jax.experimental import multihost_utils
 from viavsp_jax.data.clips import ClipLoader
 from viavsp_jax.data.packing import (
     Arrays,
-    RowShape,
     ToUtterance,
     empty_clips,
     empty_row,
@@ -24,6 +22,7 @@ from viavsp_jax.data.packing import (
     to_row,
 )
 from viavsp_jax.data.prompt import Prompt
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, folder_of, open_sources, records_of
 
 # Rows that one stream fills at the same time. 32 would fill VASR rows 0.25 % better than 4 and hold 8 times the memory:
@@ -85,30 +84,28 @@ def _width(dataset: grain.MapDataset) -> int:
     return next(record["features"].shape[1] for record in records if record is not None)
 
 
-def shard_folders(config: ml_collections.ConfigDict) -> list[epath.Path]:
+def shard_folders(data: DataSettings) -> list[epath.Path]:
     """The folders that training reads, each once: several names may be of the same clips."""
-    return list(dict.fromkeys(folder_of(config, name) for name in config.data.train))
+    return list(dict.fromkeys(folder_of(data, name) for name in data.train))
 
 
-def _dataset(
-    config: ml_collections.ConfigDict, names: Sequence[str], split: str, left_out: LeftOut | None = None
-) -> grain.MapDataset:
+def _dataset(data: DataSettings, names: Sequence[str], split: str, left_out: LeftOut | None = None) -> grain.MapDataset:
     """The records of these shard folders, one after the other, without augmentation."""
-    if config.encoder.train:
-        return ClipLoader(config, names, split, left_out).clips()
-    sources = zip(open_sources(config, names, split), names, strict=True)
+    if data.of_clips:
+        return ClipLoader(data, names, split, left_out).clips()
+    sources = zip(open_sources(data, names, split), names, strict=True)
     return grain.MapDataset.concatenate([records_of(source, name, left_out) for source, name in sources])
 
 
-def _endless(config: ml_collections.ConfigDict, left_out: LeftOut | None) -> grain.MapDataset:
+def _endless(data: DataSettings, left_out: LeftOut | None) -> grain.MapDataset:
     """The training records, shuffled anew in every epoch; clips are augmented."""
-    if config.encoder.train:
-        return ClipLoader(config, config.data.train, "train", left_out).augmented()
-    return _dataset(config, config.data.train, "train", left_out).seed(config.seed).shuffle().repeat()
+    if data.of_clips:
+        return ClipLoader(data, data.train, "train", left_out).augmented()
+    return _dataset(data, data.train, "train", left_out).seed(data.seed).shuffle().repeat()
 
 
-def _to_utterance(config: ml_collections.ConfigDict, prompt: Prompt) -> ToUtterance:
-    return ToUtterance(prompt, RowShape(**config.data.row), np.dtype(config.dtype), config.encoder.train)
+def _to_utterance(data: DataSettings, prompt: Prompt) -> ToUtterance:
+    return ToUtterance(prompt, data.row, np.dtype(data.dtype), data.of_clips)
 
 
 class TrainingBatches:
@@ -151,19 +148,19 @@ def _from_all(text: str) -> list[str]:
 
 
 def training_batches(
-    config: ml_collections.ConfigDict,
+    data: DataSettings,
     prompt: Prompt,
     own: Sequence[int] | None = None,
     left_out: LeftOut | None = None,
 ) -> TrainingBatches:
-    """Endless shuffled batches of `config.data.rows` rows, from which a restart can go on.
+    """Endless shuffled batches of `data.rows` rows, from which a restart can go on.
 
-    `own` are the rows of this process (see `distributed.local_rows`), all of them by default; `left_out` is what
+    `own` are the rows of this process (see `sharding.local_rows`), all of them by default; `left_out` is what
     `lengths.check` gives.
     """
-    rows = config.data.rows
+    rows = data.rows
     own = range(rows) if own is None else own
-    streams = row_streams(_endless(config, left_out), _to_utterance(config, prompt), rows, own)
+    streams = row_streams(_endless(data, left_out), _to_utterance(data, prompt), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
     # The streams come to the end of their open rows together: what they pack then has to last until the next time.
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS)
@@ -171,61 +168,59 @@ def training_batches(
 
 
 def validation_batches(
-    config: ml_collections.ConfigDict,
+    data: DataSettings,
     prompt: Prompt,
     own: Sequence[int] | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Arrays]:
     """One pass over the validation split, packed like training (see `packed_batches`)."""
-    dataset = _dataset(config, config.data.train, "valid", left_out)
-    return packed_batches(dataset, _to_utterance(config, prompt), config.data.rows, own)
+    dataset = _dataset(data, data.train, "valid", left_out)
+    return packed_batches(dataset, _to_utterance(data, prompt), data.rows, own)
 
 
-def evaluation_records(config: ml_collections.ConfigDict, name: str) -> grain.MapDataset:
-    """The records of `config.evaluate.split` of one shard folder; where the encoder is trained, clips."""
-    return _dataset(config, (name,), config.evaluate.split)
+def evaluation_records(data: DataSettings, name: str, split: str) -> grain.MapDataset:
+    """The records of a split of one shard folder, in order; where the encoder is trained, clips."""
+    return _dataset(data, (name,), split)
 
 
 def decoding_batches(
-    config: ml_collections.ConfigDict, prompt: Prompt, records: Iterable[Arrays]
+    data: DataSettings, prompt: Prompt, records: Iterable[Arrays], rows: int, bucket: int
 ) -> Iterator[tuple[list[Arrays], Arrays]]:
     """Prompts of records, padded to few sizes so that few programs compile.
 
-    Yields (records, batch) of at most `config.evaluate.rows`; empty rows fill up the last batches. The batch holds
-    features [B, T, E], frame_slot [B, T], tokens and is_speech [B, S], lengths int32[B]; where the encoder is trained,
-    rows of one clip in place of features.
+    Yields (records, batch) of at most `rows`; empty rows fill up the last batches. The batch holds features [B, T, E],
+    frame_slot [B, T], tokens and is_speech [B, S], lengths int32[B]; where the encoder is trained, rows of one clip in
+    place of features. T and S are multiples of `bucket`.
     """
-    c = config.evaluate
     waiting: dict[tuple[int, int], list[tuple[Arrays, Arrays]]] = {}
     for record in records:
         example = speech_prompt(record, prompt)
-        size = tuple(-(-len(example[key]) // c.bucket) * c.bucket for key in ("frame_slot", "tokens"))
+        size = tuple(-(-len(example[key]) // bucket) * bucket for key in ("frame_slot", "tokens"))
         group = waiting.setdefault(size, [])
         group.append((record, example))
-        if len(group) == c.rows:
-            yield _padded(group, size, config)
+        if len(group) == rows:
+            yield _padded(group, size, data, rows)
             group.clear()
     for size, group in waiting.items():
         if group:
-            yield _padded(group, size, config)
+            yield _padded(group, size, data, rows)
 
 
 def _padded(
-    group: list[tuple[Arrays, Arrays]], size: tuple[int, int], config: ml_collections.ConfigDict
+    group: list[tuple[Arrays, Arrays]], size: tuple[int, int], data: DataSettings, rows: int
 ) -> tuple[list[Arrays], Arrays]:
     frames, positions = size
-    rows = config.evaluate.rows
     batch = {
         "tokens": np.zeros((rows, positions), np.int32),
         "is_speech": np.zeros((rows, positions), bool),
         "lengths": np.ones(rows, np.int32),
     }
-    dtype, clip_frames = np.dtype(config.dtype), frames if config.encoder.train else None
-    if config.encoder.train:
+    dtype, clip_frames = np.dtype(data.dtype), frames if data.of_clips else None
+    if data.of_clips:
         batch |= stack_rows([empty_clips(1, frames)] * rows)
         batch["frame_slot"] = np.full((rows, 1, frames), -1, np.int32)
     else:
-        batch["features"] = np.zeros((rows, frames, config.data.feature_width), dtype)
+        batch["features"] = np.zeros((rows, frames, data.feature_width), dtype)
         batch["frame_slot"] = np.full((rows, frames), -1, np.int32)
     for row, (record, example) in enumerate(group):
         for name, value in (example | speech_frames(record, example["frame_slot"], clip_frames, dtype)).items():

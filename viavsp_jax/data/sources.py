@@ -7,11 +7,11 @@ way to take the clips of `media_CONDITION`.
 from collections.abc import Mapping, Sequence
 
 import grain
-import ml_collections
 from etils import epath
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
 
 # The ids of records that are left out, by name in the config and split.
@@ -26,38 +26,38 @@ def modality_of(name: str) -> str:
     return modality
 
 
-def folder_of(config: ml_collections.ConfigDict, name: str) -> epath.Path:
+def folder_of(data: DataSettings, name: str) -> epath.Path:
     """Where the records of a name lie."""
-    folder = f"media_{name.partition('_')[2]}" if config.encoder.train else name
-    return epath.Path(config.data.path) / folder
+    folder = f"media_{name.partition('_')[2]}" if data.of_clips else name
+    return epath.Path(data.path) / folder
 
 
-def open_sources(config: ml_collections.ConfigDict, names: Sequence[str], split: str) -> list[records.SplitSource]:
+def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[records.SplitSource]:
     """One split of each of these.
 
     Raises InputError if a folder is not there, has no such split or no records in it, or does not fit the config.
     """
-    if not config.data.path:
+    if not data.path:
         raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
-    kind, sources = records.MEDIA if config.encoder.train else records.FEATURES, []
+    kind, sources = records.MEDIA if data.of_clips else records.FEATURES, []
     for name in names:
-        if config.encoder.train:
+        if data.of_clips:
             modality_of(name)
-        source = records.open_split(folder_of(config, name), split, kind)
-        if source.width not in (None, config.data.feature_width):
+        source = records.open_split(folder_of(data, name), split, kind)
+        if source.width not in (None, data.feature_width):
             raise InputError(
                 f"{source.folder} holds features of width {source.width}, but config.data.feature_width is "
-                f"{config.data.feature_width}"
+                f"{data.feature_width}"
             )
         sources.append(source)
     return sources
 
 
-def count_fields(config: ml_collections.ConfigDict, name: str, split: str) -> list[str]:
+def count_fields(data: DataSettings, name: str, split: str) -> list[str]:
     """The fields of a record by which its frames may be averaged: those of all that may be left of a clip."""
-    if not config.encoder.train:
+    if not data.of_clips:
         return list(records.FEATURES.counts)
-    used, augment = {modality_of(name)}, config.data.augment
+    used, augment = {modality_of(name)}, data.augment
     if used == {"av"} and split == "train":
         used |= {"video"} if augment.drop_audio else set()
         used |= {"audio"} if augment.drop_video else set()

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from viavsp_jax import sharding
 from viavsp_jax.decoding import search
-from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.cache import Cache, moved
 from viavsp_jax.runtime import programs
 
@@ -32,14 +32,9 @@ class Decoder:
     A batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
     """
 
-    def __init__(self, experiment: Experiment):
-        """Raises InputError for wrong settings in `config.evaluate`."""
-        config = experiment.config.evaluate
-        self.config = search.load_decoding_config(config.decoding)
-        self.mesh, self.structure = experiment.mesh, experiment.structure
-        by_rows = functools.partial(sharding.by_rows, self.mesh)
-        self.rules = search.Search(self.config, experiment.prompt.end_id, by_rows)
-        sharding.check_rows(self.mesh, config.rows, "config.evaluate.rows")
+    def __init__(self, mesh: Mesh, structure: nnx.GraphDef, config: search.DecodingConfig, end_id: int):
+        self.mesh, self.structure, self.config = mesh, structure, config
+        self.rules = search.Search(config, end_id, functools.partial(sharding.by_rows, mesh))
         # Every token but the last one is run through the model.
         self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
         jit = functools.partial(programs.jit, self.mesh)

@@ -117,7 +117,7 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The language model. Frozen weights are stored in `param_dtype`; activations follow the embeddings' dtype.
+    """The language model. It computes in `dtype`, and stores its frozen weights in it.
 
     `quantization` is of the kernels of the layers: none, or nf4, which stores them in 4 bits a weight.
     """
@@ -126,25 +126,24 @@ class Llama(nnx.Module):
         self,
         config: LlamaConfig,
         lora: LoRAConfig,
-        *,
         dtype: DTypeLike,
-        param_dtype: DTypeLike,
         quantization: Quantization = "none",
         attention: PackedAttention = WHOLE_ROWS,
+        *,
         rngs: nnx.Rngs,
     ):
         self.config = config
         self.attention = attention
         self.dtype = dtype
-        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), param_dtype)
-        self.embedding = nnx.Param(embedding * jnp.asarray(0.02, param_dtype))
-        self.layers = Block(config, lora, param_dtype, quantization, rngs)
-        self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, param_dtype)
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
+        self.embedding = nnx.Param(embedding * jnp.asarray(0.02, dtype))
+        self.layers = Block(config, lora, dtype, quantization, rngs)
+        self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:
             self.head = None
         else:
-            head = jax.random.normal(rngs.params(), (config.hidden_size, config.vocab_size), param_dtype)
-            self.head = nnx.Param(head * jnp.asarray(config.hidden_size**-0.5, param_dtype))
+            head = jax.random.normal(rngs.params(), (config.hidden_size, config.vocab_size), dtype)
+            self.head = nnx.Param(head * jnp.asarray(config.hidden_size**-0.5, dtype))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[...] → [..., D] in the compute dtype."""

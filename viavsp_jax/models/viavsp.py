@@ -3,6 +3,8 @@
 Letters: B rows, C clips of a row, T frames, S positions, L label positions, E encoder width, D LLM width, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +18,20 @@ from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Llama, LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the whole model, and how it computes."""
+
+    llama: LlamaConfig
+    lora: LoRAConfig
+    feature_width: int  # E
+    dtype: DTypeLike  # that it computes in, and stores those frozen weights in that are not quantised
+    quantization: Quantization = "none"
+    attention: PackedAttention = WHOLE_ROWS
+    encoder: AVHubertConfig | None = None  # None: batches hold its cached features
+    encoder_training: EncoderTraining = PLAIN_TRAINING
 
 
 class Projector(nnx.Module):
@@ -37,27 +53,14 @@ class ViAVSP(nnx.Module):
     `batch` is a dict of arrays as `viavsp_jax.data.pipeline` makes them; with an encoder, those of media.
     """
 
-    def __init__(
-        self,
-        llama: LlamaConfig,
-        lora: LoRAConfig,
-        feature_width: int,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        quantization: Quantization = "none",
-        attention: PackedAttention = WHOLE_ROWS,
-        encoder: AVHubertConfig | None = None,
-        encoder_training: EncoderTraining = PLAIN_TRAINING,
-        rngs: nnx.Rngs,
-    ):
-        if encoder is None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        if c.encoder is None:
             self.encoder = None
         else:
-            self.encoder = AVHubert(encoder, dtype=dtype, training=encoder_training, rngs=rngs)
-        self.projector = Projector(feature_width, llama.hidden_size, rngs)
-        frozen = {"param_dtype": param_dtype, "quantization": quantization}
-        self.llm = Llama(llama, lora, dtype=dtype, attention=attention, rngs=rngs, **frozen)
+            self.encoder = AVHubert(c.encoder, dtype=c.dtype, training=c.encoder_training, rngs=rngs)
+        self.projector = Projector(c.feature_width, c.llama.hidden_size, rngs)
+        self.llm = Llama(c.llama, c.lora, c.dtype, c.quantization, c.attention, rngs=rngs)
 
     def features(
         self, batch: dict[str, jax.Array], training: bool, key: jax.Array | None, learn_encoder: bool

@@ -15,7 +15,7 @@ State, Result = TypeVar("State"), TypeVar("Result")
 PHASES = ("start-up", "compile", "data", "validation", "checkpoint", "profiler")
 
 
-class Pace:
+class Throughput:
     """Runs the updates one ahead, and accounts for every second since it was made.
 
     A second counts as `steps` while the devices work on an update, whatever the host does meanwhile. Any other second
@@ -27,7 +27,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self._watcher = concurrent.futures.ThreadPoolExecutor(1, "pace")
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1, "throughput")
         self._running: tuple[float, concurrent.futures.Future[float]] | None = None
         self._start = self._done = clock()  # when the devices were done with the newest finished update
         self._phases: list[tuple[str, float, float]] = []  # since about then

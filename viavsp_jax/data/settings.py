@@ -1,0 +1,32 @@
+"""What the data room is told by a run's settings."""
+
+import dataclasses
+
+from viavsp_jax.data.packing import RowShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What happens to training clips; the fields of `config.data.augment` and its `noise`."""
+
+    noise_probability: float
+    noise_kinds: tuple[str, ...]
+    snr_db: tuple[float, ...]
+    drop_audio: float
+    drop_video: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Which records are read, and into rows of which shape; most fields are those of `config.data`."""
+
+    path: str
+    train: tuple[str, ...]  # names of shard folders
+    of_clips: bool  # records are clips, for an encoder that is trained; else features
+    feature_width: int
+    dtype: str  # of features in batches
+    seed: int  # of shuffling and augmentation
+    rows: int
+    row: RowShape
+    too_long: str  # error or skip
+    augment: Augmentation
