@@ -241,8 +241,8 @@ def test_a_checkpoint_with_an_encoder_is_not_taken_for_one_without(whole):
     ({"encoder.path": ""}, "config.encoder.path is not set"),
     ({"encoder.path": "/none"}, "/none/config.json: no such file"),
     ({"data.feature_width": 64}, "its encoder has width 32, expected 64 .config.data.feature_width"),
-    ({"encoder.batch_norm": "group"}, "batch_norm must be in"),
-    ({"encoder.layer_drop": 1.0}, "layer_drop must be in"),
+    ({"encoder.batch_norm": "group"}, "config.encoder.batch_norm is .group., expected running or batch"),
+    ({"encoder.layer_drop": 1.0}, "config.encoder.layer_drop is 1.0, expected a number from 0 to less than 1"),
 ])  # fmt: skip
 def test_wrong_settings(config, settings, words):
     config.update_from_flattened_dict(settings)
@@ -264,9 +264,9 @@ config.data.rows, config.encoder.batch_norm = 4, "batch"
 results = []
 for devices in (jax.devices()[:1], jax.devices()):
     exp = experiment.load_experiment(config)
-    mesh = sharding.make_mesh(read_settings(config).mesh, devices)
+    mesh = sharding.make_mesh(exp.settings.mesh, devices)
     exp = experiment.abstract_experiment(exp.settings, exp.model.llama, mesh, "float32", exp.model.encoder)
-    optimizer, _ = make_optimizer(read_settings(config).optimizer)
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
     state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
     batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, exp.prompt)))
     state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)

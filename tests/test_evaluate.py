@@ -20,6 +20,7 @@ from convert.work_folder import open_work_folder
 from viavsp_jax import evaluate, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.records import open_split
+from viavsp_jax.decoding import decoder
 from viavsp_jax.decoding.decoder import Decoder, cache_rooms, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.experiment import Experiment, load_experiment
@@ -269,7 +270,7 @@ def test_a_cache_that_fills_up(run, monkeypatch):
     settings = run[1].evaluate.decoding.to_dict() | {"early_stopping": "never"}
     expected = decoded(run, **settings)
     rooms, room_for = [], Decoder.room_for
-    monkeypatch.setattr(evaluate, "FIRST_ROOM", 2)
+    monkeypatch.setattr(decoder, "FIRST_ROOM", 2)
     monkeypatch.setattr(Decoder, "room_for", lambda *args: rooms.append(room_for(*args)) or rooms[-1])
     assert decoded(run, **settings) == expected
     assert max(rooms) > 2 and len(rooms) > len(set(rooms))

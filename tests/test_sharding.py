@@ -19,7 +19,7 @@ TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_every_weight_has_a_rule(quantization):
-    mesh = sharding.make_mesh(base.get_config())
+    mesh = sharding.make_mesh(read_settings(base.get_config()).mesh)
     _, trainable, frozen = state.abstract_model(ModelConfig(TINY, LoRAConfig(), 10, "float32", quantization))
     for tree in (trainable, frozen):
         sharding.shard_params(mesh, tree)

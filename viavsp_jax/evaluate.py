@@ -22,7 +22,7 @@ from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.page import make_report, read_whole_report, write_report
-from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.experiment import Experiment, load_experiment, read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
@@ -76,11 +76,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
 
     Returns the scores by name, the same to every process.
     """
-    experiment = load_experiment(config)
-    c = experiment.settings.evaluation
+    c = read_settings(config).evaluation
     channels, names = read_channels(c.mapping), c.names
     workdir, is_first = epath.Path(workdir), jax.process_index() == 0
     report = read_whole_report(workdir)
+    experiment = load_experiment(config)
     if set(names) & set(results.RESERVED):
         raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
     for name in names:
