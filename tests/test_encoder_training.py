@@ -263,12 +263,12 @@ config = media_config(*sys.argv[1:4])
 config.data.rows, config.encoder.batch_norm = 4, "batch"
 results = []
 for devices in (jax.devices()[:1], jax.devices()):
-    exp = experiment.load_experiment(config)
-    mesh = sharding.make_mesh(exp.settings.mesh, devices)
-    exp = experiment.abstract_experiment(exp.settings, exp.model.llama, mesh, "float32", exp.model.encoder)
+    loaded = experiment.load_experiment(config)
+    mesh, model = sharding.make_mesh(loaded.settings.mesh, devices), loaded.model
+    exp = experiment.abstract_experiment(loaded.settings, model.llama, mesh, "float32", model.encoder)
     optimizer, _ = make_optimizer(exp.settings.optimizer)
     state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
-    batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, exp.prompt)))
+    batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, loaded.prompt)))
     state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)
     moments = state.opt_state.inner_states["encoder"].inner_state[0]
     kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]
