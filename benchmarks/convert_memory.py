@@ -34,6 +34,7 @@ from convert.from_hf import TOKENIZER_FILES, copy_files
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.runtime.errors import reported_to_user
+from viavsp_jax.runtime.tables import aligned
 from viavsp_jax.state import TrainState
 
 WIDTH, FFN, HEADS, VOCABULARY = 2560, 6912, 20, 46_303
@@ -212,14 +213,11 @@ def run(folder: pathlib.Path, layers: int) -> None:
     rows.append(("to_hf --merge", measured(command), size(llm) + size(workdir), size(export)))
     rows.append(("load_frozen, one device", measured(["-c", LOAD, str(llm)]), size(llm), 0))
     print(f"\n{layers} layers, {size(hf) / 1e6:,.0f} MB of weights")
-    print(
-        f"{'stage':28}{'seconds':>9}{'anonymous MB':>14}{'mapped MB':>11}{'read MB':>10}{'written MB':>12}{'GB/s':>7}"
-    )
+    cells = [["stage", "seconds", "anonymous MB", "mapped MB", "read MB", "written MB", "GB/s"]]
     for name, (seconds, anonymous, mapped), read, written in rows:
-        print(
-            f"{name:28}{seconds:9.1f}{anonymous / 1e6:14,.0f}{mapped / 1e6:11,.0f}{read / 1e6:10,.0f}"
-            f"{written / 1e6:12,.0f}{(read + written) / 1e9 / seconds:7.2f}"
-        )
+        sizes = (f"{size / 1e6:,.0f}" for size in (anonymous, mapped, read, written))
+        cells.append([name, f"{seconds:.1f}", *sizes, f"{(read + written) / 1e9 / seconds:.2f}"])
+    print(aligned(cells))
     print(check(hf, export, layers))
 
 

@@ -37,6 +37,7 @@ from benchmarks.fuzz_worker import (
     run_inputs,
 )
 from viavsp_jax.runtime.errors import reported_to_user  # fmt: skip
+from viavsp_jax.runtime.tables import aligned
 
 SECONDS = 5.0
 _START = 120.0  # before the first input
@@ -161,15 +162,15 @@ def _watched(
 
 def table(results: Sequence[Result]) -> str:
     """The results as text, a line for each target."""
-    head = (
-        f"{'target':14}{'inputs':>9}{'accepted':>10}{'refused':>9}{'failures':>10}{'slowest ms':>12}{'growth MB':>11}"
-    )
+    head = ["target", "inputs", "accepted", "refused", "failures", "slowest ms", "growth MB"]
     rows = [
-        f"{x.target:14}{x.inputs:9,}{x.accepted:10,}{x.refused:9,}{len(x.failures):10,}"
-        f"{x.slowest_ms:12,.0f}{x.growth_mb:11,.0f}"
+        [
+            x.target,
+            *(f"{n:,.0f}" for n in (x.inputs, x.accepted, x.refused, len(x.failures), x.slowest_ms, x.growth_mb)),
+        ]
         for x in results
     ]
-    return "\n".join([head, *rows])
+    return aligned([head, *rows])
 
 
 @reported_to_user()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from viavsp_jax.runtime.options import new_file, whole
+from viavsp_jax.runtime.tables import aligned
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "grain", "torch", "transformers", "peft", "numpy")
 
@@ -37,14 +38,12 @@ class Comparison:
         """Rates and ratios, each as min–median–max over the rounds."""
         ratios, (ours, *_) = self.ratios(), self.rates
         rounds = len(self.rates[ours])
-        width = max(map(len, [*self.rates, "side"])) + 2
-        per = self.unit.removesuffix("s")
-        lines = [f"{self.title} ({rounds} rounds, min–median–max; ratio: {ours} over the side)"]
-        lines.append(f"{'side':{width}}{self.unit + '/s':>30}{'s/' + per:>15}{'ratio':>24}")
+        rows = [["side", f"{self.unit}/s", f"s/{self.unit.removesuffix('s')}", "ratio"]]
         for name, rates in self.rates.items():
             ratio = spread(ratios[name]) if name in ratios else ""
-            lines.append(f"{name:{width}}{spread(rates):>30}{1 / statistics.median(rates):>15.4g}{ratio:>24}")
-        return "\n".join(lines)
+            rows.append([name, spread(rates), f"{1 / statistics.median(rates):.4g}", ratio])
+        title = f"{self.title} ({rounds} rounds, min–median–max; ratio: {ours} over the side)"
+        return f"{title}\n{aligned(rows)}"
 
     def as_json(self) -> dict:
         """The same as plain values."""

@@ -6,20 +6,19 @@ PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I inp
 import dataclasses
 from types import EllipsisType
 
-import ml_dtypes
 import numpy as np
 import safetensors
 from etils import epath
 from flax import nnx, traverse_util
 
 from convert.names import Tree, check_names, flatten, wrong_shapes
+from convert.safetensors_files import DTYPES
 from viavsp_jax import encoder_folder
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert, weight_norm
 from viavsp_jax.runtime.errors import InputError
 
 # Names of dtypes in safetensors headers, and numpy's.
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
 
 # The weights of each kind of module: our name, PyTorch's, and which of its axes ours are (None: the same).
 LINEAR = (("kernel", "weight", (1, 0)), ("bias", "bias", None))

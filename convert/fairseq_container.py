@@ -39,7 +39,7 @@ def container(
         which counts the encoder's parameters before the others.
       paths: settings of the reference that name files, `w2v_path` and `llm_ckpt_path`.
     """
-    learnt = sorted(tensors(adapters(state.trainable)), key=lambda tensor: tensor.reference_order)
+    trained = sorted(tensors(adapters(state.trainable)), key=lambda tensor: tensor.reference_order)
     history = {
         "criterion_name": "decoder_only_language_modeling_loss",
         "optimizer_name": "FairseqAdam",
@@ -50,7 +50,7 @@ def container(
     return {
         "args": None,
         "cfg": settings(config, paths),
-        "model": encoder | in_torch(state.trainable, learnt),
+        "model": encoder | in_torch(state.trainable, trained),
         "criterion": None,
         "optimizer_history": [history],
         "task_state": {},
@@ -61,7 +61,7 @@ def container(
             "val_loss": percent,
             "best": percent,
         },
-        "last_optimizer_state": optimizer_state(state, config, learnt, encoder) if encoder else None,
+        "last_optimizer_state": optimizer_state(state, config, trained, encoder) if encoder else None,
     }
 
 
@@ -87,17 +87,17 @@ def as_tensor(value: np.ndarray) -> torch.Tensor:
 
 
 def optimizer_state(
-    state: TrainState, config: ml_collections.ConfigDict, learnt: list[Tensor], encoder: dict[str, torch.Tensor]
+    state: TrainState, config: ml_collections.ConfigDict, trained: list[Tensor], encoder: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """The state_dict of fairseq's Adam: moments by the parameter's place, the encoder's first.
 
-    An encoder that has not learnt yet, or never does, has places but no moments.
+    An encoder that has not trained yet, or never does, has places but no moments.
     """
     names = {name.removeprefix(REFERENCE_ENCODER) for name in encoder} | {*PRETRAINED_ONLY}
     parameters = [
         REFERENCE_ENCODER + name for name in sorted(names, key=encoder_order) if name.split(".")[-1] not in BUFFERS
     ]
-    parameters += [tensor.reference_name for tensor in learnt]
+    parameters += [tensor.reference_name for tensor in trained]
     entries, c = {}, config.optimizer
     if config.encoder.train:
         late = adam_state(state.opt_state.inner_states["encoder"])
@@ -106,7 +106,7 @@ def optimizer_state(
         others = adam_state(state.opt_state.inner_states["others"])
     else:
         others = adam_state(state.opt_state)
-    entries |= adam_entries(others, lambda moments: in_torch(moments, learnt))
+    entries |= adam_entries(others, lambda moments: in_torch(moments, trained))
     group = {
         "lr": float(make_optimizer(read_settings(config).optimizer)[1](int(state.step))),
         "betas": (c.b1, c.b2),
@@ -120,7 +120,7 @@ def optimizer_state(
 
 
 def adam_state(opt_state: optax.OptState) -> optax.ScaleByAdamState:
-    """Adam's state of one part of what learns."""
+    """Adam's state of one part of what is trained."""
     is_adam = lambda part: isinstance(part, optax.ScaleByAdamState)  # noqa: E731
     (adam,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
     return adam

@@ -20,8 +20,6 @@ from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, encoder_from
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_folder
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
 CONFIG_NAMES = {
     "embed_dim": "encoder_embed_dim",
     "num_layers": "encoder_layers",
@@ -109,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m convert.from_fairseq", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="fairseq checkpoint of AV-HuBERT")
     parser.add_argument("--output", type=new_folder("--output"), required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float32", help="of the weights (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
-    convert(args.checkpoint, args.output, DTYPES[args.dtype])
+    convert(args.checkpoint, args.output, getattr(torch, args.dtype))
     print(f"wrote {args.output}")
 
 

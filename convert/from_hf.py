@@ -19,8 +19,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from convert.names import Tensor, Tree, check_names, tensors, wrong_shapes
-from convert.safetensors_files import Stored, open_files, refuse_adapter
-from viavsp_jax import __version__
+from convert.safetensors_files import DTYPES, Stored, open_files, refuse_adapter
+from viavsp_jax import __version__, llm_folder
 from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
 from viavsp_jax.llm_config import llama_config, read_config
 from viavsp_jax.llm_folder import save_llm
@@ -33,7 +33,6 @@ from viavsp_jax.state import abstract_model
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Names of dtypes in safetensors headers, and ours.
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -95,8 +94,9 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
     if wrong := wrong_shapes({tensor.name: tensor.shape for tensor in wanted}, shapes):
         raise InputError(f"{folder} holds other shapes than its config.json says: {'; '.join(wrong)}")
     stored = {header.get_dtype() for header in headers.values()}
-    if unknown := sorted(stored - DTYPES.keys()):
-        raise InputError(f"{folder} holds weights of type {', '.join(unknown)}, expected one of {', '.join(DTYPES)}")
+    known = [name for name, kind in DTYPES.items() if kind.name in llm_folder.DTYPES]
+    if unknown := sorted(stored - {*known}):
+        raise InputError(f"{folder} holds weights of type {', '.join(unknown)}, expected one of {', '.join(known)}")
     if head and not _equal(files[EMBEDDING], head):
         raise InputError(
             f"{folder} holds a {HEAD} that differs from {EMBEDDING}, which transformers would use in spite of "
@@ -109,7 +109,7 @@ def _dtype(folder: pathlib.Path, stored: set[str]) -> str:
     """The one in which all weights are stored, if transformers would not make less of it."""
     if len(stored) > 1:
         raise InputError(f"{folder} mixes weights of type {', '.join(sorted(stored))}: choose one with --dtype")
-    given, dtype = read_config(folder / "config.json"), DTYPES[stored.pop()]
+    given, dtype = read_config(folder / "config.json"), DTYPES[stored.pop()].name
     said = given.get("dtype") or given.get("torch_dtype") or dtype
     if said not in (dtype, "float32"):  # which holds all values of the others
         raise InputError(
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=new_folder("--output"), required=True, help="the language-model folder to write"
     )
-    parser.add_argument("--dtype", choices=list(DTYPES.values()), help="dtype of the weights (default: as stored)")
+    parser.add_argument("--dtype", choices=llm_folder.DTYPES, help="dtype of the weights (default: as stored)")
     args = parser.parse_args()
     convert(args.folder, args.output, args.dtype)
 

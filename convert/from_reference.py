@@ -101,10 +101,10 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
         path, names, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values)
     )  # fmt: skip
     # The encoder's schedule begins with the update in which it first learns.
-    learnt_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
+    trained_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
     parts = opt_state.inner_states
     inner = {
-        "encoder": continued(parts["encoder"], learnt_for, late),
+        "encoder": continued(parts["encoder"], trained_for, late),
         "others": continued(parts["others"], updates, adam),
     }
     return TrainState(jnp.int32(updates), trainable, opt_state._replace(inner_states=inner), batch_stats)
@@ -122,7 +122,7 @@ def read_adam(
 
 
 def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[Tensor]:
-    """The learnt tensors besides the encoder's, in the reference's order.
+    """The trained tensors besides the encoder's, in the reference's order.
 
     Raises InputError for another rank, width or language model.
     """

@@ -72,7 +72,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
         _training(opened),
         _scores(opened, workdir),
         "## Limits and licences\n\n"
-        "It has learnt from short clips and writes lower-case text without punctuation. Lip reading guesses where "
+        "It was trained on short clips and writes lower-case text without punctuation. Lip reading guesses where "
         "sounds look alike: do not take its text for what somebody said without checking. Do not use it to transcribe "
         "people who did not agree. The encoder grew from AV-HuBERT, whose licence is non-commercial; the language "
         "model and the training data keep their own licences.\n",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -25,6 +26,12 @@ FILE_BYTES = 512 * 2**20
 
 # What transformers and peft expect in the header of a file.
 HEADER = {"format": "pt"}
+
+# By their names in the header.
+DTYPES = {
+    "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,7 +113,7 @@ def merged(
     Args:
       llm: the converted language-model folder.
       tensor: which one.
-      adapters: learnt weights by our path, numpy float32; those of other tensors are passed over.
+      adapters: trained weights by our path, numpy float32; those of other tensors are passed over.
       quantization: how the kernels were stored in training. Adapters are folded into what they were trained against.
 
     Sums are float32, the result is in the stored dtype.
@@ -170,19 +170,19 @@ def find_encoder_and_centers(
 
 
 def write_encoders(
-    folder: pathlib.Path, opened: WorkFolder, learnt: Tree | None, found: tuple[epath.Path, epath.Path] | None
+    folder: pathlib.Path, opened: WorkFolder, trained: Tree | None, found: tuple[epath.Path, epath.Path] | None
 ) -> dict[str, Any]:
     """Writes the encoder, that of the clusters if it is another, and the centres; returns their part of config.json.
 
-    `learnt` are the weights of the encoder that was trained, None if none was.
+    `trained` are the weights of the encoder that was trained, None if none was.
     """
-    settings = {"encoder": None, "trained_encoder": learnt is not None, "cluster_layer": None}
-    if learnt is not None:
-        write_encoder(folder / "encoder", opened.encoder, learnt)
+    settings = {"encoder": None, "trained_encoder": trained is not None, "cluster_layer": None}
+    if trained is not None:
+        write_encoder(folder / "encoder", opened.encoder, trained)
         settings["encoder"] = dataclasses.asdict(opened.encoder)
     if found:
         source, centers = found
-        target = folder / ("encoder" if learnt is None else "cluster_encoder")
+        target = folder / ("encoder" if trained is None else "cluster_encoder")
         target.mkdir()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (source / name).copy(target / name)
@@ -242,12 +242,12 @@ def export(
     opened.checkpoints.close()
     prompt = load_prompt(opened.llm, config.llm.end_token)
     found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
-    learnt = encoder_weights(trainable, batch_stats) if opened.encoder else None
+    trained = encoder_weights(trainable, batch_stats) if opened.encoder else None
     with replacing(output) as folder:
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
-        write_config(folder, opened, write_encoders(folder, opened, learnt, found))
+        write_config(folder, opened, write_encoders(folder, opened, trained, found))
         if merge:
             (folder / "merged").mkdir()
             quantization = config.llm.get("quantization", "none")

@@ -30,7 +30,7 @@ from convert.fairseq_container import PRETRAINED_ONLY, as_tensor, container
 from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, tensors
-from convert.safetensors_files import Piece
+from convert.safetensors_files import DTYPES, Piece
 from convert.work_folder import adapters, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
@@ -41,9 +41,6 @@ from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import checkpoint_step, new_file, new_folder
 from viavsp_jax.state import TrainState
-
-# Names of dtypes in the headers of encoder folders.
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I64": np.dtype(np.int64)}
 
 # The reference fixes rank and alpha in its code.
 REFERENCE_LORA = (16, 32)
@@ -97,10 +94,10 @@ def load_trained(
 
 def llm_pieces(trained: Trained) -> Iterator[Piece]:
     """Projector, language model and adapters, layer by layer."""
-    learnt = adapters(trained.state.trainable)
-    flat = flatten(learnt)
+    trained = adapters(trained.state.trainable)
+    flat = flatten(trained)
     dtypes = {path: value.dtype for path, value in flatten(trained.frozen).items()}
-    for tensor in sorted(tensors(learnt) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
+    for tensor in sorted(tensors(trained) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
 
         def read(tensor=tensor) -> np.ndarray:
             if tensor.path in flat:

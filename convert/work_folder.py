@@ -41,7 +41,7 @@ class WorkFolder:
     batch_stats: Tree
 
     def read_weights(self) -> tuple[Tree, Tree]:
-        """What learns, and the statistics of the encoder's BatchNorm: numpy arrays."""
+        """The trainable weights, and the statistics of the encoder's BatchNorm: numpy arrays."""
         trainable = self.checkpoints.restore_trainable(self.step, here(self.trainable))
         batch_stats = self.checkpoints.restore_batch_stats(self.step, here(self.batch_stats))
         return jax.device_get((trainable, batch_stats))
@@ -105,10 +105,10 @@ def training_shards(config: ml_collections.ConfigDict) -> epath.Path:
 
 
 def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:
-    """All of a trained encoder as `convert.avhubert` knows it, learnt weights and statistics."""
+    """All of a trained encoder as `convert.avhubert` knows it, trained weights and statistics."""
     return traverse_util.unflatten_dict(flatten(trainable["encoder"]) | flatten(batch_stats["encoder"]), sep="/")
 
 
 def adapters(trainable: Tree) -> Tree:
-    """What learns besides the encoder: adapters and projector."""
+    """What is trained besides the encoder: adapters and projector."""
     return {name: tree for name, tree in trainable.items() if name != "encoder"}

@@ -28,7 +28,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
     corpus, manifest, shards, llm = (str(workdir / name) for name in ("corpus", "manifest", "shards", "llm"))
     kmeans, exported = str(workdir / "kmeans.safetensors"), str(workdir / "huggingface")
     encoder = ["--manifest", manifest, "--encoder", str(MODELS / "avhubert")]
-    clusters = "--layer 2 --num_clusters 100 --percent 0.1".split()
+    clusters = "--layer 2 --num_clusters 100 --fraction 0.1".split()
     shard = [*prepare, "shards", *encoder, "--kmeans", kmeans, "--output", shards]
     run = ["-m", "viavsp_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
     run += [f"--config.llm.path={llm}", f"--config.data.path={shards}"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from scripts import demo
 from viavsp_jax.runtime.errors import reported_to_user
+from viavsp_jax.runtime.tables import aligned
 
 SHARED = ("corpus", "manifest", "kmeans", "shards", "from_hf")
 CONFIGS = {"frozen": "demo", "trained": "demo_encoder"}
@@ -36,7 +37,7 @@ def stages(shared: Path, workdir: Path, seeds: list[int]) -> list[tuple[str, lis
 
 def table(workdir: Path, seeds: list[int]) -> str:
     """Word error rates in percent: mean over the seeds and, in brackets, the least and the most."""
-    lines = [f"{'WER %, mean (least to most)':<30}" + "".join(f"{encoder:>24}" for encoder in CONFIGS)]
+    rows = [["WER %, mean (least to most)", *CONFIGS]]
     reports = {
         encoder: [
             json.loads((workdir / f"{encoder}_{seed}" / "report.json").read_text(encoding="utf-8")) for seed in seeds
@@ -48,8 +49,8 @@ def table(workdir: Path, seeds: list[int]) -> str:
         for encoder in CONFIGS:
             rates = 100 * np.array([report[name]["wer"] for report in reports[encoder]])
             cells.append(f"{rates.mean():.1f} ({rates.min():.1f} to {rates.max():.1f})")
-        lines.append(f"{name:<30}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return aligned(rows)
 
 
 @reported_to_user()

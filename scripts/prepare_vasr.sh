@@ -16,7 +16,7 @@ cd "$root"
   python -m viavsp_jax.prepare manifest --data "$data" --output "$output/manifest"
 [ -e "$output/kmeans.safetensors" ] ||
   python -m viavsp_jax.prepare kmeans --manifest "$output/manifest" --encoder "$output/avhubert" \
-    --output "$output/kmeans.safetensors" --layer 12 --num_clusters 1000 --percent 0.01
+    --output "$output/kmeans.safetensors" --layer 12 --num_clusters 1000 --fraction 0.01
 python -m viavsp_jax.prepare shards --manifest "$output/manifest" --encoder "$output/avhubert" \
   --kmeans "$output/kmeans.safetensors" --output "$output/shards" --modalities av --kind "${KIND:-features}" \
   ${4:+--num_shards "$4"} ${5:+--shard_index "$5"}

@@ -37,13 +37,13 @@ def clips(config):
     batch = {name: rng.normal(size=(*padding.shape, *shape)).astype(np.float32) for name, shape in shapes.items()}
     for values in batch.values():
         values[padding] = 0
-    return batch | {"padding": padding, "heard": HEARD, "seen": SEEN}
+    return batch | {"padding": padding, "has_audio": HEARD, "has_video": SEEN}
 
 
 def product(graph, params, stats, batch, key=None):
     """(Features times targets, (features, new statistics)) of a call in training."""
     model = nnx.merge(graph, params, stats)
-    inputs = (batch[name] for name in ("audio", "video", "padding", "heard", "seen"))
+    inputs = (batch[name] for name in ("audio", "video", "padding", "has_audio", "has_video"))
     features = model(*inputs, training=True, key=key)
     loss = (features.astype(jnp.float32) * batch["targets"]).sum()
     return loss, (features, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
@@ -162,7 +162,7 @@ def test_one_row_and_one_clip_a_row_give_the_same(folders, trained):
 def test_places_without_a_clip_change_nothing(folders, trained):
     batch = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in clips(PRE_LN).items()}
     batch["padding"][2:] = True
-    batch["seen"][2:] = True  # seen or not, there is no frame
+    batch["has_video"][2:] = True  # seen or not, there is no frame
     graph, params, stats = load(folders["pre-LN"], BATCH)
     features, gradients, new_stats = named(*backward(graph, params, stats, batch))
     assert np.isfinite(features).all()
@@ -203,7 +203,7 @@ def test_evaluation_equals_encode(folders, name):
     @jax.jit
     def both_ways(state, batch):
         model = nnx.merge(graph, *state)
-        features = model(*(batch[name] for name in ("audio", "video", "padding", "heard", "seen")))
+        features = model(*(batch[name] for name in ("audio", "video", "padding", "has_audio", "has_video")))
         expected = []
         for row, slot in np.ndindex(LENGTHS.shape):
             heard = model.audio_features(batch["audio"][row, slot][None]) if HEARD[row, slot] else None

@@ -40,10 +40,10 @@ def test_clips_as_they_are(config, source):
         frames = media.decode_video(record["video"], "")
         assert clip["id"] == record["id"] and clip["transcript"] == record["transcript"]
         assert np.array_equal(clip["cluster_counts"], record[f"cluster_counts_{modality}"])
-        assert (clip["heard"], clip["seen"]) == (modality != "video", modality != "audio")
+        assert (clip["has_audio"], clip["has_video"]) == (modality != "video", modality != "audio")
         audio, video = audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
-        assert np.array_equal(clip["audio"], audio if clip["heard"] else np.zeros_like(audio))
-        assert np.array_equal(clip["video"], video if clip["seen"] else np.zeros_like(video))
+        assert np.array_equal(clip["audio"], audio if clip["has_audio"] else np.zeros_like(audio))
+        assert np.array_equal(clip["video"], video if clip["has_video"] else np.zeros_like(video))
 
 
 def test_what_is_drawn_follows_from_id_epoch_and_seed(config, source):
@@ -87,15 +87,15 @@ def test_every_frame_of_a_clip_is_cropped_and_flipped_alike(config, source):
 def test_modality_dropout(config, source):
     load = loader(config, NAMES, drop_audio=0.2, drop_video=0.5).load
     kept = [load((0, source[0]), epoch) for epoch in range(400)]
-    assert 0.14 < np.mean([not clip["heard"] for clip in kept]) < 0.26
-    assert 0.42 < np.mean([not clip["seen"] for clip in kept]) < 0.58
-    assert all(clip["heard"] or clip["seen"] for clip in kept)
+    assert 0.14 < np.mean([not clip["has_audio"] for clip in kept]) < 0.26
+    assert 0.42 < np.mean([not clip["has_video"] for clip in kept]) < 0.58
+    assert all(clip["has_audio"] or clip["has_video"] for clip in kept)
     for clip in kept:
-        modality = "av" if clip["heard"] and clip["seen"] else "audio" if clip["heard"] else "video"
+        modality = "av" if clip["has_audio"] and clip["has_video"] else "audio" if clip["has_audio"] else "video"
         assert np.array_equal(clip["cluster_counts"], source[0][f"cluster_counts_{modality}"])
     # A clip that has only one modality keeps it.
-    for number, heard in ((1, True), (2, False)):
-        assert {load((number, source[0]), epoch)["heard"] for epoch in range(30)} == {heard}
+    for number, has_audio in ((1, True), (2, False)):
+        assert {load((number, source[0]), epoch)["has_audio"] for epoch in range(30)} == {has_audio}
 
 
 def noise_in(config, source, monkeypatch, **augment):
@@ -180,7 +180,7 @@ def test_rows_of_clips(config, source):
         assert batch["video"].shape == (2, 2, LONGEST, 88, 88) and batch["audio"].shape == (2, 2, LONGEST, 104)
         for row in range(2):
             used = batch["segment_ids"][row].max()
-            assert batch["heard"][row].tolist() == [number < used for number in range(2)]
+            assert batch["has_audio"][row].tolist() == [number < used for number in range(2)]
             assert (batch["frame_slot"][row, used:] == shape.positions).all() and not batch["video"][row, used:].any()
             for number in range(used):
                 seen += 1

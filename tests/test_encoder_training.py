@@ -19,7 +19,7 @@ from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
-from viavsp_jax.optimizer import encoder_learns, make_optimizer
+from viavsp_jax.optimizer import make_optimizer, trains_encoder
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
 
@@ -40,9 +40,9 @@ class Run:
     frozen: dict
     batch: dict
 
-    def update(self, learn_encoder):
+    def update(self, train_encoder):
         optimizer, _ = make_optimizer(self.exp.settings.optimizer)
-        step = train.make_train_step(self.exp.structure, optimizer, self.exp.settings.training, learn_encoder)
+        step = train.make_train_step(self.exp.structure, optimizer, self.exp.settings.training, train_encoder)
         return quickly(step, self.state, self.frozen, self.batch)
 
 
@@ -97,14 +97,14 @@ def test_the_encoder_in_the_model_gives_what_caching_its_features_gives(config, 
 
 def test_a_frozen_encoder_waits_and_then_learns(config):
     run = start(config)
-    frozen, _ = run.update(learn_encoder=False)
+    frozen, _ = run.update(train_encoder=False)
     assert not any(changed(frozen.trainable["encoder"], run.state.trainable["encoder"]))
     # LoRA's b is zero at first, so that a does not move yet.
     assert sum(changed(frozen.trainable["llm"], run.state.trainable["llm"])) == 3
     assert int(adam(frozen, "others").count) == 1 and int(adam(frozen, "encoder").count) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(adam(frozen, "encoder").mu))
     run.state = frozen
-    learning, _ = run.update(learn_encoder=True)
+    learning, _ = run.update(train_encoder=True)
     assert int(adam(learning, "others").count) == 2 and int(adam(learning, "encoder").count) == 1
     names = ["/".join(str(key.key) for key in path) for path, _ in
              jax.tree_util.tree_leaves_with_path(run.state.trainable["encoder"])]  # fmt: skip
@@ -119,8 +119,8 @@ def test_a_frozen_encoder_waits_and_then_learns(config):
 def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(config):
     config.encoder.freeze_updates = 1
     run = start(config)
-    run.state = run.update(learn_encoder=False)[0]
-    after, _ = run.update(learn_encoder=True)
+    run.state = run.update(train_encoder=False)[0]
+    after, _ = run.update(train_encoder=True)
     _, schedule = make_optimizer(read_settings(config).optimizer)
     moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
     # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
@@ -133,20 +133,20 @@ def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(confi
 def test_when_the_encoder_learns(config):
     config.encoder.freeze_updates = 2
     settings = read_settings(config).optimizer
-    assert [encoder_learns(settings, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
+    assert [trains_encoder(settings, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
     config.encoder.train = False
-    assert not encoder_learns(read_settings(config).optimizer, 3)
+    assert not trains_encoder(read_settings(config).optimizer, 3)
 
 
 def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
-    def loss(learn_encoder=True, **settings):
+    def loss(train_encoder=True, **settings):
         altered = config.copy_and_resolve_references()
         altered.update_from_flattened_dict(settings)
         run = start(altered)
 
         def of_batch(trainable):
             model = nnx.merge(run.exp.structure, trainable, run.state.batch_stats, run.frozen)
-            logits = model(run.batch, jax.random.key(0), "none", learn_encoder)
+            logits = model(run.batch, jax.random.key(0), "none", train_encoder)
             return label_loss(logits, run.batch["targets"], run.batch["weights"])[0]
 
         return float(quickly(of_batch, run.state.trainable))
@@ -166,10 +166,10 @@ def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
 def test_a_frozen_encoder_averages_statistics_when_told_to(config):
     config.encoder.batch_norm = "batch"
     run = start(config)
-    state, _ = run.update(learn_encoder=False)
+    state, _ = run.update(train_encoder=False)
     counts = {int(x) for x in jax.tree.leaves(state.batch_stats) if x.dtype == jnp.int32}
     before = {int(x) for x in jax.tree.leaves(run.state.batch_stats) if x.dtype == jnp.int32}
-    assert before == {0} and counts == {int(run.batch["seen"].sum())}
+    assert before == {0} and counts == {int(run.batch["has_video"].sum())}
     assert all(changed(state.batch_stats, run.state.batch_stats))
 
 

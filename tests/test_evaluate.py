@@ -21,7 +21,7 @@ from viavsp_jax import evaluate, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.records import open_split
 from viavsp_jax.decoding import decoder
-from viavsp_jax.decoding.decoder import Decoder, cache_rooms, fill_up
+from viavsp_jax.decoding.decoder import Decoder, capacities, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.report import remake
@@ -269,9 +269,9 @@ def test_a_cache_that_fills_up(run, monkeypatch):
     """Room for 2 tokens at first: it moves or grows again and again, and the words stay."""
     settings = run[1].evaluate.decoding.to_dict() | {"early_stopping": "never"}
     expected = decoded(run, **settings)
-    rooms, room_for = [], Decoder.room_for
-    monkeypatch.setattr(decoder, "FIRST_ROOM", 2)
-    monkeypatch.setattr(Decoder, "room_for", lambda *args: rooms.append(room_for(*args)) or rooms[-1])
+    rooms, capacity_for = [], Decoder.capacity_for
+    monkeypatch.setattr(decoder, "FIRST_CAPACITY", 2)
+    monkeypatch.setattr(Decoder, "capacity_for", lambda *args: rooms.append(capacity_for(*args)) or rooms[-1])
     assert decoded(run, **settings) == expected
     assert max(rooms) > 2 and len(rooms) > len(set(rooms))
 
@@ -292,7 +292,7 @@ def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
 
 @pytest.mark.parametrize("limit, rooms", [(1, [1]), (16, [16]), (17, [16, 17]), (299, [16, 32, 64, 128, 256, 299])])
 def test_cache_rooms(limit, rooms):
-    assert cache_rooms(limit) == rooms
+    assert capacities(limit) == rooms
 
 
 def test_meshes_decode_alike(folders):

@@ -108,7 +108,7 @@ def test_the_stage_clusters_the_layer_s_features(prepared, tmp_path, caplog):
 def test_percent_takes_that_share_of_the_clips(prepared, tmp_path):
     found = []
     for seed in ("0", "1", "2", "0"):
-        learn(prepared, tmp_path / "k.safetensors", "--percent", "0.5", "--seed", seed)
+        learn(prepared, tmp_path / "k.safetensors", "--fraction", "0.5", "--seed", seed)
         with safetensors.safe_open(tmp_path / "k.safetensors", framework="numpy") as file:
             found.append((file.metadata()["num_frames"], file.get_tensor("centers").tobytes()))
     assert found[0] == found[3] and len(set(found)) == 3
@@ -143,9 +143,9 @@ def test_clips_that_cannot_be_read_leave_no_rows(tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--percent", "0"], "--percent is 0, expected a number above 0 and at most 1"),
-        (["--percent", "10"], "--percent is 10,"),
-        (["--percent", "nan"], "--percent is nan,"),
+        (["--fraction", "0"], "--fraction is 0, expected a number above 0 and at most 1"),
+        (["--fraction", "10"], "--fraction is 10,"),
+        (["--percent", "nan"], "--fraction is nan,"),
         (["--seed", "-1"], "--seed is -1, expected a whole number at least 0 and at most 4294967295"),
         (["--output", "/dev/null/k"], "--output /dev/null/k: cannot be written (Not a directory)"),
         (["--num_clusters", "0"], "--num_clusters is 0"),

@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 from convert.from_hf import load_params
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.attention import WHOLE_ROWS
-from viavsp_jax.models.cache import moved
+from viavsp_jax.models.cache import compact
 from viavsp_jax.models.llama import Llama, rotate
 from viavsp_jax.models.lora import LoRAConfig
 
@@ -180,11 +180,11 @@ def test_prefill_and_extend_equal_the_full_forward(pair):
     for row, (text, *_) in enumerate(texts):
         np.testing.assert_allclose(logits[row], their_logits(pair.theirs, [text])[0, -1], atol=WHOLE, rtol=WHOLE)
     for step in range(11):
-        if int(cache.room) == 0:
+        if int(cache.free) == 0:
             moves.append(np.asarray(cache.visible).any(1).sum(1))
-            assert int(cache.live) == moves[-1].max()
-            cache = moved(cache, size=moves[-1].max() + 4 * beams)
-            assert int(cache.room) == 4
+            assert int(cache.live_slots) == moves[-1].max()
+            cache = compact(cache, size=moves[-1].max() + 4 * beams)
+            assert int(cache.free) == 4
         tokens, parents = draw((3, beams), step), rng.integers(0, beams, (3, beams))
         logits, cache = extend(params, tokens, parents, cache)
         texts = [[text[parents[b, m]] + [tokens[b, m]] for m in range(beams)] for b, text in enumerate(texts)]

@@ -68,7 +68,7 @@ def test_the_files_are_as_described(corpus, tmp_path):
 
 
 def test_languages_and_splits_can_be_chosen(corpus, tmp_path, capsys):
-    options = ("--split", "valid", "--source-language", "en", "--target-language", "fr")
+    options = ("--split", "valid", "--source_language", "en", "--target_language", "fr")
     manifest(corpus, tmp_path / "out", *options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["valid.tsv", "valid.wrd"]
     (clip,) = read_manifest(tmp_path / "out", "valid")
@@ -76,7 +76,7 @@ def test_languages_and_splits_can_be_chosen(corpus, tmp_path, capsys):
     assert "no clip of split 'dev', but of ['train', 'valid', 'test']" in refused(
         capsys, corpus, tmp_path / "out", "--split", "dev"
     )
-    assert "'zh-CN'" in refused(capsys, corpus, tmp_path / "out", "--source-language", "zh-CN")
+    assert "'zh-CN'" in refused(capsys, corpus, tmp_path / "out", "--source_language", "zh-CN")
 
 
 def test_unusable_clips_are_skipped_counted_and_listed(tmp_path, caplog):

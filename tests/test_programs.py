@@ -9,7 +9,7 @@ import pytest
 
 import viavsp_jax
 from viavsp_jax.aot import topology
-from viavsp_jax.checkpoint import checksum
+from viavsp_jax.integrity import checksum
 from viavsp_jax.models.quantize import round_trip
 from viavsp_jax.runtime import programs
 

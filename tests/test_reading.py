@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from viavsp_jax.prepare.features import reading
-from viavsp_jax.prepare.features.reading import Noise, Reader, Waveforms
+from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.workers import WorkerDied, Workers, sign_of_life
 
@@ -32,7 +32,7 @@ def assert_same(found, expected):
 
 def test_workers_read_what_one_process_reads_in_the_same_order(clips):
     batches = [clips[:3], clips[3:4], clips[4:], clips[::2]] * 5
-    added = Noise(Waveforms(clips, len(clips)), 0.0, 1)
+    added = Noise(Talkers(clips, len(clips)), 0.0, 1)
     with Reader(0) as alone, Reader(2) as workers:
         for noise in (None, added):
             for found, expected in zip(workers.read(batches, noise), alone.read(batches, noise), strict=True):

@@ -20,8 +20,9 @@ from small_run import command, small_config
 
 from benchmarks.interruptions import interrupted
 from viavsp_jax import experiment, train
-from viavsp_jax.checkpoint import Checkpoints, checksum
+from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.evaluation.report.events import read_curves
+from viavsp_jax.integrity import checksum
 
 UPDATES = 40
 KILLS = ("work", "save", "notice")

@@ -18,7 +18,7 @@ from small_shards import (
 
 from viavsp_jax.data import media, noise, records
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.features.reading import Noise, Waveforms
+from viavsp_jax.prepare.features.reading import Noise, Talkers
 from viavsp_jax.prepare.manifest import read_manifest
 
 
@@ -107,7 +107,7 @@ def test_babble_is_mixed_at_the_ratio_by_id_and_seed(prepared):
     speech = media.read_audio(clips[2].audio)
 
     def babble(clips, snr_db, seed, clip):
-        added = Noise(Waveforms(clips, len(clips)), snr_db, seed)
+        added = Noise(Talkers(clips, len(clips)), snr_db, seed)
         noisy = added.add(clip, speech)
         np.testing.assert_array_equal(added.for_clips([clip]).add(clip, speech), noisy)
         return noisy
@@ -150,7 +150,7 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
     for modality in ("av", "audio"):
         found = read(tmp_path / f"{modality}_babble_-5db", "test")
         for clip in clips:
-            samples = Noise(Waveforms(clips, len(clips)), -5.0, 3).add(clip, media.read_audio(clip.audio))
+            samples = Noise(Talkers(clips, len(clips)), -5.0, 3).add(clip, media.read_audio(clip.audio))
             features, counts = alone(prepared, clip, modality, samples)
             np.testing.assert_allclose(found[clip.id]["features"], features, atol=2e-3)
             assert found[clip.id]["cluster_counts"].tolist() == counts
@@ -196,7 +196,7 @@ def test_the_command_explains_itself(capsys):
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert all(stage in shown for stage in ("demo", "manifest", "kmeans", "shards"))
-    for stage, option in (("demo", "--num_train"), ("manifest", "--frac"), ("kmeans", "--percent")):
+    for stage, option in (("demo", "--num_train"), ("manifest", "--fraction"), ("kmeans", "--fraction")):
         with pytest.raises(SystemExit):
             main([stage, "--help"])
         assert option in capsys.readouterr().out

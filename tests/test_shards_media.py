@@ -11,7 +11,7 @@ from test_media_records import write_wav
 
 from viavsp_jax.data import media, noise, records
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.features.reading import Noise, Waveforms
+from viavsp_jax.prepare.features.reading import Noise, Talkers
 from viavsp_jax.prepare.manifest import read_manifest
 
 MODALITIES = ("av", "audio", "video")
@@ -76,7 +76,7 @@ def test_media_with_babble_hold_what_was_heard(prepared, tmp_path):
     main(options(prepared, tmp_path, *more, "--workers", "2"))
     assert [path.name for path in tmp_path.iterdir()] == ["media_babble_0db"]
     clips = read_manifest(prepared / "manifest", "test")
-    added = Noise(Waveforms(clips, len(clips)), 0.0, 3)
+    added = Noise(Talkers(clips, len(clips)), 0.0, 3)
     assert_media(
         prepared, tmp_path / "media_babble_0db", "test", lambda clip: added.add(clip, media.read_audio(clip.audio))
     )

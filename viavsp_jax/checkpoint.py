@@ -1,4 +1,4 @@
-"""Checkpoints of training: what learns, the data iterator and the config. The only file with orbax in it."""
+"""Checkpoints of training: trainable weights, the data iterator and the config. The only file with orbax in it."""
 
 import contextlib
 import datetime
@@ -6,18 +6,16 @@ import errno
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from viavsp_jax.data.pipeline import TrainingBatches
-from viavsp_jax.integrity import check_arrays
+from viavsp_jax.integrity import check_arrays, sum_of, sums
 from viavsp_jax.runtime.errors import InputError, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.settings import ORDER_OF_DATA, changes, flat
@@ -29,23 +27,6 @@ Tree = dict[str, Any]
 def _absolute(path: epath.Path) -> epath.Path:
     """What Orbax asks for; a bucket's address is absolute, though epath would put the working folder before it."""
     return path if "://" in os.fspath(path) else path.absolute()
-
-
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """uint32 [], another one whenever a single number of the tree is another: the same on any mesh of devices.
-
-    The sum, without regard to overflow, of all numbers' bits, each times an odd number that depends on its place.
-    """
-    total = jnp.uint32(0)
-    for offset, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
-        place, stride = jnp.uint32(offset), 1
-        for axis in reversed(range(leaf.ndim)):
-            place = place + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
-            stride *= leaf.shape[axis]
-        total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
-    return total
 
 
 class Checkpoints:
@@ -89,26 +70,24 @@ class Checkpoints:
         Args:
           state, data: what a restart needs; without `data` a restart begins with the first batch.
           config: the run's config as JSON.
-          fits: what the learnt weights fit: sizes of the adapters and the frozen weights' hash, by name.
+          fits: what the trained weights fit: sizes of the adapters and the frozen weights' hash, by name.
           run_info: what they were made by (see runtime/run_info.py); `saved`, the time in UTC, is added.
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better.
         """
-        learnt = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
+        arrays = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
-            learnt["batch_stats"] = state.batch_stats
+            arrays["batch_stats"] = state.batch_stats
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | run_info}
         if data is not None:
             texts["data"] = data.places()
-        texts["sums"] = {name: int(checksum(tree)) for name, tree in learnt.items()} | {
-            name: _text_sum(text) for name, text in (texts | {"metrics": metrics}).items()
-        }
-        items = {name: ocp.args.StandardSave(tree) for name, tree in learnt.items()}
+        texts["sums"] = sums(arrays | texts | {"metrics": metrics})
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
         with self._written():
-            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(learnt)))
+            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
             self._manager.wait_until_finished()
-            shapes = {name: [leaf.shape for leaf in jax.tree.leaves(tree)] for name, tree in learnt.items()}
+            shapes = {name: [leaf.shape for leaf in jax.tree.leaves(tree)] for name, tree in arrays.items()}
             self._saving = int(state.step), shapes, texts | {"metrics": metrics}
             self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -122,7 +101,7 @@ class Checkpoints:
                 check_arrays(folder / name, expected)
             for name, text in texts.items():
                 file = folder / name / ("metrics" if name == "metrics" else "metadata")
-                if _text_sum(json.loads(file.read_bytes())) != _text_sum(text):
+                if sum_of(name, json.loads(file.read_bytes())) != sum_of(name, text):
                     raise ValueError("it is another text")
         except Exception as error:
             raise OSError(errno.EIO, f"its {name} cannot be read back: {_first_line(error)}") from error
@@ -158,7 +137,7 @@ class Checkpoints:
         with self._read(step):
             if (metrics := self._manager.metrics(step)) is None:
                 raise ValueError("its metrics are missing")
-            return self._as_saved(step, "metrics", metrics, _text_sum)["accuracy"]
+            return self._as_saved(step, "metrics", metrics)["accuracy"]
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints there are."""
@@ -193,17 +172,17 @@ class Checkpoints:
         convert.from_reference does, leaves it where it is.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        learnt = {"trainable": abstract.trainable, "optimizer": {"step": abstract.step, "state": abstract.opt_state}}
+        arrays = {"trainable": abstract.trainable, "optimizer": {"step": abstract.step, "state": abstract.opt_state}}
         if state.batch_stats:
-            learnt["batch_stats"] = abstract.batch_stats
-        found = self._restore_items(step, learnt)
+            arrays["batch_stats"] = abstract.batch_stats
+        found = self._restore_items(step, arrays)
         if data is not None and (self.folder / str(step) / "data").exists():
             data.move(self._read_json(step, "data"))
         optimizer = found["optimizer"]
         return TrainState(optimizer["step"], found["trainable"], optimizer["state"], found.get("batch_stats", {}))
 
     def restore_trainable(self, step: int, abstract: Tree) -> Tree:
-        """Only the learnt weights saved at `step`, in the shapes and shardings of `abstract`."""
+        """Only the trained weights saved at `step`, in the shapes and shardings of `abstract`."""
         return self._restore_items(step, {"trainable": abstract})["trainable"]
 
     def restore_batch_stats(self, step: int, abstract: Tree) -> Tree:
@@ -215,20 +194,20 @@ class Checkpoints:
         items = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
         with self._read(step):
             restored = self._manager.restore(step, args=items)
-            return {name: self._as_saved(step, name, restored[name], checksum) for name in abstract}
+            return {name: self._as_saved(step, name, restored[name]) for name in abstract}
 
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""
         return self._read_json(step, "config")
 
     def restore_fits(self, step: int) -> dict[str, Any]:
-        """What the learnt weights fit."""
+        """What the trained weights fit."""
         return self._read_json(step, "fits")
 
     def weights_sum(self, step: int) -> int | None:
-        """A number that tells the learnt weights of `step` from others; None if an earlier version wrote it."""
-        sums = self._read_json(step, "sums") if (self.folder / str(step) / "sums").exists() else {}
-        return sums.get("trainable")
+        """A number that tells the trained weights of `step` from others; None if an earlier version wrote it."""
+        saved = self._read_json(step, "sums") if (self.folder / str(step) / "sums").exists() else {}
+        return saved.get("trainable")
 
     def restore_run_info(self, step: int) -> dict[str, Any]:
         """What a checkpoint was made by; {} if an earlier version wrote it."""
@@ -237,13 +216,13 @@ class Checkpoints:
     def _read_json(self, step: int, name: str) -> dict[str, Any]:
         with self._read(step):
             text = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
-            return text if name == "sums" else self._as_saved(step, name, text, _text_sum)
+            return text if name == "sums" else self._as_saved(step, name, text)
 
-    def _as_saved(self, step: int, name: str, item: Any, sum_of: Callable[[Any], int | jax.Array]) -> Any:
+    def _as_saved(self, step: int, name: str, item: Any) -> Any:
         """The item, which is to have the sum it had; ValueError otherwise. Earlier versions wrote none, or fewer."""
         if (self.folder / str(step) / "sums").exists():
-            sums = self._read_json(step, "sums")
-            if name in sums and int(sum_of(item)) != sums[name]:
+            saved = self._read_json(step, "sums")
+            if name in saved and sum_of(name, item) != saved[name]:
                 raise ValueError(f"{name} is not what was saved")
         return item
 
@@ -295,10 +274,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
-
-
-def _text_sum(text: Any) -> int:
-    return zlib.crc32(json.dumps(text, sort_keys=True).encode())
 
 
 def _first_line(error: BaseException) -> str:

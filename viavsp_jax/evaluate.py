@@ -26,6 +26,7 @@ from viavsp_jax.experiment import Experiment, load_experiment, read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.tables import aligned
 
 Batch = dict[str, jax.Array]
 
@@ -126,12 +127,8 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
     """Scores by shard folder for the eye: rates in percent, with 95 % intervals; BLEU where there is any."""
     names = ["wer", "cer", "mean_wer", "mean_cer"] + ["bleu"] * any("bleu" in row for row in scores.values())
     heads = ["", "clips", "WER %", "CER %", "mean WER %", "mean CER %", "BLEU"]
-    lines = [heads] + [[name, str(row["clips"]), *(_cell(row, x) for x in names)] for name, row in scores.items()]
-    widths = [max(map(len, scores)), 7, 21, 21, 12, 12, 8]
-    return "\n".join(
-        f"{line[0]:<{widths[0]}}" + "".join(map("{:>{}}".format, line[1:], widths[1 : len(names) + 2]))
-        for line in lines
-    )
+    rows = [[name, str(row["clips"]), *(_cell(row, x) for x in names)] for name, row in scores.items()]
+    return aligned([heads[: len(names) + 2], *rows])
 
 
 def _cell(scores: dict[str, Any], name: str) -> str:

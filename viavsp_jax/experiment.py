@@ -255,7 +255,7 @@ def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
 
 
 def prompt_fits(prompt: Prompt, end_token: str) -> dict[str, Any]:
-    """What text the learnt weights were trained on, by names for `Checkpoints.check_fits`."""
+    """What text the trained weights were trained on, by names for `Checkpoints.check_fits`."""
     return {"config.llm.end_token": end_token, "tokenizer and instruction sha256": prompt.sha256()}
 
 

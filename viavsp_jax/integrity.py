@@ -1,10 +1,17 @@
-"""Whether the arrays of a checkpoint are all there, before an older checkpoint is given up for them."""
+"""Whether a checkpoint is whole, before an older one is given up for it, and whether it is read as it was saved.
+
+A checkpoint's item `sums` is its manifest: a sum for each other item, arrays or JSON.
+"""
 
 import collections
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import tensorstore
 from etils import epath
 
@@ -13,6 +20,36 @@ from viavsp_jax.runtime.paths import key_value_store
 _ABOUT_ALL, _ABOUT_ONE = "_METADATA", ".zarray"
 _MAY_BE = ("_sharding", "array_metadatas/*")  # without them the arrays can be read, not with half of them
 _AT_ONCE = 32  # values that are read side by side and held in memory
+
+
+ARRAYS = ("trainable", "optimizer", "batch_stats")  # the items that are trees of them; all others are JSON
+
+
+def sums(items: Mapping[str, Any]) -> dict[str, int]:
+    """The manifest of a checkpoint with these items."""
+    return {name: sum_of(name, item) for name, item in items.items()}
+
+
+def sum_of(name: str, item: Any) -> int:
+    """Of one item."""
+    return int(checksum(item)) if name in ARRAYS else zlib.crc32(json.dumps(item, sort_keys=True).encode())
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """uint32 [], another one whenever a single number of the tree is another: the same on any mesh of devices.
+
+    The sum, without regard to overflow, of all numbers' bits, each times an odd number that depends on its place.
+    """
+    total = jnp.uint32(0)
+    for offset, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+        place, stride = jnp.uint32(offset), 1
+        for axis in reversed(range(leaf.ndim)):
+            place = place + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+    return total
 
 
 def check_arrays(folder: epath.PathLike, shapes: Iterable[tuple[int, ...]]) -> None:

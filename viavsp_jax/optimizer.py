@@ -1,4 +1,4 @@
-"""The reference's optimizer: Adam under a tri-stage learning rate; and from which update on the encoder learns."""
+"""The reference's optimizer: Adam under a tri-stage learning rate; and from which update on the encoder is trained."""
 
 import dataclasses
 from typing import Any
@@ -60,9 +60,9 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Adam and its schedule.
 
-    An encoder that is trained has an Adam of its own, whose count begins when it first learns: as in fairseq, whose
+    An encoder that is trained has an Adam of its own, whose count begins with its first update: as in fairseq, whose
     Adam starts with a weight's first gradient. Its learning rate is that of all others. Every update is told by
-    `learn_encoder` whether the encoder learns.
+    `train_encoder` whether the encoder is trained.
     """
     c = settings
     schedule = tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
@@ -72,15 +72,15 @@ def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransform
 
     if not c.train_encoder:
         return optax.with_extra_args_support(adam(schedule)), schedule
-    late = when_it_learns(adam(lambda count: schedule(count + c.freeze_updates)))
+    late = when_trained(adam(lambda count: schedule(count + c.freeze_updates)))
     return optax.partition({"encoder": late, "others": adam(schedule)}, _parts), schedule
 
 
-def when_it_learns(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner` in updates that are told to learn the encoder; else nothing moves, neither weights nor moments."""
+def when_trained(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner` in updates that train the encoder; in others neither weights nor moments change."""
 
-    def update(gradients, state, params=None, *, learn_encoder: bool):
-        if learn_encoder:
+    def update(gradients, state, params=None, *, train_encoder: bool):
+        if train_encoder:
             return inner.update(gradients, state, params)
         return jax.tree.map(jnp.zeros_like, gradients), state
 
@@ -91,6 +91,6 @@ def _parts(trainable: Any) -> dict[str, str]:
     return {name: "encoder" if name == "encoder" else "others" for name in trainable}
 
 
-def encoder_learns(settings: OptimizerSettings, update: int) -> bool:
+def trains_encoder(settings: OptimizerSettings, update: int) -> bool:
     """Whether update `update`, counted from 1, changes the encoder; the reference's `freeze_finetune_updates`."""
     return settings.train_encoder and update > settings.freeze_updates

@@ -17,8 +17,8 @@ from viavsp_jax.runtime.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. What learns is small and stays whole on every device, the encoder too, of which every device needs
-# all; and so does a width that its axis does not divide, such as VinaLLaMA's vocabulary of 46,306.
+# First match wins. Trainable weights are small and replicated, the encoder's too, of which every device needs
+# all; and so is a width that its axis does not divide, such as VinaLLaMA's vocabulary of 46,306.
 RULES = (
     (r"(^|/)(lora|projector|encoder)/", PartitionSpec()),
     (r"(^|/)scale$", PartitionSpec()),
@@ -85,14 +85,14 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def scattered(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Cut among the devices that hold rows, along the first axis that they divide; whole where they divide none.
 
-    For the moments of large weights that are whole on every device (ZeRO, arXiv:1910.02054): each device updates its
+    For the moments of large weights that are replicated (ZeRO, arXiv:1910.02054): each device updates its
     part, and nothing more is sent, since a sum over devices is a scatter of sums and a gathering.
     """
     pieces = mesh.shape["data"] * mesh.shape["fsdp"]

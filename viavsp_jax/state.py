@@ -1,4 +1,4 @@
-"""What learns and what does not: the split of the model, and the state of training."""
+"""The split of the model into trainable and frozen weights, and the state of training."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ class TrainState:
 
 
 def is_trainable(path: tuple[str, ...], variable: nnx.Variable) -> bool:
-    """Adapters, projector and encoder learn, though not the encoder's statistics; the language model is frozen."""
+    """Adapters, projector and encoder are trainable, the encoder's statistics and the language model are not."""
     if "encoder" in path:
         return not isinstance(variable, nnx.BatchStat)
     return "lora" in path or "projector" in path

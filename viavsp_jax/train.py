@@ -20,7 +20,7 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.experiment import Experiment, TrainingSettings, load_experiment
 from viavsp_jax.losses import Metrics, label_loss
-from viavsp_jax.optimizer import encoder_learns, make_optimizer
+from viavsp_jax.optimizer import make_optimizer, trains_encoder
 from viavsp_jax.runtime import distributed, programs
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.preemption import Preemption
@@ -62,11 +62,11 @@ def make_train_step(
     structure: nnx.GraphDef,
     optimizer: optax.GradientTransformationExtraArgs,
     settings: TrainingSettings,
-    learn_encoder: bool = False,
+    train_encoder: bool = False,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
-    """The update: gradients for what learns only, metrics of the weights before it. To be jitted.
+    """The update: gradients of the trainable weights only, metrics of the weights before it. To be jitted.
 
-    An encoder that does not learn yet waits with its moments; it runs without dropout.
+    Until the encoder is trained, it runs without dropout, and neither its weights nor its moments change.
     """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -74,12 +74,12 @@ def make_train_step(
 
         def loss(trainable):
             model = nnx.merge(structure, trainable, state.batch_stats, frozen)
-            logits = model(batch, key, settings.remat, learn_encoder)
+            logits = model(batch, key, settings.remat, train_encoder)
             value, metrics = label_loss(logits, batch["targets"], batch["weights"], settings.label_smoothing)
             return value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
         gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, learn_encoder=learn_encoder)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, train_encoder=train_encoder)
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, trainable, opt_state, batch_stats), metrics
 
@@ -87,13 +87,13 @@ def make_train_step(
 
 
 def jit_train_step(
-    experiment: Experiment, optimizer: optax.GradientTransformationExtraArgs, learn_encoder: bool = False
+    experiment: Experiment, optimizer: optax.GradientTransformationExtraArgs, train_encoder: bool = False
 ) -> jax.stages.Wrapped:
     """(state, frozen, batch) → state, metrics; the buffers of the state are handed on from update to update.
 
     Compiles without weights too: `.lower(abstract_state(experiment, optimizer), experiment.frozen, batch)`.
     """
-    step = make_train_step(experiment.structure, optimizer, experiment.settings.training, learn_encoder)
+    step = make_train_step(experiment.structure, optimizer, experiment.settings.training, train_encoder)
     # Pinned, so that the state keeps its place.
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, optimizer))
     return programs.jit(
@@ -229,10 +229,10 @@ class Trainer:
         with self.throughput.phase("data"):
             batch = sharding.put_batch(self.experiment.mesh, next(self.batches))
         optimizer = self.experiment.settings.optimizer
-        learn_encoder = encoder_learns(optimizer, step)
-        if first or learn_encoder != encoder_learns(optimizer, step - 1):
+        train_encoder = trains_encoder(optimizer, step)
+        if first or train_encoder != trains_encoder(optimizer, step - 1):
             with self.throughput.phase("compile"):
-                train_step = jit_train_step(self.experiment, self.optimizer, learn_encoder)
+                train_step = jit_train_step(self.experiment, self.optimizer, train_encoder)
                 self.train_step = train_step.lower(self.state, self.frozen, batch).compile()
         self.profiler.before(step, self.throughput)
         with jax.profiler.StepTraceAnnotation("update", step_num=step):

@@ -26,7 +26,7 @@ from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.prompt import LANGUAGES
 from viavsp_jax.runtime.atomic import check_writable, write_bytes
 from viavsp_jax.runtime.errors import InputError, reported_to_user
-from viavsp_jax.runtime.options import checkpoint_step, real, whole
+from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
@@ -207,8 +207,10 @@ def main() -> None:
         help="of the search (default: that of the model's config)",
     )
     parser.add_argument(
+        "--noise_snr",
         "--noise-snr",
-        type=real("--noise-snr", at_least=-MAX_SNR, at_most=MAX_SNR),
+        action=Renamed,
+        type=real("--noise_snr", at_least=-MAX_SNR, at_most=MAX_SNR),
         metavar="DB",
         help="add babble at this signal-to-noise ratio, to try the model",
     )

@@ -46,7 +46,7 @@ class ViAVSPConfig(PretrainedConfig):
           encoder: the sizes of the AV-HuBERT encoder; None: the export has none and takes features.
           trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
           cluster_layer: the encoder block, from 1, whose output is clustered.
-          longest_clip: frames of the longest clip that it learnt from.
+          longest_clip: frames of the longest clip that it was trained on.
         """
         self.feature_width = feature_width
         self.end_token = end_token

@@ -242,7 +242,7 @@ class ViAVSPModel(PreTrainedModel):
         if self.config.trained_encoder:
             final = self.encoder.encode_clips(*inputs, None)[modality][1]
         else:
-            final = final.half()  # as the shards keep it that the model learnt from
+            final = final.half()  # as in the shards that the model was trained on
         counts = [
             run_lengths(nearest(x[:t], self.centers.to(x.device))) for x, t in zip(clusters, lengths, strict=True)
         ]

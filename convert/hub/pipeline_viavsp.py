@@ -58,7 +58,7 @@ class ViAVSPPipeline(Pipeline):
         if not frames:
             raise ExportError("the recording is empty: expected at least one frame")
         if frames > (longest := self.model.config.longest_clip):
-            log.warning(f"the recording has {frames} frames, the model has learnt from up to {longest}: cut it")
+            log.warning(f"the recording has {frames} frames, the model was trained on up to {longest}: cut it")
         return given
 
     def _forward(self, recording: dict[str, np.ndarray], **options: Any) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def with_clip(golden: Golden, kind: str, utterance: Arrays) -> Arrays:
     sample = utterance["id"].removeprefix(f"{kind}_")
     audio, video = clip(golden, golden.json(f"avsp/{kind}_info.json")[sample]["utt_id"][0])
     heard, seen = MODALITIES[sample.split("_")[1]]
-    return utterance | {"audio": audio, "video": video, "heard": heard, "seen": seen}
+    return utterance | {"audio": audio, "video": video, "has_audio": heard, "has_video": seen}
 
 
 def named(encoder: Tree) -> Arrays:
@@ -102,7 +102,7 @@ def gradient_checks(golden: Golden, kind: str, number: str) -> Iterator[Row]:
     batch = packed(model, [with_clip(golden, kind, record(golden, kind, number, "av"))], 1, of_clips=True)
 
     def loss(encoder):
-        logits = model.build(model.trainable | {"encoder": encoder})(batch, learn_encoder=True)
+        logits = model.build(model.trainable | {"encoder": encoder})(batch, train_encoder=True)
         return label_loss(logits, batch["targets"], batch["weights"])[0]
 
     ours = named(jax.jit(jax.grad(loss))(model.trainable["encoder"]))
@@ -127,7 +127,7 @@ def batch_norm_checks(golden: Golden, run: str) -> Iterator[Row]:
 
     @jax.jit
     def features(batch):
-        return model.build(model.trainable).features(batch, training=True, key=None, learn_encoder=False)[0]
+        return model.build(model.trainable).features(batch, training=True, key=None, train_encoder=False)[0]
 
     # The same at every update: the running statistics do not enter.
     found = np.asarray(features(batch)).reshape(len(micro), -1, micro[0]["features"].shape[1])

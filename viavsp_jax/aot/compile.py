@@ -23,6 +23,7 @@ from viavsp_jax.aot.workload import Program, Work
 from viavsp_jax.experiment import abstract_experiment, load_encoder_config, read_settings
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.runtime.tables import aligned
 
 Report = dict[str, Any]
 
@@ -128,18 +129,16 @@ def table(report: Report) -> str:
         f"{report['topology']}: {report['devices']} devices with {report['hbm_bytes_per_device'] / GIB:.2f} GiB and "
         f"{report['peak_flops_per_device'] / 1e12:.0f} TFLOP/s each; mesh: {mesh}; jax {report['jax']}, "
         f"libtpu {report['libtpu']}",
-        f"{'':<34}{'train':>14}{'decode':>14}",
     ]
     columns = [report["train"], report["decode"]]
-
-    def line(name: str, *cells: str) -> None:
-        lines.append(f"{name:<34}" + "".join(f"{cell:>14}" for cell in cells))
-
-    line("fits", *("yes" if column["fits"] else "no" for column in columns))
-    line("HBM used", *(f"{100 * column['hbm_used_fraction']:.1f} %" for column in columns))
+    rows = [
+        ["", "train", "decode"],
+        ["fits", *("yes" if column["fits"] else "no" for column in columns)],
+        ["HBM used", *(f"{100 * column['hbm_used_fraction']:.1f} %" for column in columns)],
+    ]
     for name in ("arguments", "temporaries", "output", "code"):
         sizes = [column["hbm_bytes"][name] if "hbm_bytes" in column else None for column in columns]
-        line(f"  {name}", *("refused" if size is None else f"{size / GIB:.2f} GiB" for size in sizes))
+        rows.append([f"  {name}", *("refused" if size is None else f"{size / GIB:.2f} GiB" for size in sizes)])
     for name, key, unit, factor in (
         ("FLOPs a step", "model_flops_per_step", "T", 1e-12),
         ("  of them useful", "useful_flops_fraction", "%", 100),
@@ -150,7 +149,9 @@ def table(report: Report) -> str:
         ("steps", "steps", "", 1),
         ("whole run at half of peak", "hours_at_half_peak", "h", 1),
     ):
-        line(name, *(f"{column[key] * factor:,.{0 if key == 'steps' else 2}f} {unit}".strip() for column in columns))
+        digits = 0 if key == "steps" else 2
+        rows.append([name, *(f"{column[key] * factor:,.{digits}f} {unit}".strip() for column in columns)])
+    lines.append(aligned(rows))
     for name, column in zip(("train", "decode"), columns, strict=True):
         if "refused" in column:
             lines.append(f"{name} refused: {column['refused']}")

@@ -56,7 +56,7 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     batch = on_rows(experiment, data.rows, packing.empty_row(data.row, width, np.dtype(data.dtype)))
     state = train.abstract_state(experiment, optimizer)
     # The update of most of the run, which takes the most memory too.
-    step = train.jit_train_step(experiment, optimizer, learn_encoder=data.of_clips)
+    step = train.jit_train_step(experiment, optimizer, train_encoder=data.of_clips)
     traced = step.trace(state, experiment.frozen, batch)
     utterances = pack(data)
     share = data.rows / SIMULATED_ROWS
@@ -123,18 +123,18 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     prefill = decoder.prefill.trace(*weights, batch)
     programs = [Program(prefill)]
 
-    def with_room(room: int):
-        smaller = decoder.move.eval_shape(cache, room=room)
+    def with_capacity(capacity: int):
+        smaller = decoder.compact.eval_shape(cache, capacity=capacity)
         return sharding.with_sharding(smaller, jax.tree.map(lambda x: x.sharding, cache))
 
     longest = np.array(labels).reshape(-1, settings.rows).max(1)
     read = round(min(longest.mean(), decoder.config.max_new_tokens)) - 1
     programs.append(Program(decoder.search.trace(*weights, state, cache), read))
-    if len(decoder.rooms) > 1:
-        growing = decoder.move.trace(with_room(decoder.rooms[-2]), room=decoder.rooms[-1])
+    if len(decoder.capacities) > 1:
+        growing = decoder.compact.trace(with_capacity(decoder.capacities[-2]), capacity=decoder.capacities[-1])
         programs.append(Program(growing, resident=bytes_per_device((*weights, state))))
-    room = next((room for room in decoder.rooms if room >= read), decoder.rooms[-1])
-    remembered = with_room(room)
+    capacity = next((capacity for capacity in decoder.capacities if capacity >= read), decoder.capacities[-1])
+    remembered = with_capacity(capacity)
     search = decoder.search.trace(*weights, state, remembered)
     lengths = [(len(prompt["tokens"]), label) for prompt, label in zip(prompts, labels, strict=True)]
     beams = decoder.config.num_beams
@@ -149,8 +149,8 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
             "clips": TEST_CLIPS,
             "prompt_positions": batch["tokens"].shape[1],
             "tokens_read": read,
-            "cache_tokens": room,
-            "largest_cache_tokens": decoder.rooms[-1],
+            "cache_tokens": capacity,
+            "largest_cache_tokens": decoder.capacities[-1],
         },
     )
     return programs, work

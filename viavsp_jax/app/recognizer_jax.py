@@ -113,8 +113,8 @@ class JaxRecognizer:
                 record |= {
                     "video": center_crop(item.frames),
                     "audio": item.audio,
-                    "heard": modality != "video",
-                    "seen": modality != "audio",
+                    "has_audio": modality != "video",
+                    "has_video": modality != "audio",
                 }
             else:
                 record["features"] = final[row, : one.num_frames].astype(np.float16)

@@ -1,4 +1,4 @@
-"""Cuts a recording into windows as long as the clips that a model learnt from, at pauses.
+"""Cuts a recording into windows as long as the clips that a model was trained on, at pauses.
 
 Letters: T video frames (25 a second), n audio samples (16,000 a second).
 """

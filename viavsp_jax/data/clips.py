@@ -26,7 +26,7 @@ Arrays = dict[str, Any]
 
 
 class Waveforms(Sequence):
-    """What is heard in the clips of a media split: int16[n] each."""
+    """What is has_audio in the clips of a media split: int16[n] each."""
 
     def __init__(self, source: records.SplitSource):
         self.folder, self._source = source.folder, source
@@ -77,7 +77,7 @@ class ClipLoader:
         ])  # fmt: skip
 
     def load(self, numbered: tuple[int, Arrays], epoch: int | None = None) -> Arrays:
-        """One record: video uint8[T, 88, 88], audio float32[T, 104], heard, seen, cluster_counts and its texts.
+        """One record: video uint8[T, 88, 88], audio float32[T, 104], has_audio, has_video, cluster_counts and texts.
 
         With an epoch the clip is augmented. Raises InputError if the video cannot be decoded.
         """
@@ -90,18 +90,24 @@ class ClipLoader:
             samples = self._noisy(record, number, rng) if modality != "video" else samples
         counts = record[f"cluster_counts_{modality}"]
         frames = int(counts.sum())
-        heard, seen = modality != "video", modality != "audio"
+        has_audio, has_video = modality != "video", modality != "audio"
         video = np.zeros((frames, CROP_SIZE, CROP_SIZE), np.uint8)
-        if seen:
+        if has_video:
             where = f"{self.sources[number].folder}: the video of {record['id']!r}"
             video = media.crop(media.decode_video(record["video"], where), *place)
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
         audio = np.zeros((frames, AUDIO_DIM), np.float32)
-        if heard:
+        if has_audio:
             audio = audio_features(samples, frames)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
-        clip = {"video": video, "audio": audio, "heard": heard, "seen": seen, "cluster_counts": counts}
+        clip = {
+            "video": video,
+            "audio": audio,
+            "has_audio": has_audio,
+            "has_video": has_video,
+            "cluster_counts": counts,
+        }
         return texts | clip
 
     def _kept(self, modality: str, rng: np.random.Generator) -> str:

@@ -15,7 +15,7 @@ Where the encoder is trained, rows hold clips in place of encoder frames, each w
 
     video                   [C, U, 88, 88]  uint8, grey
     audio                   [C, U, 104]     stacked filterbank values
-    heard, seen             [C]             whether the clip's audio, its video is to be used
+    has_audio, has_video             [C]             whether the clip's audio, its video is to be used
     frame_slot              [C, U]
 
 Letters: T frames, S positions, L labels, C clips, E encoder width.
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 # Arrays of a row that come from the encoder's cache, and those that go through the encoder.
 FEATURES = ("features", "frame_slot")
-CLIPS = ("video", "audio", "heard", "seen", "frame_slot")
+CLIPS = ("video", "audio", "has_audio", "has_video", "frame_slot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,8 @@ def speech_frames(record: Arrays, frame_slot: np.ndarray, clip_frames: int | Non
     return {
         "video": np.pad(record["video"], [*padding, (0, 0), (0, 0)])[None],
         "audio": np.pad(record["audio"], [*padding, (0, 0)])[None],
-        "heard": np.array([record["heard"]]),
-        "seen": np.array([record["seen"]]),
+        "has_audio": np.array([record["has_audio"]]),
+        "has_video": np.array([record["has_video"]]),
         "frame_slot": np.pad(frame_slot, padding, constant_values=-1)[None],
     }
 
@@ -204,8 +204,8 @@ def empty_clips(clips: int, frames: int) -> Arrays:
     return {
         "video": np.zeros((clips, frames, CROP_SIZE, CROP_SIZE), np.uint8),
         "audio": np.zeros((clips, frames, AUDIO_DIM), np.float32),
-        "heard": np.zeros(clips, bool),
-        "seen": np.zeros(clips, bool),
+        "has_audio": np.zeros(clips, bool),
+        "has_video": np.zeros(clips, bool),
     }
 
 

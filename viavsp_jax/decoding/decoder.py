@@ -1,4 +1,4 @@
-"""Decoding of batches: the search and the cache that grows with what its beams remember."""
+"""Decodes batches: a beam search over a cache whose capacity follows its live slots."""
 
 import functools
 import zlib
@@ -11,23 +11,23 @@ from jax.sharding import Mesh
 
 from viavsp_jax import sharding
 from viavsp_jax.decoding import search
-from viavsp_jax.models.cache import Cache, moved
+from viavsp_jax.models.cache import Cache, compact
 from viavsp_jax.runtime import programs
 
 Batch = dict[str, jax.Array]
 Tree = dict[str, Any]
 
-# Tokens of each beam that the cache has room for at first.
-FIRST_ROOM = 16
+# Tokens per beam that a new cache can take.
+FIRST_CAPACITY = 16
 
 
 class Decoder:
     """Decodes batches by a handful of programs, for any number of tokens.
 
-    `prefill` is compiled for every size of prompts, `search` for each of these and size of the cache. The cache starts
-    with room for few tokens. When that is full, the places that no beam sees any more are given back, and only where
-    they are fewer than half of it, it grows: memory and the time of a step follow what beams remember, not the longest
-    text that is allowed.
+    `prefill` is compiled for every size of prompts, `search` for each of these and each capacity of the cache. The
+    cache starts small. When it is full, slots that no beam sees any more are freed (`compact`); only if more than half
+    of the slots are live, the capacity grows. So memory and the time of a step follow what the beams remember, not the
+    longest text that is allowed.
 
     A batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
     """
@@ -36,11 +36,11 @@ class Decoder:
         self.mesh, self.structure, self.config = mesh, structure, config
         self.rules = search.Search(config, end_id, functools.partial(sharding.by_rows, mesh))
         # Every token but the last one is run through the model.
-        self.rooms = cache_rooms(max(self.config.max_new_tokens - 1, 1))
+        self.capacities = capacities(max(self.config.max_new_tokens - 1, 1))
         jit = functools.partial(programs.jit, self.mesh)
         self.prefill = jit(self._prefill)
         self.search = jit(self._search, donate_argnums=(2, 3))
-        self.move = jit(self._move, static_argnums=1)
+        self.compact = jit(self._compact, static_argnums=1)
         self.result = jit(search.result, out_shardings=sharding.replicated(self.mesh))
 
     def __call__(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -51,28 +51,31 @@ class Decoder:
             running, live = jax.device_get(progress)
             if not running:
                 return self.result(state)
-            cache = self.move(cache, self.room_for(int(live)))
+            cache = self.compact(cache, self.capacity_for(int(live)))
 
-    def room_for(self, live: int) -> int:
-        """The least room of which so many places leave half free; else the largest."""
-        return next((room for room in self.rooms if 2 * live <= room * self.config.num_beams), self.rooms[-1])
+    def capacity_for(self, live: int) -> int:
+        """The smallest capacity, in tokens per beam, of which `live` slots are at most half; else the largest."""
+        return next(
+            (capacity for capacity in self.capacities if 2 * live <= capacity * self.config.num_beams),
+            self.capacities[-1],
+        )
 
     def largest(self, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[search.State, Cache]:
         """What `search` gets when beams have nothing in common and no row ends early; all as shapes with shardings."""
         state, cache = jax.eval_shape(self._prefill, trainable, frozen, batch)
-        cache = jax.eval_shape(functools.partial(self._move, room=self.rooms[-1]), cache)
+        cache = jax.eval_shape(functools.partial(self._compact, capacity=self.capacities[-1]), cache)
         return sharding.with_sharding((state, cache), self._shardings((state, cache)))
 
     def _prefill(self, trainable, frozen, batch):
         model = nnx.merge(self.structure, trainable, frozen)
-        logits, cache = model.prefill(batch, self.rooms[0], self.config.num_beams)
+        logits, cache = model.prefill(batch, self.capacities[0], self.config.num_beams)
         # Threefry draws alike whatever the batch holds besides; rbg does not.
         key = jax.random.key(self.config.seed, impl="threefry2x32")
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["stream"])
         return self._placed((self.rules.start(logits, keys), cache))
 
     def _search(self, trainable, frozen, state, cache):
-        """Until the search ends or the cache is full; also tells whether it ended, and the live places."""
+        """Until the search ends or the cache is full; also tells whether it ended, and the live slots."""
         model = nnx.merge(self.structure, trainable, frozen)
 
         def extend(tokens, parents, cache):
@@ -81,11 +84,11 @@ class Decoder:
             columns = sharding.heads(self.mesh, logits.shape[2])
             return jax.lax.with_sharding_constraint(logits, columns), cache
 
-        state, cache = self.rules.run(extend, state, cache, state.step + cache.room)
-        return *self._placed((state, cache)), self._placed((search.running(state), cache.live))
+        state, cache = self.rules.run(extend, state, cache, state.step + cache.free)
+        return *self._placed((state, cache)), self._placed((search.running(state), cache.live_slots))
 
-    def _move(self, cache, room):
-        return self._placed(moved(cache, room * self.config.num_beams))
+    def _compact(self, cache, capacity):
+        return self._placed(compact(cache, capacity * self.config.num_beams))
 
     def _placed(self, tree):
         return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
@@ -101,12 +104,12 @@ class Decoder:
         return jax.tree.map(one, tree)
 
 
-def cache_rooms(limit: int) -> list[int]:
-    """Sizes of a cache in tokens of each beam, doubled up to the limit."""
-    rooms = [FIRST_ROOM]
-    while rooms[-1] < limit:
-        rooms.append(2 * rooms[-1])
-    return [*rooms[:-1], limit]
+def capacities(limit: int) -> list[int]:
+    """Capacities of a cache in tokens per beam, doubled up to the limit."""
+    sizes = [FIRST_CAPACITY]
+    while sizes[-1] < limit:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], limit]
 
 
 def fill_up(batch: dict[str, np.ndarray], records: list[dict]) -> dict[str, np.ndarray]:

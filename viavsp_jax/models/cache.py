@@ -1,6 +1,6 @@
-"""What decoding remembers: keys and values of prompts and of generated tokens, and attention over them.
+"""The cache of beam search: keys and values of prompts and of generated tokens, and attention over them.
 
-Letters: N layers, B rows, M beams (continuations of one prompt), S prompt positions, C places for generated tokens,
+Letters: N layers, B rows, M beams (continuations of one prompt), S prompt positions, C slots for generated tokens,
 H query heads, G key/value heads, h = H / G, K head width.
 """
 
@@ -18,11 +18,11 @@ Past = tuple[jax.Array, jax.Array, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The prompt's keys and values once a row, then those of every step's M tokens.
+    """The prompt's keys and values once per row, then those of every step's M tokens, one slot each.
 
-    Nothing moves while tokens are added. A beam that continues another one takes over what that one sees, so the
-    reordering of a beam search gathers `visible` only, and the beams of a row read its keys and values together.
-    Places come before widths, so that no matrix product has to transpose them.
+    Keys and values stay where they are written. A beam that continues another one takes over what that one sees, so
+    the reordering of a beam search gathers `visible` only, and the beams of a row read its keys and values together.
+    The slot axis comes before the head width, so that no matrix product has to transpose.
     """
 
     prompt_k: jax.Array  # [N, B, G, S, K], rotated
@@ -35,33 +35,33 @@ class Cache:
     index: jax.Array  # int32: where the next M tokens are written
 
     @property
-    def room(self) -> jax.Array:
-        """int32: the tokens of each beam that there are places left for."""
-        beams, places = self.visible.shape[1:]
-        return (places - self.index) // beams
+    def free(self) -> jax.Array:
+        """int32: tokens per beam that can still be added."""
+        beams, slots = self.visible.shape[1:]
+        return (slots - self.index) // beams
 
     @property
-    def live(self) -> jax.Array:
-        """int32: the places that any beam sees, in the row that has most of them."""
+    def live_slots(self) -> jax.Array:
+        """int32: slots that any beam sees, in the row that has most of them."""
         return self.visible.any(1).sum(-1).max()
 
 
-def moved(cache: Cache, size: int) -> Cache:
-    """The same past in a cache of `size` places, at least `live`; places that no beam sees any more are given back.
+def compact(cache: Cache, size: int) -> Cache:
+    """The same past in a cache of `size` slots, at least `live_slots`; slots that no beam sees any more are freed.
 
-    The beams of a row have most of their past in common, so that few places are left of many steps.
+    The beams of a row share most of their past, so few slots stay live after many steps.
     """
     used = cache.visible.any(1)
     kept = jnp.argsort(~used, axis=-1, stable=True)[:, :size]
     padding = (0, size - kept.shape[1])
 
     def move(x: jax.Array, axis: int) -> jax.Array:
-        """Places of [B, ...] along `axis`."""
+        """The kept slots of [B, ...] along `axis`."""
         x = jax.vmap(functools.partial(jnp.take, axis=axis - 1, mode="clip"))(x, kept)
         return jnp.pad(x, [padding if i == axis else (0, 0) for i in range(x.ndim)])
 
     k, v = (jax.vmap(functools.partial(move, axis=2))(x) for x in (cache.k, cache.v))
-    return dataclasses.replace(cache, k=k, v=v, visible=move(cache.visible, 2), index=cache.live)
+    return dataclasses.replace(cache, k=k, v=v, visible=move(cache.visible, 2), index=cache.live_slots)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Sequence[Past]) -> jax.Array:

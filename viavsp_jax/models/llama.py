@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.cache import Cache, attend
-from viavsp_jax.models.lora import Linear, LoRAConfig, three_dropouts
+from viavsp_jax.models.dropout import three_dropouts
+from viavsp_jax.models.lora import Linear, LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 
 
@@ -177,10 +178,10 @@ class Llama(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False)
         return jax.lax.scan(layer, x, (params, keys))[0]
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, room: int, beams: int) -> tuple[jax.Array, Cache]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
 
-        Returns the logits after each prompt, float32[B, V], and a cache with room for `room` tokens of each beam.
+        Returns the logits after each prompt, float32[B, V], and a cache that holds `capacity` tokens of each beam.
         """
         batch, size = x.shape[:2]
         valid = (jnp.arange(size)[None] < lengths[:, None]).astype(jnp.int32)
@@ -192,10 +193,10 @@ class Llama(nnx.Module):
             return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         x, (k, v) = jax.lax.scan(layer, x, params)
-        empty = jnp.zeros((*k.shape[:3], room * beams, k.shape[-1]), k.dtype)
+        empty = jnp.zeros((*k.shape[:3], capacity * beams, k.shape[-1]), k.dtype)
         cache = Cache(
             prompt_k=k, prompt_v=v, lengths=lengths, k=empty, v=empty,
-            visible=jnp.zeros((batch, beams, room * beams), bool), steps=jnp.int32(0), index=jnp.int32(0),
+            visible=jnp.zeros((batch, beams, capacity * beams), bool), steps=jnp.int32(0), index=jnp.int32(0),
         )  # fmt: skip
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
         return self.logits(last), cache

@@ -8,7 +8,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.quantize import NF4Kernel, Quantization
@@ -26,26 +25,6 @@ class LoRAConfig:
     def scale(self) -> float:
         """Factor on the adapter's output."""
         return self.alpha / self.rank
-
-
-_PARTS = 1 << 10  # of which a rate is a whole number; three masks of 10 bits fit a random word of 32
-
-
-def three_dropouts(x: jax.Array, rate: float, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Three independent dropouts of x, any shape and dtype, for three adapters on one input.
-
-    One random word serves all three: words are what dropout costs. Who keeps what is a bit for each adapter, which
-    `jax.checkpoint` knows as "kept". The rate is rounded to a multiple of 1/1024, and the kept values are scaled by
-    what it is rounded to, so that the expectation is x.
-    """
-    dropped = round(rate * _PARTS)
-    if dropped == 0:
-        return x, x, x
-    words = jax.random.bits(key, x.shape)
-    kept = [((words >> 10 * n) % _PARTS >= dropped).astype(jnp.uint8) << n for n in range(3)]
-    kept = checkpoint_name(kept[0] | kept[1] | kept[2], "kept")
-    scaled = x / (1 - dropped / _PARTS)
-    return tuple(jnp.where(kept >> n & 1, scaled, 0) for n in range(3))
 
 
 class LoRA(nnx.Module):

@@ -63,18 +63,18 @@ class ViAVSP(nnx.Module):
         self.llm = Llama(c.llama, c.lora, c.dtype, c.quantization, c.attention, rngs=rngs)
 
     def features(
-        self, batch: dict[str, jax.Array], training: bool, key: jax.Array | None, learn_encoder: bool
+        self, batch: dict[str, jax.Array], training: bool, key: jax.Array | None, train_encoder: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Frames [B, T, E] of the clips of each row, and the positions int32[B, T] they are averaged into."""
         slots = batch["frame_slot"]
         if self.encoder is None:
             return batch["features"].astype(self.llm.dtype), slots
         padding = slots == batch["tokens"].shape[1]
-        # The rest of the batch need not be taken back through an encoder that does not learn.
-        hold = (lambda x: x) if learn_encoder else jax.lax.stop_gradient
+        # The rest of the batch need not be taken back through an encoder that is not trained.
+        hold = (lambda x: x) if train_encoder else jax.lax.stop_gradient
         frames = hold(self.encoder(
-            batch["audio"], normalized(batch["video"], padding), padding, batch["heard"], batch["seen"],
-            training=training, key=key if learn_encoder else None,
+            batch["audio"], normalized(batch["video"], padding), padding, batch["has_audio"], batch["has_video"],
+            training=training, key=key if train_encoder else None,
         ))  # fmt: skip
         return frames.reshape(len(slots), -1, frames.shape[-1]), slots.reshape(len(slots), -1)
 
@@ -83,13 +83,13 @@ class ViAVSP(nnx.Module):
         batch: dict[str, jax.Array],
         training: bool = False,
         key: jax.Array | None = None,
-        learn_encoder: bool = False,
+        train_encoder: bool = False,
     ) -> jax.Array:
         """Input embeddings [B, S, D]: projected segment means where `is_speech`, else token embeddings.
 
         The mean is taken before the projector: it commutes with an affine map and leaves less to project.
         """
-        features, slots = self.features(batch, training, key, learn_encoder)
+        features, slots = self.features(batch, training, key, train_encoder)
         means = segment_mean(features, slots, batch["tokens"].shape[1])
         return jnp.where(batch["is_speech"][..., None], self.projector(means), self.llm.embed(batch["tokens"]))
 
@@ -98,23 +98,23 @@ class ViAVSP(nnx.Module):
         batch: dict[str, jax.Array],
         key: jax.Array | None = None,
         remat: Remat = "none",
-        learn_encoder: bool = False,
+        train_encoder: bool = False,
     ) -> jax.Array:
         """Logits float32[B, L, V] at `label_index`.
 
-        A PRNG key is for training: it turns adapter dropout on and, where the encoder learns, its dropout too.
+        A PRNG key is for training: it turns adapter dropout on and, where the encoder is trained, its dropout too.
         """
         training = key is not None
         key_llm, key_encoder = jax.random.split(key) if self.encoder is not None and training else (key, None)
-        embedded = self.embed(batch, training, key_encoder, learn_encoder)
+        embedded = self.embed(batch, training, key_encoder, train_encoder)
         hidden = self.llm(embedded, batch["segment_ids"], batch["positions"], key_llm, remat)
         at_labels = jnp.take_along_axis(hidden, batch["label_index"][..., None], 1)
         return self.llm.logits(at_labels)
 
-    def prefill(self, batch: dict[str, jax.Array], room: int, beams: int) -> tuple[jax.Array, Cache]:
-        """Prompts, one a row, of int32[B] `lengths` → logits float32[B, V] and a cache for `room` tokens a beam."""
-        return self.llm.prefill(self.embed(batch), batch["lengths"], room, beams)
+    def prefill(self, batch: dict[str, jax.Array], capacity: int, beams: int) -> tuple[jax.Array, Cache]:
+        """One prompt per row, of int32[B] `lengths` → logits float32[B, V], a cache for `capacity` tokens per beam."""
+        return self.llm.prefill(self.embed(batch), batch["lengths"], capacity, beams)
 
     def extend(self, tokens: jax.Array, parents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One more token a beam, see `Llama.extend`: int32[B, M] twice → logits float32[B, M, V], longer cache."""
+        """One more token per beam, see `Llama.extend`: int32[B, M] twice → logits float32[B, M, V], longer cache."""
         return self.llm.extend(tokens, parents, cache)

@@ -12,7 +12,7 @@ _STAGES = {
     "demo": "make a small corpus of synthesized Vietnamese speech and mouth video, in the VASR layout",
     "mouths": "cut the mouth of the speaker out of videos of any kind: a corpus of one's own, in the VASR layout",
     "manifest": "list the usable clips of a corpus: {split}.tsv and {split}.wrd",
-    "kmeans": "learn the cluster centres of encoder features, by which frames are averaged",
+    "kmeans": "fit the cluster centres of encoder features, by which frames are averaged",
     "shards": "encode all clips once: features and cluster counts as ArrayRecord",
 }
 _EPILOG = (

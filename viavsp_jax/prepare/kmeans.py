@@ -20,7 +20,7 @@ from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.manifest import Clip, read_manifest
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import MAX_SEED, new_file, real, whole
+from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_file, real, whole
 
 _CHUNK = 4096  # frames measured against all centres at a time
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=new_file("--output"), required=True, help="file for the centres, e.g. kmeans.safetensors"
     )
-    parser.add_argument("--split", default="train", help="split to learn from (default train)")
+    parser.add_argument("--split", default="train", help="split to fit on (default train)")
     parser.add_argument(
         "--layer", type=whole("--layer", 1), default=12, help="encoder block, from 1 (default 12, the reference's)"
     )
@@ -41,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_clusters", type=whole("--num_clusters", 1), default=1000, help="number of clusters (default 1000)"
     )
     parser.add_argument(
+        "--fraction",
         "--percent",
-        type=real("--percent", above=0, at_most=1),
+        action=Renamed,
+        type=real("--fraction", above=0, at_most=1),
         default=1.0,
-        help="fraction of the clips, 0 to 1 (default 1.0)",
+        help="of the clips, above 0 to 1 (default 1.0: all)",
     )
     parser.add_argument(
         "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the sample and of K-Means (default 0)"
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Learns and writes the centres. Raises InputError if an input or an option is not usable."""
-    clips = _sample(read_manifest(args.manifest, args.split), args.percent, args.seed)
+    clips = _sample(read_manifest(args.manifest, args.split), args.fraction, args.seed)
     encoder = extract.load_encoder(args)
     if not 1 <= args.layer <= encoder.config.num_layers:
         raise InputError(f"--layer is {args.layer}, expected 1 to {encoder.config.num_layers}, as {args.encoder} has.")
@@ -75,8 +77,8 @@ def run(args: argparse.Namespace) -> None:
     log.info("mean inertia per frame: %.4f", inertia)
 
 
-def _sample(clips: list[Clip], percent: float, seed: int) -> list[Clip]:
-    size = max(1, round(percent * len(clips)))
+def _sample(clips: list[Clip], fraction: float, seed: int) -> list[Clip]:
+    size = max(1, round(fraction * len(clips)))
     chosen = np.random.default_rng(seed).choice(len(clips), size=size, replace=False)
     return [clips[index] for index in sorted(chosen)]
 

@@ -22,6 +22,7 @@ import pyarrow
 from etils import epath
 from tqdm import tqdm
 
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import Files, id_text, read_channels
 from viavsp_jax.evaluation.vietnamese import normalize, visible
 from viavsp_jax.prepare.lines import read_lines, write_lines
@@ -29,11 +30,9 @@ from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
 from viavsp_jax.prepare.skipped import write_skipped
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
+from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whole
 
 SPLITS = ("train", "valid", "test")
-FPS = 25
-SAMPLING_RATE = 16_000
 MAX_FRAMES = 500
 
 _COLUMNS = (
@@ -77,14 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to list (default: all there are)")
     parser.add_argument(
+        "--fraction",
         "--frac",
-        type=real("--frac", above=0, at_most=1),
+        action=Renamed,
+        type=real("--fraction", above=0, at_most=1),
         default=1.0,
-        help="fraction of each channel's clips to take (default 1.0: all)",
+        help="of each channel's clips, above 0 to 1 (default 1.0: all)",
     )
     parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the sampling (default 0)")
-    parser.add_argument("--source-language", default="vi", help="language that is spoken (default vi)")
-    parser.add_argument("--target-language", default="vi", help="language of the transcripts (default vi)")
+    for name, what in (("source", "that is spoken"), ("target", "of the transcripts")):
+        parser.add_argument(
+            f"--{name}_language", f"--{name}-language", action=Renamed, default="vi",
+            help=f"language {what} (default vi)",
+        )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -161,8 +165,8 @@ def _write_split(clips: pd.DataFrame, split: str, data: epath.Path, args: argpar
         if not is_usable
     ]
     clips = clips[usable]
-    if args.frac < 1:
-        clips = sample(clips, args.frac, args.seed, data)
+    if args.fraction < 1:
+        clips = sample(clips, args.fraction, args.seed, data)
     tsv, wrd, files = [os.fspath(data)], [], Files(data)
     for row in tqdm(clips.itertuples(), total=len(clips), desc=f"{split} manifest", unit="clip"):
         transcript = clean(row.transcript, args.target_language) if isinstance(row.transcript, str) else ""
@@ -204,7 +208,7 @@ def clean(transcript: str, language: str = "vi") -> str:
 
 def lengths_differ(num_frames: int, num_samples: int) -> bool:
     """Whether video or audio lasts a second more than twice as long as the other: they cannot be of the same speech."""
-    shorter, longer = sorted((num_frames / FPS, num_samples / SAMPLING_RATE))
+    shorter, longer = sorted((num_frames / FRAME_RATE, num_samples / SAMPLE_RATE))
     return longer > 2 * shorter + 1
 
 
@@ -219,16 +223,16 @@ def _number(value: object) -> float:
 def _reason_to_skip(row: object, transcript: str) -> str | None:
     """Why a clip cannot be used, as `kind: detail`, or None; its files are not looked at."""
     frames, samples = _number(row.video_num_frames), _number(row.audio_num_frames)
-    if _number(row.fps) != FPS:
-        return f"wrong frame rate: {row.fps}, expected {FPS}"
-    if _number(row.sampling_rate) != SAMPLING_RATE:
-        return f"wrong sampling rate: {row.sampling_rate}, expected {SAMPLING_RATE}"
+    if _number(row.fps) != FRAME_RATE:
+        return f"wrong frame rate: {row.fps}, expected {FRAME_RATE}"
+    if _number(row.sampling_rate) != SAMPLE_RATE:
+        return f"wrong sampling rate: {row.sampling_rate}, expected {SAMPLE_RATE}"
     if not frames >= 1 or not samples >= 1:  # also if not a number
         return f"no content: {row.video_num_frames} frames, {row.audio_num_frames} samples"
     if frames > MAX_FRAMES:
         return f"too long: {row.video_num_frames} frames, at most {MAX_FRAMES}"
     if lengths_differ(frames, samples):
-        return f"different lengths: {frames / FPS:.2f} s of video, {samples / SAMPLING_RATE:.2f} s of audio"
+        return f"different lengths: {frames / FRAME_RATE:.2f} s of video, {samples / SAMPLE_RATE:.2f} s of audio"
     if not frames.is_integer() or not samples.is_integer():
         return f"not whole numbers: {row.video_num_frames} frames, {row.audio_num_frames} samples"
     if not transcript:

@@ -26,9 +26,10 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax.data.delimited import read_delimited
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, SPLITS, is_file_name
+from viavsp_jax.prepare.manifest import MAX_FRAMES, SPLITS, is_file_name
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.recordings import faces
 from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
@@ -247,7 +248,7 @@ def _write_tables(
     where = f", see {output / SKIPPED_FILE}" if skipped else ""
     log.info("%s: %d clips, %d skipped%s", output, len(clips), len(skipped), where)
     if long := int((clips["frames"] > MAX_FRAMES).sum()):
-        seconds = MAX_FRAMES // FPS
+        seconds = MAX_FRAMES // FRAME_RATE
         log.info("%d clips have more than %d frames (%d s), manifest leaves them out", long, MAX_FRAMES, seconds)
     if transcripts is None:
         return
@@ -258,7 +259,7 @@ def _write_tables(
         raise InputError(
             f"{output}: no clip has a transcript, expected ids like {clips['id'].iloc[0]!r} in --transcripts."
         )
-    metadata = metadata.assign(fps=FPS, sampling_rate=SAMPLING_RATE)
+    metadata = metadata.assign(fps=FRAME_RATE, sampling_rate=SAMPLE_RATE)
     _write_parquet(output / "metadata.parquet", metadata[list(_METADATA)])
     without = len(clips) - len(metadata), len(transcripts) - len(metadata)
     log.info("%d clips have a transcript, %d have none, %d transcripts have no clip", len(metadata), *without)

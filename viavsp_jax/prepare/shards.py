@@ -32,7 +32,7 @@ from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.features import extract, provenance
 from viavsp_jax.prepare.features.folders import Folder, Shard, missing
-from viavsp_jax.prepare.features.reading import Noise, Reader, Waveforms
+from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
 from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
@@ -261,7 +261,7 @@ def _tasks(
     for shard in shards:
         here, added = [clips[shard.split][position] for position in shard.positions], None
         if args.noise:
-            source = recordings or Waveforms(clips[shard.split], len(clips[shard.split]))
+            source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
             added = Noise(source, args.snr, args.seed).for_clips(here)
         yield Task(shard, here, added)
 

@@ -1,10 +1,12 @@
-"""Types of command-line options with bounds, for argparse's `type`.
+"""Types of command-line options with bounds, for argparse's `type`, and options that got a new name.
 
 What is out of bounds is an InputError, one sentence that names the option, before any work.
 """
 
+import argparse
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,16 @@ from viavsp_jax.runtime.errors import InputError
 Parse = Callable[[str], Any]
 
 MAX_SEED = 2**32 - 1  # of NumPy
+
+
+class Renamed(argparse.Action):
+    """Of an option whose second name is the one it had before: that works for one more release, with a notice."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, name: str = ""):
+        now = self.option_strings[0]
+        if name != now:
+            print(f"note: {name} is now {now}; the old name will stop working in the next release", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 def whole(option: str, at_least: int, at_most: int | None = None) -> Parse:

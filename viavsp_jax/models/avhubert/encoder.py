@@ -14,22 +14,7 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, VIDEO_MEAN, VIDEO_STD, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.avhubert.video import EPSILON, VideoExtractor
-
-_PARTS = 1 << 8  # of which a dropout rate is a whole number; four of them fit a random word of 32 bits
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Dropout of x, [B, T, F], of which four values share a random word: words are what it costs.
-
-    The rate is rounded to a multiple of 1/256, and the kept values are scaled by what it is rounded to, so that the
-    expectation is x.
-    """
-    dropped, width = round(rate * _PARTS), x.shape[-1]
-    if dropped == 0:
-        return x
-    words = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)))
-    drawn = jnp.concatenate([(words >> 8 * n) % _PARTS for n in range(4)], -1)[..., :width]
-    return jnp.where(drawn >= dropped, x / (1 - dropped / _PARTS), 0)
+from viavsp_jax.models.dropout import dropout
 
 
 def normalized(video: jax.Array, padding_mask: jax.Array) -> jax.Array:
@@ -192,8 +177,8 @@ class AVHubert(nnx.Module):
         audio: jax.Array,
         video: jax.Array,
         padding_mask: jax.Array,
-        heard: jax.Array,
-        seen: jax.Array,
+        has_audio: jax.Array,
+        has_video: jax.Array,
         *,
         training: bool = False,
         key: jax.Array | None = None,
@@ -204,7 +189,7 @@ class AVHubert(nnx.Module):
           audio: stacked filterbank values, float[R, S, T, audio_dim].
           video: normalised grey frames, float[R, S, T, 88, 88], zeros where padded.
           padding_mask: bool[R, S, T], True at padded frames; clips may be all padding.
-          heard, seen: bool[R, S], whether a clip has audio, and video. What a clip lacks is read, but has no effect.
+          has_audio, has_video: bool[R, S]. What a clip lacks is read, but has no effect.
           training: whether BatchNorm may use each clip's own statistics. If it does, the nnx.BatchStat variables hold
             the new running averages after the call.
           key: a PRNG key, which turns layer-drop and dropout on.
@@ -214,12 +199,12 @@ class AVHubert(nnx.Module):
         """
         own_statistics = training and self.training.batch_norm == "batch"
         video = self.video.clip_by_clip(
-            video, ~padding_mask & seen[..., None] if own_statistics else None, self.training.unroll
+            video, ~padding_mask & has_video[..., None] if own_statistics else None, self.training.unroll
         )
         audio, video = (
             # The reference puts zeros behind the extractor, whose bias would show otherwise.
             jnp.where(present[..., None, None], features, 0).reshape(-1, *features.shape[2:])
-            for present, features in ((heard, self.audio(audio)), (seen, video))
+            for present, features in ((has_audio, self.audio(audio)), (has_video, video))
         )
         mask = padding_mask.reshape(len(audio), -1)
         return self.transform(self.fuse(audio, video), mask, key=key)[1].reshape(*padding_mask.shape, -1)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from viavsp_jax.prepare.demo.speech import FRAME_RATE, Phoneme
+from viavsp_jax.data.features import FRAME_RATE
+from viavsp_jax.prepare.demo.speech import Phoneme
 from viavsp_jax.prepare.demo.visemes import articulate
 
 SIZE = 96

@@ -18,11 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import resample_poly
 
+from viavsp_jax.data.features import SAMPLE_RATE, SAMPLES_PER_FRAME
 from viavsp_jax.runtime.errors import InputError
 
-SAMPLE_RATE = 16_000
-FRAME_RATE = 25
-SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 SILENCE = "sil"
 
 LEAD_SECONDS, TAIL_SECONDS = 0.16, 0.12

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from viavsp_jax.prepare.demo.speech import FRAME_RATE, SILENCE, Phoneme
+from viavsp_jax.data.features import FRAME_RATE
+from viavsp_jax.prepare.demo.speech import SILENCE, Phoneme
 from viavsp_jax.runtime.errors import InputError
 
 _STEPS_PER_SECOND = 200

@@ -19,8 +19,7 @@ from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
-
-_DTYPES = ("float32", "bfloat16")
+from viavsp_jax.settings import DTYPES
 
 
 class JaxEncoder:
@@ -31,8 +30,8 @@ class JaxEncoder:
 
         Raises InputError if the folder or the dtype is not usable.
         """
-        if dtype not in _DTYPES:
-            raise InputError(f"--dtype is {dtype}, expected one of {', '.join(_DTYPES)} with --backend jax.")
+        if dtype not in DTYPES:
+            raise InputError(f"--dtype is {dtype}, expected one of {', '.join(DTYPES)} with --backend jax.")
         self.config, weights = load_flax(folder, fold=True)
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("clips",), axis_types=(AxisType.Auto,), devices=devices)

@@ -11,8 +11,6 @@ from viavsp_jax.prepare.features.avhubert_torch import AVHubert, load_encoder
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.runtime.errors import InputError
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 class TorchEncoder:
     """Encodes batches on the device and in the dtype of a PyTorch model; an extract.Encoder."""
@@ -28,7 +26,7 @@ class TorchEncoder:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
             raise InputError(f"--device {device} is not usable here ({str(error).splitlines()[0]}).") from error
-        return cls(load_encoder(folder, _DTYPES[dtype], device))
+        return cls(load_encoder(folder, getattr(torch, dtype), device))
 
     def encode(
         self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from viavsp_jax.data import media, noise
-from viavsp_jax.data.features import audio_features
-from viavsp_jax.prepare.manifest import FPS, MAX_FRAMES, SAMPLING_RATE, Clip, lengths_differ
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
+from viavsp_jax.prepare.manifest import MAX_FRAMES, Clip, lengths_differ
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
 
@@ -35,8 +35,8 @@ class Media:
     samples: np.ndarray  # int16[n], with noise
 
 
-class Waveforms:
-    """The waveforms of a split's clips, read when they are asked for, as noise.babble_of wants them."""
+class Talkers:
+    """The clips of a split that babble is drawn from, read when noise.babble_of asks for them."""
 
     def __init__(self, clips: Sequence[Clip] | Mapping[int, Clip], count: int):
         self._clips, self._count = clips, count
@@ -51,16 +51,16 @@ class Waveforms:
         except InputError:  # it is reported when its own turn comes
             return {"id": clip.id, "audio": np.zeros(0, np.int16)}
 
-    def some(self, indices: Iterable[int]) -> "Waveforms":
+    def some(self, indices: Iterable[int]) -> "Talkers":
         """The same, but only these can be read."""
-        return Waveforms({index: self._clips[index] for index in indices}, self._count)
+        return Talkers({index: self._clips[index] for index in indices}, self._count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
     """What is mixed into the audio of a split's clips, at a fixed signal-to-noise ratio."""
 
-    source: Waveforms | noise.Recordings
+    source: Talkers | noise.Recordings
     snr_db: float
     seed: int
 
@@ -93,9 +93,8 @@ def read_media(clip: Clip, added: Noise | None) -> Media:
             f"{MAX_FRAMES}."
         )
     if lengths_differ(len(frames), len(samples)):
-        raise InputError(
-            f"{clip.audio}: lasts {len(samples) / SAMPLING_RATE:.2f} s, expected {len(frames) / FPS:.2f} s as video."
-        )
+        heard, seen = len(samples) / SAMPLE_RATE, len(frames) / FRAME_RATE
+        raise InputError(f"{clip.audio}: lasts {heard:.2f} s, expected {seen:.2f} s as video.")
     if added is not None:
         samples = added.add(clip, samples)
     return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
