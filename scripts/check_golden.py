@@ -7,78 +7,16 @@ recorded; other recordings of the same layout, with other sizes, work as well.
 """
 
 import argparse
-import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the recordings were made on a CPU
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.golden import (
-    avhubert,
-    avhubert_flax,
-    avsp,
-    decoding,
-    encoder_training,
-    exchange,
-    kmeans,
-    media,
-    nf4,
-    training,
-)
-from scripts.golden.report import EXACT, Golden, Row
+from tests.parity.areas import AREAS, rows
+from tests.parity.rows import Golden
 from viavsp_jax.runtime.errors import reported_to_user
-
-AREAS: dict[str, Callable[[Golden], Iterator[Row]]] = {
-    "media": media.checks,
-    "avhubert": avhubert.checks,
-    "avhubert_flax": avhubert_flax.checks,
-    "kmeans": kmeans.checks,
-    "avsp": avsp.checks,
-    "decoding": decoding.checks,
-    "training": training.checks,
-    "encoder": encoder_training.checks,
-    "exchange": exchange.checks,
-    "nf4": nf4.checks,
-}
-
-# The real K-Means model is the reference's, so not in every copy; the file of attributes describes it.
-MAY_BE_ABSENT = ("kmeans/centers.npz", "kmeans/model_km_attributes.json")
-
-
-def file_checks(golden: Golden) -> Iterator[Row]:
-    """The files, against the recording's own list of them."""
-    for name, listed in sorted(golden.json("INDEX.json")["files"].items()):
-        if not golden.has(name):
-            if name in MAY_BE_ABSENT:
-                yield Row(name, 0, EXACT, "absent", compared=False)
-            else:
-                yield Row(name, 1, EXACT, "missing")
-        elif hashlib.sha256((golden.folder / name).read_bytes()).hexdigest() != listed["sha256"]:
-            yield Row(name, 1, EXACT, "not the file that was recorded")
-
-
-def leftover_checks(golden: Golden) -> Iterator[Row]:
-    """Nothing recorded may go without a comparison."""
-    listed = {name for name in golden.json("INDEX.json")["files"] if golden.has(name)}
-    for name in [*sorted(listed - golden.read), *golden.unread()]:
-        yield Row(name, 1, EXACT, "not compared")
-
-
-def rows(golden: Golden, only: list[str]) -> Iterator[tuple[str, Row]]:
-    """(area, comparison), as they are made."""
-    areas = {"files": file_checks, **{name: AREAS[name] for name in only}}
-    if len(only) == len(AREAS):
-        areas["leftovers"] = leftover_checks
-    for area, checks in areas.items():
-        try:
-            for row in checks(golden):
-                yield area, row
-        # Whatever goes wrong is a failed comparison; the other areas are still compared.
-        except Exception as error:
-            yield area, Row("the rest", float("inf"), EXACT, f"{type(error).__name__}: {error}")
 
 
 @reported_to_user()

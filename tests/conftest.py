@@ -22,17 +22,20 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 import hypothesis
 import jax
 import torch
-from demo_run import demo_clips, demo_export, demo_folder, demo_merged  # noqa: F401  fixtures
-from page_requests import client, event, page, uploads, words  # noqa: F401  fixtures
-from small_disk import small_disk  # noqa: F401  fixture
-from small_media import media_folders  # noqa: F401  fixture
-from small_run import folders  # noqa: F401  fixture
-from small_shards import prepared  # noqa: F401  fixture
-from tiny_llama import export, llm, raw, trained  # noqa: F401  fixtures
 
 # Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+pytest_plugins = [
+    "demo_run",
+    "ray_cluster",
+    "small_disk",
+    "small_media",
+    "small_run",
+    "small_shards",
+    "tiny_llama",
+]  # fixtures
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)
 # Compilation makes the first example slow.

@@ -21,17 +21,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from viavsp_jax.prepare.demo.face import SIZE, Face, render
 from viavsp_jax.prepare.demo.sentences import sample_sentences
-from viavsp_jax.prepare.demo.speech import (
-    FRAME_RATE,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
-    SILENCE,
-    Phoneme,
-    Speaker,
-    synthesize,
-)
+from viavsp_jax.prepare.demo.speech import SILENCE, Phoneme, Speaker, synthesize
 from viavsp_jax.prepare.demo.visemes import VISEMES
 from viavsp_jax.prepare.workers import deaf_to_ctrl_c
 from viavsp_jax.runtime.errors import InputError

@@ -1,0 +1,103 @@
+"""Run by test_sharding.py on 8 CPU devices: losses, gradients and quantised weights on several meshes."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from configs import base
+from viavsp_jax import sharding, state
+from viavsp_jax.experiment import read_settings
+from viavsp_jax.losses import label_loss
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.quantize import quantize_stack
+from viavsp_jax.models.viavsp import ModelConfig
+
+TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
+B, T, S, L, E = 8, 24, 16, 6, 10
+ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
+# Every shape that 8 devices have.
+MESHES = [
+    {"data": data, "fsdp": fsdp, "tensor": -1} for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
+]
+ALL_AXES, FSDP = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1})
+
+
+def make_mesh(sizes: dict[str, int]) -> Mesh:
+    config = base.get_config()
+    config.mesh.update(sizes)
+    return sharding.make_mesh(read_settings(config).mesh, jax.devices()[:1] if sizes is ONE_DEVICE else None)
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "features": rng.normal(size=(B, T, E)).astype(np.float32),
+        "frame_slot": np.sort(rng.integers(0, S + 1, (B, T))).astype(np.int32),
+        "tokens": rng.integers(0, 96, (B, S)).astype(np.int32),
+        "is_speech": rng.random((B, S)) < 0.5,
+        "segment_ids": np.sort(rng.integers(1, 3, (B, S))).astype(np.int32),
+        "positions": np.tile(np.arange(S, dtype=np.int32), (B, 1)),
+        "label_index": rng.integers(0, S, (B, L)).astype(np.int32),
+        "targets": rng.integers(0, 96, (B, L)).astype(np.int32),
+        "weights": np.full((B, L), 1 / L, np.float32),
+    }
+
+
+@functools.cache
+def model(quantization: str):
+    return jax.device_get(
+        state.split(state.make_model(jax.random.key(0), ModelConfig(TINY, LoRAConfig(), E, "float32", quantization)))
+    )
+
+
+def loss_and_gradients(quantization: str, sizes: dict[str, int]):
+    """On one mesh, after a look at where weights and rows are."""
+    mesh, (structure, trainable, frozen) = make_mesh(sizes), model(quantization)
+    trainable = jax.tree.map(lambda x: x + 0.01, trainable)
+    trainable, frozen = (jax.device_put(x, sharding.shard_params(mesh, x)) for x in (trainable, frozen))
+    batch = sharding.put_batch(mesh, make_batch())
+    kernel = frozen["llm"]["layers"]["up"]["kernel"]
+    inputs, stored = (128, kernel) if quantization == "none" else (64, kernel["codes"])
+    pieces = {piece.data.shape for piece in stored.addressable_shards}
+    assert pieces == {(2, inputs // mesh.shape["fsdp"], 192 // mesh.shape["tensor"])}, pieces
+    rows = batch["tokens"].addressable_shards[0].data.shape[0]
+    assert rows == B // mesh.shape["data"] // mesh.shape["fsdp"]
+
+    def loss(trainable, frozen, batch):
+        logits = nnx.merge(structure, trainable, frozen)(batch)
+        return label_loss(logits, batch["targets"], batch["weights"])[0]
+
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(trainable, frozen, batch))
+
+
+def check_quantization(sizes: dict[str, int]) -> None:
+    """Kernels that are quantised where they lie get the codes they get on one device."""
+    whole, quantized = ({"llm": {"layers": model(name)[2]["llm"]["layers"]}} for name in ("none", "nf4"))
+    mesh = make_mesh(sizes)
+    placed = jax.device_put(whole, sharding.shard_params(mesh, whole))
+    shardings = sharding.shard_params(mesh, quantized)
+    for name in ("q", "down"):
+        kernel, target, expected = (tree["llm"]["layers"][name]["kernel"] for tree in (placed, shardings, quantized))
+        found = jax.jit(quantize_stack, out_shardings=target)(kernel)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def main() -> None:
+    assert jax.device_count() == 8
+    for quantization, meshes in (("none", MESHES), ("nf4", [ALL_AXES])):
+        expected = loss_and_gradients(quantization, ONE_DEVICE)
+        for sizes in meshes:
+            found = loss_and_gradients(quantization, sizes)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for sizes in (FSDP, ALL_AXES):
+        check_quantization(sizes)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The page's real server in a process of its own, and requests to it that no browser would send."""
+
+import contextlib
+import html
+import http.client
+import http.server
+import pathlib
+import sys
+import time
+import urllib.parse
+
+import httpx
+import pytest
+from places import TESTS
+
+import viavsp_jax
+from benchmarks import visitors
+from viavsp_jax.app.transcriber import Transcriber
+
+# A short queue, and room for two uploads of unknown length.
+LIMITS = "from viavsp_jax.app import gate, page; gate.MAX_KEPT = 500_000_000; page._MAX_WAITING = 3"
+FILE = {"meta": {"_type": "gradio.FileData"}}
+CODE = pathlib.Path(viavsp_jax.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def page(demo_export, tmp_path_factory):
+    with visitors.running(
+        str(demo_export), tmp_path_factory.mktemp("server"), "--device", "cpu", "--max_minutes", "1", before=LIMITS
+    ) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    with httpx.Client(base_url=page.address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def event(client):
+    return visitors.event_of(client)
+
+
+@pytest.fixture(scope="module")
+def uploads(client):
+    """The folder of the server where they lie."""
+    return pathlib.Path(visitors.send(client, "a.txt", b"first").json()[0]).parents[1]
+
+
+@pytest.fixture(scope="module")
+def words(demo_export, demo_clips):
+    """What is said in each clip, by its path."""
+    transcriber = Transcriber.from_pretrained(demo_export, device="cpu")
+    return {clip: transcriber(clip, num_beams=2).text for clip in demo_clips}
+
+
+def raw(page, path, method="GET", headers=None):
+    """Status and all that is answered to a path, which is sent as it is."""
+    address = urllib.parse.urlsplit(page.address)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+    connection._validate_path = lambda path: None  # a client that checks nothing
+    with contextlib.closing(connection):
+        connection.request(method, path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, str(answer.headers) + answer.read().decode("utf-8", "replace")
+
+
+def sent(client, name, content):
+    """An upload as FileData."""
+    answer = visitors.send(client, name, content)
+    assert answer.status_code == 200, answer.text
+    return {"path": answer.json()[0], **FILE}
+
+
+def message(answer):
+    """The sentence on the page, of a press that led to nothing else."""
+    shown, results, transcript, *files = answer.values
+    assert results["visible"] is False and transcript == "" and files == [None] * len(files)
+    return html.unescape(shown)
+
+
+def assert_no_path(text, page, demo_export):
+    """No path of the server but the names under which the visitor's own files are served."""
+    for path in (demo_export, CODE.parent, pathlib.Path.home(), sys.prefix, TESTS):
+        assert str(path) not in text
+    assert "Traceback" not in text and "site-packages" not in text
+
+
+def files(uploads):
+    return {path for path in uploads.rglob("*") if path.is_file()}
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come true"
+        time.sleep(0.05)

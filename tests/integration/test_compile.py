@@ -1,0 +1,132 @@
+"""Compilation for TPUs that are not there, by the command, on the demo's language model."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from places import GOLDEN
+from small_run import DEMO_LLAMA
+
+from convert.avhubert import abstract_params
+from viavsp_jax import encoder_folder, state
+from viavsp_jax.aot import compile as compile_
+from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
+
+DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/demo.py", "--mode=compile", *arguments]
+    # Nobody runs these programs: with the encoder it takes 58 in place of 164 s, for the same counts.
+    hasty = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1", "JAX_MEMORY_FITTING_EFFORT": "-1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | hasty)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[str, dict]:
+    """What the command prints and writes about rows of 256 positions on 4 chips."""
+    output = tmp_path_factory.mktemp("compile") / "report.json"
+    result = run(
+        "--topology=v5e:2x2", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.data.rows=4",
+        "--config.evaluate.rows=4", "--config.updates=1000",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout, json.loads(output.read_text())
+
+
+def test_report(small):
+    text, report = small
+    assert report["fits"] and report["devices"] == 4 and report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    for name in ("train", "decode"):
+        part = report[name]
+        assert part["fits"] and 0 < part["hbm_used_fraction"] < 0.01
+        assert part["hbm_used_fraction"] == pytest.approx(
+            sum(part["hbm_bytes"].values()) / report["hbm_bytes_per_device"]
+        )
+        assert 0.3 < part["useful_flops_fraction"] < 1
+        seconds = part["model_flops_per_step"] / 4 / 197e12
+        assert part["step_seconds_at_peak"] == pytest.approx(seconds)
+        assert part["hours_at_half_peak"] == pytest.approx(part["steps"] * seconds * 2 / 3600)
+    assert report["train"]["steps"] == 1000 and report["decode"]["steps"] == 12_800 / 4
+    assert "v5e:2x2: 4 devices with 15.75 GiB and 197 TFLOP/s each" in text
+    assert text.count("yes") == 2
+
+
+def test_what_is_sent_are_the_gradients(small):
+    """float32, of adapters and projector: nothing else leaves a device, nothing at all when it decodes."""
+    _, report = small
+    adapters = 4 * 16 * (3 * 128 + 128 + 64 + 64)
+    projector = 128 * 128 + 128
+    assert report["train"]["collective_bytes_by_kind"] == {"all-reduce": 4 * (adapters + projector)}
+    assert report["train"]["collective_bytes_per_step"] == 4 * (adapters + projector)
+    assert report["decode"]["collective_bytes_per_step"] == 0
+
+
+def test_rows_are_packed_from_typical_clips(small):
+    """An utterance takes some 15 instruction, 45 speech and 19 label positions; a row of 256 holds 3 of them."""
+    _, report = small
+    train = report["train"]
+    assert 2.8 * 4 < train["clips_per_step"] <= 3.2 * 4
+    assert train["real_positions"] == pytest.approx(train["clips_per_step"] / 4 * 79.2 / 256, rel=0.02)
+    assert train["clips_seen"] == round(1000 * train["clips_per_step"])
+
+
+def test_an_encoder_that_is_trained(tmp_path):
+    """Sent are all gradients, or in their place parts of them and of the weights; every device has all moments' sum."""
+    output = tmp_path / "report.json"
+    result = run(
+        "--topology=v5e:2x2", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.data.rows=4",
+        "--config.evaluate.rows=4", "--config.encoder.train=true", f"--config.encoder.path={DEMO_ENCODER}",
+        "--config.data.row.frames=228", "--config.data.row.clips=3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads(output.read_text())
+    assert report["fits"] and report["train"]["compile_seconds"] > 0
+    config = encoder_folder.read_config(DEMO_ENCODER)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_params(config)))
+    sent = report["train"]["collective_bytes_by_kind"]
+    assert size < report["train"]["collective_bytes_per_step"] < 3 * size, sent
+    # Where every clip is 76 of 76 frames, most of what is computed is of use: the encoder's second forward pass is not.
+    assert 0.4 < report["train"]["useful_flops_fraction"] < 1
+
+
+def test_a_config_that_cannot_fit(tmp_path):
+    output = tmp_path / "report.json"
+    result = run(
+        "--topology=v5e:1x1", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.lora.rank=300000",
+    )  # fmt: skip
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    report = json.loads(output.read_text())
+    assert not report["fits"] and not report["train"]["fits"]
+    # Adapters and what Adam keeps of them, 3 x 12 GB.
+    assert report["train"]["hbm_used_fraction"] > 3 * 4 * 1.2e6 * 640 / 2**30 / 15.75
+    assert "RESOURCE_EXHAUSTED" in report["train"]["refused"] and "train refused: RESOURCE_EXHAUSTED" in result.stdout
+
+
+def test_without_a_topology():
+    result = run()
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: --topology is not set, which --mode=compile needs"
+
+
+def test_size_in_a_refusal():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.52G of 15.75G hbm. Exceeded by 4.77G."
+    assert compile_.refused_size(message) == 20.52 * 2**30
+    assert compile_.refused_size("RESOURCE_EXHAUSTED") == 0
+
+
+def test_the_model_without_a_folder():
+    """As many weights as the reference's, whose vocabulary is smaller by three."""
+    recorded = json.loads((GOLDEN / "keys" / "viavsp_llm_fairseq_full_unfiltered.json").read_text())["keys"]
+    frozen, trainable = (
+        sum(math.prod(shape) for name, (shape, _) in recorded.items() if name.startswith("decoder.") and wanted(name))
+        for wanted in (lambda name: "lora" not in name, lambda name: "lora" in name)
+    )
+    _, ours, ours_frozen = state.abstract_model(ModelConfig(compile_.VINALLAMA, LoRAConfig(), 1024, "bfloat16"))
+    assert sum(x.size for x in jax.tree.leaves(ours_frozen)) == frozen + 2 * 3 * 2560
+    assert sum(x.size for x in jax.tree.leaves(ours["llm"])) == trainable

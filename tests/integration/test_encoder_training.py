@@ -1,0 +1,297 @@
+"""Training with the encoder in the model: against cached features, on either side of the switch, and resumed."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_media import media_config
+from tensorboard_events import scalars
+
+from convert.avhubert import load_flax
+from viavsp_jax import evaluate, experiment, train
+from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data import pipeline
+from viavsp_jax.experiment import read_settings
+from viavsp_jax.losses import label_loss
+from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
+from viavsp_jax.optimizer import make_optimizer, trains_encoder
+from viavsp_jax.runtime import programs
+from viavsp_jax.runtime.errors import InputError
+
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, that is; what is compiled is run once or twice
+
+
+@pytest.fixture
+def config(media_folders):
+    return media_config(*media_folders)
+
+
+@dataclasses.dataclass
+class Run:
+    """A state of training, the frozen weights, a batch, and updates of either kind."""
+
+    exp: experiment.Experiment
+    state: train.TrainState
+    frozen: dict
+    batch: dict
+
+    def update(self, train_encoder):
+        optimizer, _ = make_optimizer(self.exp.settings.optimizer)
+        step = train.make_train_step(self.exp.structure, optimizer, self.exp.settings.training, train_encoder)
+        return quickly(step, self.state, self.frozen, self.batch)
+
+
+def start(config):
+    exp = experiment.load_experiment(config)
+    state = train.init_state(exp, make_optimizer(exp.settings.optimizer)[0])
+    return Run(exp, state, exp.load_frozen(), next(pipeline.training_batches(exp.settings.data, exp.prompt)))
+
+
+def changed(a, b):
+    return [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+
+
+def adam(state, part):
+    """Adam's state of a part of what learns."""
+    return state.opt_state.inner_states[part].inner_state[0]
+
+
+def quickly(function, *args):
+    return jax.jit(function).lower(*args).compile(QUICKLY)(*args)
+
+
+def test_the_encoder_in_the_model_gives_what_caching_its_features_gives(config, media_folders):
+    run = start(config)
+    batch, weights = run.batch, (run.state.trainable, run.state.batch_stats, run.frozen)
+    encoder_config, params = load_flax(media_folders[2])
+    graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(encoder_config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+
+    def cache(params, audio, video, padding):
+        encoder = nnx.merge(graph, params)
+        heard, seen = encoder.audio_features(audio), encoder.video_features(normalized(video, padding))
+        return encoder.encode(heard, seen, padding)[1]
+
+    slots = batch["frame_slot"]
+    clips = [x.reshape(-1, *x.shape[2:]) for x in (batch["audio"], batch["video"], slots == batch["tokens"].shape[1])]
+    features = np.nan_to_num(quickly(cache, params, *clips))  # of clips that are all padding
+    cached = {
+        "features": features.reshape(len(slots), -1, features.shape[-1]),
+        "frame_slot": slots.reshape(len(slots), -1),
+    }
+    plain = config.copy_and_resolve_references()
+    plain.encoder.train = False
+    without, learnt = experiment.load_experiment(plain).structure, {
+        name: run.state.trainable[name] for name in ("llm", "projector")
+    }  # fmt: skip
+    np.testing.assert_allclose(
+        quickly(lambda weights, batch: nnx.merge(run.exp.structure, *weights)(batch), weights, batch),
+        quickly(lambda batch: nnx.merge(without, learnt, run.frozen)(batch), batch | cached),
+        atol=1e-5,
+    )
+
+
+def test_a_frozen_encoder_waits_and_then_learns(config):
+    run = start(config)
+    frozen, _ = run.update(train_encoder=False)
+    assert not any(changed(frozen.trainable["encoder"], run.state.trainable["encoder"]))
+    # LoRA's b is zero at first, so that a does not move yet.
+    assert sum(changed(frozen.trainable["llm"], run.state.trainable["llm"])) == 3
+    assert int(adam(frozen, "others").count) == 1 and int(adam(frozen, "encoder").count) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(adam(frozen, "encoder").mu))
+    run.state = frozen
+    learning, _ = run.update(train_encoder=True)
+    assert int(adam(learning, "others").count) == 2 and int(adam(learning, "encoder").count) == 1
+    names = ["/".join(str(key.key) for key in path) for path, _ in
+             jax.tree_util.tree_leaves_with_path(run.state.trainable["encoder"])]  # fmt: skip
+    still = [name for name, moved in zip(
+        names, changed(learning.trainable["encoder"], frozen.trainable["encoder"]), strict=True
+    ) if not moved]  # fmt: skip
+    # Softmax does not see what is added to all keys alike; rounding may or may not move it.
+    assert set(still) <= {"blocks/k/bias"}
+    assert not any(changed(learning.batch_stats, run.state.batch_stats))
+
+
+def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(config):
+    config.encoder.freeze_updates = 1
+    run = start(config)
+    run.state = run.update(train_encoder=False)[0]
+    after, _ = run.update(train_encoder=True)
+    _, schedule = make_optimizer(read_settings(config).optimizer)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
+    # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
+    strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu["encoder"])
+    sizes = np.concatenate([x.ravel() for x in jax.tree.leaves(strong)])
+    assert len(sizes) > 1000
+    np.testing.assert_allclose(sizes, float(schedule(1)), rtol=2e-2)
+
+
+def test_when_the_encoder_learns(config):
+    config.encoder.freeze_updates = 2
+    settings = read_settings(config).optimizer
+    assert [trains_encoder(settings, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
+    config.encoder.train = False
+    assert not trains_encoder(read_settings(config).optimizer, 3)
+
+
+def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
+    def loss(train_encoder=True, **settings):
+        altered = config.copy_and_resolve_references()
+        altered.update_from_flattened_dict(settings)
+        run = start(altered)
+
+        def of_batch(trainable):
+            model = nnx.merge(run.exp.structure, trainable, run.state.batch_stats, run.frozen)
+            logits = model(run.batch, jax.random.key(0), "none", train_encoder)
+            return label_loss(logits, run.batch["targets"], run.batch["weights"])[0]
+
+        return float(quickly(of_batch, run.state.trainable))
+
+    found = {
+        "plain": loss(),
+        "layer_drop": loss(**{"encoder.layer_drop": 0.5}),
+        "activation_dropout": loss(**{"encoder.activation_dropout": 0.5}),
+        "batch_norm": loss(**{"encoder.batch_norm": "batch"}),
+    }
+    assert len(set(found.values())) == len(found), found
+    # A frozen encoder runs without dropout, but by its own statistics if told so.
+    assert loss(False, **{"encoder.layer_drop": 0.5, "encoder.activation_dropout": 0.5}) == found["plain"]
+    assert loss(False, **{"encoder.batch_norm": "batch"}) == found["batch_norm"]
+
+
+def test_a_frozen_encoder_averages_statistics_when_told_to(config):
+    config.encoder.batch_norm = "batch"
+    run = start(config)
+    state, _ = run.update(train_encoder=False)
+    counts = {int(x) for x in jax.tree.leaves(state.batch_stats) if x.dtype == jnp.int32}
+    before = {int(x) for x in jax.tree.leaves(run.state.batch_stats) if x.dtype == jnp.int32}
+    assert before == {0} and counts == {int(run.batch["has_video"].sum())}
+    assert all(changed(state.batch_stats, run.state.batch_stats))
+
+
+@pytest.fixture(scope="module")
+def whole(media_folders, tmp_path_factory):
+    """Config and work folder of 3 updates without a stop, the encoder frozen for 1, everything drawn that can be."""
+    config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("whole")
+    config.updates, config.encoder.freeze_updates = 3, 1
+    config.encoder.layer_drop, config.encoder.activation_dropout, config.encoder.batch_norm = 0.3, 0.1, "batch"
+    config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
+    config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
+        train.train(config, workdir)
+    return config, workdir
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, tmp_path, stop, monkeypatch):
+    config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    monkeypatch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
+    config.updates = stop
+    train.train(config, tmp_path)
+    config.updates = 3
+    made = []
+    make = train.jit_train_step
+    monkeypatch.setattr(train, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
+    train.train(config, tmp_path)
+    assert made == [True]  # programs that were compiled; the run without a stop needs two
+    exp = experiment.load_experiment(config)
+    abstract = train.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
+    states = [Checkpoints(folder, 4).restore(3, abstract, None) for folder in (workdir, tmp_path)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    curves = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
+    assert curves[0]["train/loss"] == curves[1]["train/loss"] and len(curves[0]["train/loss"]) == 3
+    assert curves[0]["valid/accuracy"] == curves[1]["valid/accuracy"]
+
+
+def test_evaluation_decodes_media_with_the_encoder_and_statistics_of_the_checkpoint(whole, monkeypatch):
+    config, workdir = whole[0].copy_and_resolve_references(), whole[1]
+    config.evaluate.names = ("av_clean", "audio_clean", "video_clean")
+    given = []
+    decode = evaluate.decode_folder
+    monkeypatch.setattr(
+        evaluate,
+        "decode_folder",
+        lambda exp, decode_batch, name: given.append(decode_batch) or decode(exp, decode_batch, name),
+    )
+    scores = evaluate.evaluate(config, workdir)
+    assert scores.keys() == set(config.evaluate.names) and all(row["clips"] == 5 for row in scores.values())
+    exp = experiment.load_experiment(config)
+    checkpoints = Checkpoints(workdir, 4)
+    step = checkpoints.best_step()
+    trainable, frozen = given[0].args
+    jax.tree.map(np.testing.assert_array_equal, trainable, checkpoints.restore_trainable(step, exp.trainable))
+    stats = checkpoints.restore_batch_stats(step, exp.batch_stats)["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, frozen["encoder"], stats)
+    assert any(changed(stats, exp.load_encoder()[1]["encoder"]))
+
+
+def test_a_checkpoint_with_an_encoder_is_not_taken_for_one_without(whole):
+    config = whole[0].copy_and_resolve_references()
+    config.encoder.train = False
+    with pytest.raises(InputError, match="was trained with config.encoder.train True, not False"):
+        Checkpoints(whole[1], 4).check_fits(3, experiment.load_experiment(config).fits)
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"encoder.path": ""}, "config.encoder.path is not set"),
+    ({"encoder.path": "/none"}, "/none/config.json: no such file"),
+    ({"data.feature_width": 64}, "its encoder has width 32, expected 64 .config.data.feature_width"),
+    ({"encoder.batch_norm": "group"}, "config.encoder.batch_norm is .group., expected running or batch"),
+    ({"encoder.layer_drop": 1.0}, "config.encoder.layer_drop is 1.0, expected a number from 0 to less than 1"),
+])  # fmt: skip
+def test_wrong_settings(config, settings, words):
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(InputError, match=words):
+        experiment.load_experiment(config)
+
+
+MESH = """
+import sys
+import jax, numpy as np
+sys.path.insert(0, "tests/helpers")
+from small_media import media_config
+from viavsp_jax import experiment, sharding, train
+from viavsp_jax.data import pipeline
+from viavsp_jax.optimizer import make_optimizer
+
+config = media_config(*sys.argv[1:4])
+config.data.rows, config.encoder.batch_norm = 4, "batch"
+results = []
+for devices in (jax.devices()[:1], jax.devices()):
+    loaded = experiment.load_experiment(config)
+    mesh, model = sharding.make_mesh(loaded.settings.mesh, devices), loaded.model
+    exp = experiment.abstract_experiment(loaded.settings, model.llama, mesh, "float32", model.encoder)
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
+    state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
+    batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, loaded.prompt)))
+    state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)
+    moments = state.opt_state.inner_states["encoder"].inner_state[0]
+    kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]
+    results.append(jax.device_get((moments.mu, moments.nu, state.batch_stats)))
+    weights = state.trainable["encoder"]["blocks"]["up"]["kernel"]
+    print(len(devices), kernel.sharding.shard_shape(kernel.shape), weights.sharding.shard_shape(weights.shape))
+for one, many in zip(*results, strict=True):
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        # Where gradients cancel to nothing, as those of k's bias do, rounding is all there is.
+        assert np.abs(x - y).max() <= 1e-5 * max(np.abs(x).max(), 1e-2 * largest), (x.shape, np.abs(x - y).max())
+"""
+
+
+def test_devices_share_the_clips_and_the_moments(media_folders):
+    command = [sys.executable, "-c", MESH, *map(str, media_folders)]
+    env = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "PATH": "",
+        "PYTHONPATH": ".",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert not done.returncode, done.stderr[-3000:]
+    one, four = done.stdout.strip().splitlines()
+    assert one == "1 (3, 32, 48) (3, 32, 48)" and four == "4 (3, 8, 48) (3, 32, 48)"

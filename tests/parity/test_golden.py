@@ -1,0 +1,123 @@
+"""Everything recorded of the reference's real code, through scripts/check_golden.py, and that the script can fail."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from places import GOLDEN, ROOT
+
+from tests.parity import encoder_training
+from tests.parity.areas import AREAS, file_checks, leftover_checks
+from tests.parity.rows import Golden
+
+
+def check(folder, *options):
+    command = [sys.executable, ROOT / "scripts" / "check_golden.py", "--data", folder, *options]
+    # As users run it. It also computes long enough for optimised programs to pay.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return Golden(GOLDEN)
+
+
+@pytest.mark.parametrize("area", [*AREAS])
+def test_recordings(golden, area):
+    rows = list(AREAS[area](golden))
+    assert len(rows) > 10 and not [row for row in rows if row.compared and not row.passed]
+
+
+def test_all_that_is_recorded_was_compared(golden):
+    """By the tests above; but for inputs, and the reference's own model."""
+    files = list(file_checks(golden))
+    assert not [row for row in [*files, *leftover_checks(golden)] if row.compared and not row.passed]
+    assert {row.what for row in files if not row.compared} == {
+        "kmeans/centers.npz",
+        "kmeans/model_km_attributes.json",
+    }
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The recordings, to be changed: links to them."""
+    for path in GOLDEN.rglob("*"):
+        target = tmp_path / path.relative_to(GOLDEN)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    return tmp_path
+
+
+def replace(folder, name, write):
+    """Writes another file in place of a link and lists it as if it had been recorded so."""
+    (folder / name).unlink()
+    write(folder / name)
+    index = json.loads((folder / "INDEX.json").read_text())
+    index["files"][name]["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "INDEX.json").unlink()
+    (folder / "INDEX.json").write_text(json.dumps(index))
+
+
+def failures(folder, area="nf4"):
+    run = check(folder, "--only", area)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    return [line for line in run.stdout.splitlines() if "FAIL" in line]
+
+
+def test_one_other_number_fails(copy):
+    arrays = dict(np.load(GOLDEN / "nf4" / "nf4.npz"))
+    for array in ("w0.packed", "w1.absmax", "w2.dequantized_fp16"):
+        arrays[array] = arrays[array].copy()
+        arrays[array].flat[arrays[array].size // 2] += 1
+    replace(copy, "nf4/nf4.npz", lambda path: np.savez(path, **arrays))
+    lines = failures(copy)
+    assert [line.split()[:5] for line in lines] == [["nf4", "1.0e+00", "exact", "FAIL", f"w{i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize("name, changed, passes", [
+    ("layers.0.fc1.weight", 0.5e-4, True),
+    ("layers.0.fc1.weight", 2e-4, False),
+    ("layers.0.self_attn.k_proj.bias", 0.5e-4, True),  # of the weight's largest
+    ("layers.0.self_attn.k_proj.bias", 2e-4, False),
+    ("video.resnet.trunk.layer1.0.bn1.bias", 2e-3, True),  # what rounding may do
+    ("video.resnet.trunk.layer1.0.bn1.bias", 0.1, False),
+    ("video.resnet.trunk.layer1.0.bn1.bias", np.nan, False),
+])  # fmt: skip
+def test_one_other_value_of_a_gradient(name, changed, passes):
+    """Changed by so much of the largest."""
+    rng = np.random.default_rng(0)
+    recorded = {name: rng.normal(size=64), "layers.0.self_attn.k_proj.weight": rng.normal(size=(64, 64))}
+    if name.endswith("k_proj.bias"):
+        recorded[name] *= 1e-9
+    largest = np.abs(recorded[encoder_training.unit(name)]).max()
+    ours = {name: recorded[name] + changed * largest * (np.arange(64) == 32)}
+    assert encoder_training.gradient_row(name, ours, recorded).passed == passes
+
+
+def test_missing_and_changed_files_fail(copy):
+    (copy / "media" / "info.json").unlink()
+    (copy / "train" / "tri_stage_table.json").unlink()
+    (copy / "train" / "tri_stage_table.json").write_text("{}")
+    (copy / "nf4" / "nf4.json").unlink()
+    (copy / "train" / "bn_train_trace.npz").unlink()
+    (copy / "avsp" / "gqa_sample0_encoder_grads.npz").unlink()
+    lines = failures(copy)
+    assert [" ".join(line.split()[4:]) for line in lines] == [
+        "avsp/gqa_sample0_encoder_grads.npz (missing)",
+        "media/info.json (missing)",
+        "nf4/nf4.json (missing)",
+        "train/bn_train_trace.npz (missing)",
+        "train/tri_stage_table.json (not the file that was recorded)",
+        f"the rest (FileNotFoundError: {copy / 'nf4' / 'nf4.json'} is missing)",
+    ]
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path):
+    run = check(tmp_path)
+    assert run.returncode == 2 and f"{tmp_path} holds no INDEX.json" in run.stderr

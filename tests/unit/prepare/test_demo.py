@@ -1,0 +1,294 @@
+"""The demo corpus: sentences, speech and its timings, visemes in pixels, the files on disk."""
+
+import json
+import unicodedata
+import wave
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from viavsp_jax.data.features import SAMPLE_RATE
+from viavsp_jax.data.media import read_video
+from viavsp_jax.prepare.demo import corpus, speech
+from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip, write_corpus
+from viavsp_jax.prepare.demo.face import Face, render
+from viavsp_jax.prepare.demo.sentences import SPLITS, SYLLABLES, sample_sentences, split_of
+from viavsp_jax.prepare.demo.speech import Phoneme, Speaker, is_vowel, synthesize
+from viavsp_jax.runtime.errors import InputError
+
+SPEAKER = Speaker("tester", "vi", "m3", pitch=50, pitch_range=50, rate=175, loudness=-23.0)
+VOICES = ("vi", "vi-vn-x-central", "vi-vn-x-south")
+
+
+def rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
+
+
+def samples_of(spoken: speech.Speech, phoneme: Phoneme) -> np.ndarray:
+    return spoken.samples[round(phoneme.start * SAMPLE_RATE) : round(phoneme.end * SAMPLE_RATE)]
+
+
+def test_sentences_are_well_formed_and_reproducible():
+    assert len(SYLLABLES) >= 60
+    sentences = sample_sentences(0, 300, "train")
+    assert sentences == sample_sentences(0, 300, "train")
+    assert sentences != sample_sentences(1, 300, "train")
+    assert sentences[:100] == sample_sentences(0, 100, "train")
+    for sentence in sentences:
+        assert sentence == unicodedata.normalize("NFC", sentence).lower()
+        assert 6 <= len(sentence.split(" ")) <= 10
+        assert set(sentence.split(" ")) <= set(SYLLABLES)
+    assert set(" ".join(sample_sentences(0, 1500, "train")).split()) == set(SYLLABLES)
+
+
+def test_splits_share_no_sentence_and_the_grammar_is_large():
+    found = {split: set(sample_sentences(7, 2000, split)) for split in SPLITS}
+    assert sum(len(sentences) for sentences in found.values()) == len(set().union(*found.values()))
+    assert all(split_of(sentence) == split for split in SPLITS for sentence in found[split])
+    # A tenth of all sentences are test sentences, so 10,500 distinct ones mean more than 100,000 in all.
+    assert len(set(sample_sentences(0, 10_500, "test"))) == 10_500
+    with pytest.raises(ValueError, match="dev"):
+        sample_sentences(0, 1, "dev")
+
+
+def test_speakers_of_validation_and_test_are_heard_nowhere_else():
+    ids = {split: {speaker.id for speaker in cast} for split, cast in SPEAKERS.items()}
+    variants = {split: {speaker.variant for speaker in cast} for split, cast in SPEAKERS.items()}
+    for held_out in ("valid", "test"):
+        for other in set(SPLITS) - {held_out}:
+            assert not ids[held_out] & ids[other]
+            assert not variants[held_out] & variants[other]
+    for cast in SPEAKERS.values():
+        assert {speaker.voice for speaker in cast} == set(VOICES)
+
+
+def test_phonemes_cover_the_audio_without_gap_and_follow_its_energy():
+    spoken = synthesize("bác sĩ đang đọc sáu quyển sách hay", SPEAKER)
+    assert spoken.samples.dtype == np.int16 and len(spoken.samples) % 640 == 0
+    phonemes = spoken.phonemes
+    assert phonemes[0].start == 0 and phonemes[-1].end == len(spoken.samples) / SAMPLE_RATE
+    assert all(a.end == b.start for a, b in zip(phonemes, phonemes[1:], strict=False))
+    assert all(p.end > p.start for p in phonemes)
+    assert sum(p.end - p.start for p in phonemes) == pytest.approx(len(spoken.samples) / SAMPLE_RATE)
+
+    vowels = [rms(samples_of(spoken, p)) for p in phonemes if is_vowel(p.name)]
+    assert len(vowels) == 8
+    for silence in (phonemes[0], phonemes[-1]):
+        assert rms(samples_of(spoken, silence)) < min(vowels) / 50
+    # The first sound begins where the timings say: 10 ms later there is speech.
+    begin = round(phonemes[0].end * SAMPLE_RATE)
+    first_loud = np.flatnonzero(np.abs(spoken.samples.astype(int)) > 100)[0]
+    assert 0 <= first_loud - begin < 0.04 * SAMPLE_RATE
+
+
+def test_timings_agree_with_the_spectrum():
+    """/s/ hisses, so its samples change sign far more often than those of the vowel after it."""
+    spoken = synthesize("sáu sĩ sữa sẽ xem xoài", SPEAKER)
+
+    def crossings(phoneme: Phoneme) -> float:
+        part = samples_of(spoken, phoneme).astype(int)
+        return float(np.mean(part[:-1] * part[1:] < 0))
+
+    pairs = [(a, b) for a, b in zip(spoken.phonemes, spoken.phonemes[1:], strict=False) if a.name == "s"]
+    assert len(pairs) == 6
+    for hiss, after in pairs:
+        assert crossings(hiss) > 2 * crossings(after)
+
+
+def test_closures_of_stops_are_silent():
+    spoken = synthesize("bếp đẹp bếp", SPEAKER)
+    vowel = min(rms(samples_of(spoken, p)) for p in spoken.phonemes if is_vowel(p.name))
+    finals = [p for p in spoken.phonemes if p.name == "p"]
+    assert len(finals) == 3
+    for p in finals:
+        assert p.end - p.start >= 0.04
+        assert rms(samples_of(spoken, p)) < vowel / 10
+
+
+def test_tones_come_from_the_syllable():
+    spoken = synthesize("ba bà bá bả bã bạ", SPEAKER)
+    assert [p.tone for p in spoken.phonemes if is_vowel(p.name)] == [1, 2, 3, 4, 5, 6]
+    spoken = synthesize("cửa hàng một mình", SPEAKER)
+    per_syllable = [p.tone for p in spoken.phonemes if is_vowel(p.name)]
+    assert per_syllable == [4, 2, 6, 2]
+    assert spoken.phonemes[0].tone == spoken.phonemes[-1].tone == 0
+
+
+def test_speech_depends_on_nothing_said_before():
+    first, other = sample_sentences(0, 2, "train")
+    alone = synthesize(first, SPEAKER).samples
+    synthesize(other, Speaker("other", "vi-vn-x-south", "f2", 60, 40, 190, -20.0))
+    np.testing.assert_array_equal(synthesize(first, SPEAKER).samples, alone)
+
+
+def test_loudness_and_resampling():
+    quiet, loud = (synthesize("ba", Speaker("s", "vi", "m3", 50, 50, 175, db)).samples for db in (-40.0, -20.0))
+    assert 20 * np.log10(rms(loud) / rms(quiet)) == pytest.approx(20, abs=0.2)
+
+
+def test_speech_errors_name_the_cause(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=r"vi\+nobody"):
+        synthesize("ba", Speaker("x", "vi", "nobody", 50, 50, 175, -20.0))
+    with pytest.raises(InputError, match=r"nowhere\+m3"):
+        synthesize("ba", Speaker("x", "nowhere", "m3", 50, 50, 175, -20.0))
+    broken = tmp_path / "libespeak-ng.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(speech, "_library_and_data", lambda: (str(broken), "/nowhere"))
+    with pytest.raises(InputError, match=r"libespeak-ng\.so"):
+        synthesize("ba", SPEAKER)
+
+
+def test_every_phoneme_of_the_grammar_has_a_viseme_and_a_label():
+    texts = [" ".join(SYLLABLES[i : i + 8]) for i in range(0, len(SYLLABLES), 8)]
+    texts += [sentence for split in SPLITS for sentence in sample_sentences(5, 10, split)]
+    spoken = set()
+    for voice in VOICES:
+        speaker = Speaker("x", voice, "f1", 50, 50, 200, -20.0)
+        spoken |= {p.name for text in texts for p in synthesize(text, speaker).phonemes}
+    assert spoken == set(PHONEMES)
+    assert PHONEMES[0] == speech.SILENCE and list(PHONEMES[1:]) == sorted(PHONEMES[1:])
+
+
+# Blue lips on grey skin: the pixels of the lips can be told from all others.
+BLUE_LIPS = Face(
+    texture_seed=1, skin=(150, 150, 150), lips=(255, 60, 60), half_width=24, lip_thickness=1, opening=17,
+    folds=0.05, stubble=0, light_angle=0, light_contrast=0.05, scale=1.1, position=(0, 0),
+)  # fmt: skip
+
+
+def mouth_of(name: str) -> dict[str, float]:
+    """Measures in pixels of the middle frame of one long phoneme."""
+    phonemes = (Phoneme("sil", 0, 0.2, 0), Phoneme(name, 0.2, 0.6, 1), Phoneme("sil", 0.6, 0.8, 0))
+    frames = render(phonemes, 20, BLUE_LIPS, np.random.default_rng(3))
+    assert frames.shape == (20, 96, 96, 3) and frames.dtype == np.uint8
+    frame = frames[9].astype(int)
+    lips = frame[..., 0] > frame[..., 2] + 50
+    rows, columns = np.flatnonzero(lips.any(1)), np.flatnonzero(lips.any(0))
+    middle = slice((columns[0] + columns[-1]) // 2 - 2, (columns[0] + columns[-1]) // 2 + 3)
+    inside = ~lips[rows[0] : rows[-1], middle]
+    bright = frame.min(-1)[rows[0] : rows[-1], middle] > 140
+    return {
+        "gap": float(inside.sum() / 5),
+        "width": float(columns[-1] - columns[0]),
+        "teeth": float((inside & bright).sum() / 5),
+    }
+
+
+def test_visemes_are_visible():
+    mouth = {name: mouth_of(name) for name in ("m", "b", "p", "f", "aː", "i", "u", "o", "e", "s")}
+    for bilabial in "mbp":
+        assert mouth[bilabial]["gap"] < 4 < 14 < mouth["aː"]["gap"]
+        assert mouth[bilabial]["teeth"] == 0
+    assert mouth["i"]["width"] > mouth["aː"]["width"] > 1.3 * mouth["u"]["width"]
+    assert mouth["e"]["width"] > 1.4 * mouth["o"]["width"]
+    for dental in ("f", "s", "i"):
+        assert mouth[dental]["teeth"] > 1
+    assert mouth["u"]["teeth"] == 0
+    with pytest.raises(InputError, match="'qq'"):
+        mouth_of("qq")
+
+
+def test_video_moves_with_the_speech():
+    """The lips of a running sentence are apart in the frames of /aː/ and together in those of /b/ and /m/."""
+    spoken = synthesize("ba mẹ bán ba con cá", SPEAKER)
+    num_frames = len(spoken.samples) // 640
+    frames = render(spoken.phonemes, num_frames, BLUE_LIPS, np.random.default_rng(0))
+    dark = (frames.max(-1) < 80)[:, 30:80].mean((1, 2))
+    names = np.array(PHONEMES)[frame_labels(spoken.phonemes, num_frames)[0]]
+    open_, closed = dark[names == "aː"], dark[np.isin(names, ["b", "m"])]
+    assert len(open_) >= 4 and len(closed) >= 4
+    assert np.median(open_) > 4 * np.median(closed)
+
+
+def test_frame_labels_are_the_phoneme_at_the_centre():
+    clip = plan_clips(0, 1, "pretrain")[0]
+    spoken = synthesize(clip.transcript, clip.speaker)
+    rendered = render_clip(clip)
+    assert len(rendered.frames) == len(rendered.phoneme_labels) == len(rendered.samples) / 640
+    for t, (label, tone) in enumerate(zip(rendered.phoneme_labels, rendered.tone_labels, strict=True)):
+        (expected,) = (p for p in spoken.phonemes if p.start <= (t + 0.5) / 25 < p.end)
+        assert (PHONEMES[label], tone) == (expected.name, expected.tone)
+        assert (tone == 0) == (label == 0)
+
+
+def test_clips_in_memory_are_the_same_for_any_number_of_workers():
+    alone = list(corpus.synthesize_clips(3, 3, "pretrain", workers=1))
+    shared = list(corpus.synthesize_clips(3, 3, "pretrain", workers=2))
+    for a, b in zip(alone, shared, strict=True):
+        assert a.transcript == b.transcript
+        np.testing.assert_array_equal(a.frames, b.frames)
+        np.testing.assert_array_equal(a.samples, b.samples)
+
+
+def media(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def small_corpus(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("corpus")
+    write_corpus(root, num_train=6, num_valid=3, num_test=3, seed=0, workers=2)
+    return root
+
+
+def test_layout_of_the_corpus(small_corpus):
+    table = pd.read_parquet(small_corpus / "metadata.parquet")
+    assert list(table.columns) == [
+        "id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split",
+    ]  # fmt: skip
+    assert table["split"].value_counts().to_dict() == {"train": 6, "valid": 3, "test": 3}
+    assert table["id"].is_unique and len(list(small_corpus.rglob("*.mp4"))) == 12
+    mapping = json.loads((small_corpus / "mapping.json").read_text())
+    assert [entry["id"] for entry in mapping] == list(table["id"])
+    assert all(set(entry) == {"id", "shard", "split", "channel", "topic"} for entry in mapping)
+    assert all(entry["id"].startswith(entry["channel"] + "_") for entry in mapping)
+
+    starts = {"train": 0, "valid": 6, "test": 9}
+    clips = {c.id: c for split, start in starts.items() for c in plan_clips(0, 6, split, start)}
+    for row in table.itertuples():
+        assert split_of(row.transcript) == row.split
+        video = cv2.VideoCapture(str(small_corpus / "visual" / row.shard / f"{row.id}.mp4"))
+        assert video.get(cv2.CAP_PROP_FPS) == row.fps == 25
+        frames = []
+        while (frame := video.read()[1]) is not None:
+            frames.append(frame)
+        with wave.open(str(small_corpus / "audio" / row.shard / f"{row.id}.wav")) as audio:
+            assert audio.getparams()[:3] == (1, 2, row.sampling_rate) == (1, 2, 16_000)
+            samples = np.frombuffer(audio.readframes(audio.getnframes()), np.int16)
+        assert len(frames) == row.video_num_frames
+        assert len(samples) == row.audio_num_frames == 640 * len(frames)
+        expected = render_clip(clips[row.id])
+        np.testing.assert_array_equal(samples, expected.samples)
+        assert np.mean(np.abs(np.stack(frames).astype(int) - expected.frames)) < 6  # what the codec loses
+
+
+def test_a_stopped_corpus_is_completed_and_a_finished_one_left_alone(small_corpus, tmp_path):
+    before = media(small_corpus)
+    assert "metadata.parquet" in before
+    stamps = {path: (small_corpus / path).stat().st_mtime_ns for path in before}
+    write_corpus(small_corpus, 6, 3, 3, seed=0, workers=1)
+    assert stamps == {path: (small_corpus / path).stat().st_mtime_ns for path in before}
+
+    for path, content in before.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "metadata.parquet").unlink()
+    for suffix in ("mp4", "wav"):
+        sorted(tmp_path.rglob(f"*.{suffix}"))[2].unlink()
+    write_corpus(tmp_path, 6, 3, 3, seed=0, workers=1)
+    assert media(tmp_path) == before
+
+    with pytest.raises(InputError, match="num_train"):
+        write_corpus(tmp_path, 7, 3, 3, seed=0, workers=1)
+
+
+def test_a_relative_folder_with_a_colon(tmp_path, monkeypatch):
+    """FFmpeg would take what is before it for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    Path("run:2").mkdir()
+    corpus._write_video(Path("run:2/50%d [a].mp4"), np.full((3, corpus.SIZE, corpus.SIZE, 3), 80, np.uint8))
+    assert [path.name for path in tmp_path.rglob("*.mp4")] == ["50%d [a].mp4"]
+    assert len(read_video("run:2/50%d [a].mp4")) == 3

@@ -1,0 +1,44 @@
+"""Rules and meshes on 8 CPU devices, in a process of its own, since the number of devices is fixed at start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mesh_run import TINY
+
+from configs import base
+from viavsp_jax import sharding, state
+from viavsp_jax.experiment import read_settings
+from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.viavsp import ModelConfig
+from viavsp_jax.runtime.errors import InputError
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_every_weight_has_a_rule(quantization):
+    mesh = sharding.make_mesh(read_settings(base.get_config()).mesh)
+    _, trainable, frozen = state.abstract_model(ModelConfig(TINY, LoRAConfig(), 10, "float32", quantization))
+    for tree in (trainable, frozen):
+        sharding.shard_params(mesh, tree)
+    with pytest.raises(KeyError, match="no sharding rule for llm/layers/router/kernel"):
+        sharding.shard_params(mesh, {"llm": {"layers": {"router": {"kernel": 0}}}})
+
+
+def test_a_mesh_that_does_not_fit():
+    config = base.get_config()
+    config.mesh.fsdp = 3
+    with pytest.raises(InputError, match="does not fit 1 devices"):
+        sharding.make_mesh(read_settings(config).mesh)
+
+
+def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": "tests/helpers:.",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "tests/helpers/mesh_run.py"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout == "equal\n", result.stderr
