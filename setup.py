@@ -54,6 +54,7 @@ test = [
     "bitsandbytes",
     "gguf",
     "hypothesis",
+    "import-linter",
     "libtpu",
     "pytest",
     "pytest-xdist",
