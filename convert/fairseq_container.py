@@ -16,6 +16,7 @@ from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.settings import completed
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.
@@ -108,7 +109,7 @@ def optimizer_state(
         others = adam_state(state.opt_state)
     entries |= adam_entries(others, lambda moments: in_torch(moments, trained))
     group = {
-        "lr": float(make_optimizer(read_settings(config).optimizer)[1](int(state.step))),
+        "lr": float(make_optimizer(read_settings(completed(config)).optimizer)[1](int(state.step))),
         "betas": (c.b1, c.b2),
         "eps": c.eps,
         "weight_decay": 0.0,

@@ -22,6 +22,7 @@ from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.settings import completed
 from viavsp_jax.state import TrainState, abstract_model
 
 
@@ -48,7 +49,9 @@ class WorkFolder:
 
     def read_state(self) -> TrainState:
         """All that an update changes, as numpy arrays."""
-        opt_state = jax.eval_shape(make_optimizer(read_settings(self.config).optimizer)[0].init, self.trainable)
+        opt_state = jax.eval_shape(
+            make_optimizer(read_settings(completed(self.config)).optimizer)[0].init, self.trainable
+        )
         state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), self.trainable, opt_state, self.batch_stats)
         return jax.device_get(self.checkpoints.restore(self.step, here(state), None))
 

@@ -4,6 +4,7 @@ configs/base.py lists the same settings with their defaults and says what they m
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any, get_args
 
 import ml_collections
 
+from configs import base
 from viavsp_jax.config_file import no_setting
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
@@ -158,6 +160,23 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems = _inconsistent(config)
     if problems:
         raise InputError("; ".join(problems))
+
+
+def completed(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config that was saved with a checkpoint, with the settings of today.
+
+    Settings that its version did not have get their defaults, and those that are no more are left out.
+    """
+    saved = flat(saved)
+    config = {
+        name: value for name, value in flat(base.get_config()).items() if not name.startswith("evaluate.decoding.")
+    } | {name: value for name, value in saved.items() if name in TABLE}
+    tree: dict[str, Any] = {}
+    for name, value in config.items():
+        *sections, last = name.split(".")
+        section = functools.reduce(lambda tree, part: tree.setdefault(part, {}), sections, tree)
+        section[last] = tuple(value) if isinstance(value, list) else value
+    return ml_collections.ConfigDict(tree)
 
 
 def check_decoding(settings: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from places import TESTS
 
 import viavsp_jax
-from benchmarks import visitors
+from tests.stress import visitors
 from viavsp_jax.app.transcriber import Transcriber
 
 # A short queue, and room for two uploads of unknown length.

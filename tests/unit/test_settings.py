@@ -1,9 +1,12 @@
 """The table of settings: it knows all that our configs set, takes what they say, and refuses the rest in one list."""
 
+import json
+
 import pytest
 
 from configs import base, demo, demo_encoder, final
 from viavsp_jax import settings
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
@@ -127,3 +130,14 @@ def test_changes_are_told_whatever_the_kind_of_sequence():
     before = {"seed": 0, "data": {"train": ["av_clean"], "rows": 2}, "updates": 3}
     now = {"seed": 0, "data": {"train": ("av_clean",), "rows": 4, "too_long": "skip"}, "updates": 5}
     assert settings.changes(before, now, ("seed", "data")) == [("data.rows", 2, 4)]
+
+
+def test_a_saved_config_of_another_version_is_completed():
+    saved = json.loads(base.get_config().to_json())
+    del saved["data"]["too_long"], saved["encoder"]
+    saved |= {"no_more": 1, "seed": 5}
+    saved["evaluate"]["decoding"] = {"max_new_tokens": 8}
+    found = settings.completed(saved)
+    assert (found.data.too_long, found.encoder.train, found.seed) == ("error", False, 5) and "no_more" not in found
+    assert read_settings(found).evaluation.decoding == DecodingConfig(8)
+    assert settings.completed(found) == found

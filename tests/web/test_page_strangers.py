@@ -11,7 +11,7 @@ import httpx
 import pytest
 from page_requests import CODE, FILE, assert_no_path, message, raw, sent, wait_until
 
-from benchmarks import visitors
+from tests.stress import visitors
 
 
 def test_no_file_of_the_server_is_served(page, client, uploads, demo_export):

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from page_requests import FILE, files, message, raw, sent, wait_until
 
-from benchmarks import visitors
+from tests.stress import visitors
 from viavsp_jax.app.page import folder
 
 

@@ -20,6 +20,7 @@ from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.kmeans import assign, load_centers, run_lengths
 from viavsp_jax.runtime.compilation_cache import keep_programs
+from viavsp_jax.settings import completed
 
 
 class JaxRecognizer:
@@ -49,7 +50,7 @@ class JaxRecognizer:
         """
         keep_programs(workdir)
         opened = open_work_folder(workdir, step, llm, encoder)
-        config = opened.config
+        config = completed(opened.config)
         config.llm.path, config.dtype = str(opened.llm), dtype or config.dtype
         if config.encoder.train:
             config.encoder.path = str(opened.encoder_path)

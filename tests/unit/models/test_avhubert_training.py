@@ -17,7 +17,6 @@ from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert, Block
 from viavsp_jax.models.dropout import dropout
 from viavsp_jax.prepare.features import avhubert_torch
-from viavsp_jax.runtime.errors import InputError
 
 CONFIGS = {"pre-LN": PRE_LN, "post-LN": POST_LN}
 BATCH = EncoderTraining(batch_norm="batch")
@@ -361,5 +360,5 @@ def test_a_folded_positional_convolution_gives_the_same(folders):
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         EncoderTraining(**settings)

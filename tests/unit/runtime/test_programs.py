@@ -22,7 +22,7 @@ def test_no_other_place_makes_programs_that_multiply():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.jit" for node in ast.walk(tree)):
             made.add(path.relative_to(PACKAGE).as_posix())
-    assert made == {"programs.py", "checkpoint.py", "models/quantize.py"}
+    assert made == {"runtime/programs.py", "integrity.py", "models/quantize.py"}
     kernel = jnp.zeros((1, 64, 2))
     assert "dot_general" not in f"{jax.make_jaxpr(round_trip)(kernel)} {jax.make_jaxpr(checksum)([kernel])}"
 
