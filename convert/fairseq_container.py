@@ -92,7 +92,7 @@ def optimizer_state(
 ) -> dict[str, Any]:
     """The state_dict of fairseq's Adam: moments by the parameter's place, the encoder's first.
 
-    An encoder that has not trained yet, or never does, has places but no moments.
+    An encoder that was not trained yet, or never is, has places but no moments.
     """
     names = {name.removeprefix(REFERENCE_ENCODER) for name in encoder} | {*PRETRAINED_ONLY}
     parameters = [

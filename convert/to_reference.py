@@ -94,10 +94,10 @@ def load_trained(
 
 def llm_pieces(trained: Trained) -> Iterator[Piece]:
     """Projector, language model and adapters, layer by layer."""
-    trained = adapters(trained.state.trainable)
-    flat = flatten(trained)
+    trainable = adapters(trained.state.trainable)
+    flat = flatten(trainable)
     dtypes = {path: value.dtype for path, value in flatten(trained.frozen).items()}
-    for tensor in sorted(tensors(trained) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
+    for tensor in sorted(tensors(trainable) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
 
         def read(tensor=tensor) -> np.ndarray:
             if tensor.path in flat:
