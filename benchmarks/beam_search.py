@@ -29,8 +29,8 @@ from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax import sharding
 from viavsp_jax.data import pipeline
+from viavsp_jax.data.examples import Example
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION
-from viavsp_jax.data.records import Example
 from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.runtime.errors import reported_to_user
 

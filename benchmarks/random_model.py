@@ -21,7 +21,7 @@ from benchmarks.vasr_clips import draw_clips, make_prompt, write_shards
 from configs import base, final
 from convert.names import tensors
 from viavsp_jax import experiment, sharding, state
-from viavsp_jax.data.records import Example
+from viavsp_jax.data.examples import Example
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.llama import LlamaConfig
 

@@ -25,8 +25,8 @@ from benchmarks import beam_search, rounds, torch_training, train_step
 from benchmarks.random_model import VINALLAMA, RandomModel, add_size_flags, prepare, sizes, to_torch
 from viavsp_jax.aot import flops
 from viavsp_jax.aot.topology import CHIPS
+from viavsp_jax.data.examples import Example
 from viavsp_jax.data.packing import speech_prompt
-from viavsp_jax.data.records import Example
 from viavsp_jax.runtime.errors import reported_to_user
 
 Facts = dict[str, float]

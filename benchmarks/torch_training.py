@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.random_model import TorchModel
 from convert.hub.modeling_viavsp import segment_means
+from viavsp_jax.data.examples import Example
 from viavsp_jax.data.prompt import Prompt
-from viavsp_jax.data.records import Example
 
 IGNORED = -100  # no target, in transformers' losses
 OTHER = -1  # in `tokens`: a segment goes there

@@ -8,8 +8,8 @@ import transformers
 
 from viavsp_jax.aot.typical_clips import FRAMES, LABEL_TOKENS
 from viavsp_jax.data import records
+from viavsp_jax.data.examples import Example
 from viavsp_jax.data.prompt import Prompt, instruction_text
-from viavsp_jax.data.records import Example
 
 FOLDER = "av_clean"  # of shards, as configs/base.py names it
 # One line a clip; 59.5 % of the frames are left when each run becomes one segment.

@@ -22,9 +22,9 @@ from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
-from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
+from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example
 from viavsp_jax.data.features import audio_features, video_input
-from viavsp_jax.data.records import Example, SplitSource, complete_splits, open_split
+from viavsp_jax.data.records import SplitSource, complete_splits, open_split
 from viavsp_jax.decoding.search import load_decoding_config
 from viavsp_jax.evaluation.scoring import normalize, score
 from viavsp_jax.runtime.atomic import atomic_write

@@ -1,10 +1,13 @@
 """Vietnamese audio-visual speech recognition with an LLM, in JAX."""
 
-from viavsp_jax.runtime import paths  # noqa: F401  mends etils before anything asks it
+import sys
+
+from viavsp_jax.runtime import paths, renamed
 
 __version__ = "0.1.0"
 
-import sys
+paths.mend_globs()  # before anything asks etils
+renamed.accept_old_names()
 
 if sys.argv[:1] == ["-m"]:  # a command of this package or of convert is about to be loaded
     from viavsp_jax.runtime.interrupts import report_interrupts

@@ -9,7 +9,7 @@ from places import ROOT
 
 PAGE = ROOT / "docs" / "bad_input.md"
 ENTRIES = (
-    "prepare mouths", "prepare manifest", "prepare kmeans, shards", "prepare shards", "language model", "settings",
+    "prepare mouths", "prepare manifest", "prepare kmeans, shards", "prepare shards", "language model",
     "training, evaluation", "training of the encoder", "report", "convert.from_hf", "convert.from_fairseq",
     "convert.from_km", "convert.to_hf",
 )  # fmt: skip

@@ -18,7 +18,7 @@ from tests.stress import visitors
 from viavsp_jax.app.transcriber import Transcriber
 
 # A short queue, and room for two uploads of unknown length.
-LIMITS = "from viavsp_jax.app import gate, page; gate.MAX_KEPT = 500_000_000; page._MAX_WAITING = 3"
+LIMITS = "from viavsp_jax.app.page import gate, server; gate.MAX_KEPT = 500_000_000; server._MAX_WAITING = 3"
 FILE = {"meta": {"_type": "gradio.FileData"}}
 CODE = pathlib.Path(viavsp_jax.__file__).parent
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from viavsp_jax.data import records
+from viavsp_jax.data.examples import Example
 
 WIDTH = 8
 
 
-def example(number: int, rng: np.random.Generator, num_frames: int = 5) -> records.Example:
+def example(number: int, rng: np.random.Generator, num_frames: int = 5) -> Example:
     features = rng.normal(size=(num_frames, WIDTH)).astype(np.float16)
     features[-1] = 0  # trailing zero bytes must survive
     return {

@@ -11,6 +11,7 @@ from odd_folders import ODD
 from small_corpus import write_corpus, write_encoder
 
 from viavsp_jax.data import media, records
+from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
@@ -70,8 +71,8 @@ def refused(capsys, arguments: list[str]) -> str:
     return capsys.readouterr().err
 
 
-def kind(folder: Path) -> records.Kind:
-    return records.MEDIA if folder.name.startswith("media_") else records.FEATURES
+def kind(folder: Path) -> Kind:
+    return MEDIA if folder.name.startswith("media_") else FEATURES
 
 
 def read(folder: Path, split: str) -> dict[str, dict]:

@@ -10,6 +10,7 @@ from small_shards import FRAMES, alone, contents, identity, options, prepare, re
 from small_wav import write_wav
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
 from viavsp_jax.prepare.manifest import read_manifest
@@ -44,7 +45,7 @@ def test_media_hold_the_clips_and_the_counts_of_all_modalities(prepared, tmp_pat
         for modality in MODALITIES:
             lines = (tmp_path / f"media_clean/{split}.cluster_counts_{modality}").read_text().splitlines()
             assert lines == [" ".join(map(str, found[id][f"cluster_counts_{modality}"])) for id in ids]
-    assert records.complete_splits(tmp_path / "media_clean", records.MEDIA) == {"test": 2, "train": 2}
+    assert records.complete_splits(tmp_path / "media_clean", MEDIA) == {"test": 2, "train": 2}
 
 
 def test_both_kinds_in_one_pass_are_what_each_is_alone(prepared, tmp_path):
@@ -64,7 +65,7 @@ def test_only_the_kind_that_is_missing_is_done_again(prepared, tmp_path):
     main(options(prepared, tmp_path, *more))
     before = contents(tmp_path)
     kept = Path(records.shard_path(tmp_path / "av_clean", "train", 0, 1))
-    lost = Path(records.shard_path(tmp_path / "media_clean", "train", 0, 1, records.MEDIA))
+    lost = Path(records.shard_path(tmp_path / "media_clean", "train", 0, 1, MEDIA))
     kept_identity = identity(kept)
     lost.unlink()
     main(options(prepared, tmp_path, *more))

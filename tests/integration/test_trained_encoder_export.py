@@ -16,7 +16,7 @@ from convert.avhubert import load_flax
 from convert.names import flatten
 from viavsp_jax import encoder_folder, evaluate, train
 from viavsp_jax.data import media, records
-from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import audio_features
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
@@ -87,7 +87,7 @@ def test_transformers_writes_the_same_words(run, exported, tmp_path, monkeypatch
 
 def test_features_are_those_of_the_modality(run, exported):
     """The embeddings too: words alone could hide an encoder that is nearly right."""
-    source = records.open_split(f"{run[1].data.path}/media_clean", "test", records.MEDIA)
+    source = records.open_split(f"{run[1].data.path}/media_clean", "test", MEDIA)
     model, clips = decode_hf.load_model(exported, None, False, "cpu", None), list(source)
     means = {}
     for modality in MODALITIES:
@@ -133,7 +133,7 @@ def test_data_of_the_other_kind_is_one_clear_error(run, exported, export, tmp_pa
 
 
 def test_a_video_that_does_not_fit_its_counts_is_one_clear_error(run, exported):
-    source = records.open_split(f"{run[1].data.path}/media_clean", "test", records.MEDIA)
+    source = records.open_split(f"{run[1].data.path}/media_clean", "test", MEDIA)
     model, clip = decode_hf.load_model(exported, None, False, "cpu", None), source[0]
     counts = clip["cluster_counts_av"]
     for change, message in (
@@ -148,7 +148,7 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     """By JAX and by PyTorch the same words, of features of the trained encoder in runs of the other one."""
     workdir, config = run
     rng = np.random.default_rng(0)
-    source = records.open_split(f"{config.data.path}/media_clean", "test", records.MEDIA)
+    source = records.open_split(f"{config.data.path}/media_clean", "test", MEDIA)
     clips = [Clip(media.decode_video(clip["video"], ""), clip["audio"]) for clip in source]
     before = TorchEncoder(load_encoder(media_folders[2]))
     items = [Media(clip.video, audio_features(clip.audio, len(clip.video)), b"", clip.audio) for clip in clips]

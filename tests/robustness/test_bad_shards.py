@@ -15,12 +15,13 @@ from small_media import media_config
 from small_run import WIDTH, small_config
 
 from viavsp_jax.data import pipeline, records
+from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
 
-ENTRY, MEDIA = "training, evaluation", "training of the encoder"
-NAMES = {ENTRY: ("viavsp", "av_clean"), MEDIA: ("viavsp_media", "media_clean")}
+ENTRY, CLIPS = "training, evaluation", "training of the encoder"
+NAMES = {ENTRY: ("viavsp", "av_clean"), CLIPS: ("viavsp_media", "media_clean")}
 
 
 def bad(wrong, words, make, entry=ENTRY):
@@ -50,7 +51,7 @@ def record(change, splits=("train", "valid", "test")):
     """Changes one record of each split; the writer checks nothing."""
 
     def make(folder):
-        kind = records.MEDIA if "media" in folder.name else records.FEATURES
+        kind = MEDIA if "media" in folder.name else FEATURES
         for split in splits:
             examples = list(records.open_split(folder, split, kind))
             examples[2] = examples[2] | change(examples[2])
@@ -84,7 +85,7 @@ def other_width(folder):
 
 def other_dtype(folder):
     features = tfds.features.Tensor(shape=(None, WIDTH), dtype=np.float32, encoding="bytes")
-    kind = dataclasses.replace(records.FEATURES, content=lambda _: {"features": features})
+    kind = dataclasses.replace(FEATURES, content=lambda _: {"features": features})
     for split in ("train", "valid", "test"):
         examples = list(records.open_split(folder, split))
         wide = [one | {"features": one["features"].astype(np.float32)} for one in examples]
@@ -182,15 +183,15 @@ ROWS = [
     ),
 ]
 CLIPS = [
-    bad("features in place of media", "holds dataset 'viavsp'", other_kind, MEDIA),
-    bad("video of a record is damaged", "not a readable video file", record(as_it_is(video=b"junk")), MEDIA),
-    bad("video of a record is empty", "has an empty video", record(as_it_is(video=b"")), MEDIA),
-    bad("audio of a record is empty", "has audio of shape (0,)", record(cut("audio")), MEDIA),
+    bad("features in place of media", "holds dataset 'viavsp'", other_kind, CLIPS),
+    bad("video of a record is damaged", "not a readable video file", record(as_it_is(video=b"junk")), CLIPS),
+    bad("video of a record is empty", "has an empty video", record(as_it_is(video=b"")), CLIPS),
+    bad("audio of a record is empty", "has audio of shape (0,)", record(cut("audio")), CLIPS),
     bad(
         "counts that do not sum to the video",
         "frames, expected",
         record(lambda one: {f"cluster_counts_{x}": np.array([30], np.int32) for x in ("av", "audio", "video")}),
-        MEDIA,
+        CLIPS,
     ),
 ]
 

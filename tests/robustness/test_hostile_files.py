@@ -29,7 +29,7 @@ from tests.stress.fuzz_files import (
 )
 from viavsp_jax import encoder_folder, llm_folder
 from viavsp_jax.data import records
-from viavsp_jax.evaluation.report.analysis import read_channels
+from viavsp_jax.data.ids import read_channels
 from viavsp_jax.prepare import kmeans, manifest
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.recordings import mouth

@@ -144,7 +144,7 @@ def test_what_a_killed_page_left_is_removed_and_uploads_in_time(demo_export, tmp
         assert left.exists()  # it lives
         process.kill()
     assert left.exists()
-    soon = "from viavsp_jax.app import page; page._DELETE_EVERY = page._DELETE_AFTER = 1"
+    soon = "from viavsp_jax.app.page import server; server._DELETE_EVERY = server._DELETE_AFTER = 1"
     with visitors.running(str(demo_export), tmp_path, "--device", "cpu", before=soon) as page:
         assert not left.exists()
         with httpx.Client(base_url=page.address) as client:

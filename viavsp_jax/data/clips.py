@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, modality_of, open_sources, records_of
@@ -41,7 +42,7 @@ class Waveforms(Sequence):
 def open_noise(folder: epath.PathLike, split: str) -> noise.Recordings | Waveforms:
     """Recordings of noise: the wav files of a folder, or the clips of media shards. Raises InputError for others."""
     if (epath.Path(folder) / "dataset_info.json").exists():
-        return Waveforms(records.open_split(folder, split, records.MEDIA))
+        return Waveforms(records.open_split(folder, split, MEDIA))
     return noise.Recordings(folder)
 
 

@@ -25,7 +25,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-from viavsp_jax.data.examples import FEATURES, MEDIA, TEXT_FIELDS, Example, Kind  # noqa: F401  offered here, too
+from viavsp_jax.data.examples import FEATURES, TEXT_FIELDS, Example, Kind
 from viavsp_jax.runtime.atomic import atomic_write, remove_leftovers, write_bytes
 from viavsp_jax.runtime.errors import InputError
 

@@ -10,7 +10,7 @@ import grain
 from etils import epath
 
 from viavsp_jax.data import records
-from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
 
@@ -39,7 +39,7 @@ def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[r
     """
     if not data.path:
         raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
-    kind, sources = records.MEDIA if data.of_clips else records.FEATURES, []
+    kind, sources = MEDIA if data.of_clips else FEATURES, []
     for name in names:
         if data.of_clips:
             modality_of(name)
@@ -56,7 +56,7 @@ def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[r
 def count_fields(data: DataSettings, name: str, split: str) -> list[str]:
     """The fields of a record by which its frames may be averaged: those of all that may be left of a clip."""
     if not data.of_clips:
-        return list(records.FEATURES.counts)
+        return list(FEATURES.counts)
     used, augment = {modality_of(name)}, data.augment
     if used == {"av"} and split == "train":
         used |= {"video"} if augment.drop_audio else set()

@@ -2,8 +2,7 @@
 
 etils' `glob` joins the folder and the pattern and looks for the whole: in a folder `run [2]` nothing is ever found.
 Orbax looks so for the files of each process that make up a checkpoint, TFDS and JAX's cache for theirs, and none of
-them can be told another way. They ask `epath.Path` itself, so its `glob` is the one place to mend. Importing this
-module does it.
+them can be told another way. They ask `epath.Path` itself, so its `glob` is the one place to mend.
 """
 
 import functools
@@ -29,7 +28,9 @@ def _in_folder(self: epath.Path, pattern: str) -> Iterator[epath.Path]:
     return (self / name for name in glob.glob(pattern, root_dir=self))
 
 
-_Path.glob = _in_folder
+def mend_globs() -> None:
+    """Lets the paths of etils find what matches a pattern in a folder of any name, for the whole process."""
+    _Path.glob = _in_folder
 
 
 def key_value_store(folder: epath.PathLike) -> str | dict[str, str]:

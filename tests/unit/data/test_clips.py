@@ -5,6 +5,7 @@ import pytest
 from small_media import LONGEST, media_config, write_recordings
 
 from viavsp_jax.data import clips, media, noise, packing, pipeline, records
+from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.experiment import read_settings
@@ -20,7 +21,7 @@ def config(media_folders):
 
 @pytest.fixture(scope="module")
 def source(media_folders):
-    return records.open_split(media_folders[1] / "media_clean", "train", records.MEDIA)
+    return records.open_split(media_folders[1] / "media_clean", "train", MEDIA)
 
 
 def loader(config, names=("av_clean",), **augment):

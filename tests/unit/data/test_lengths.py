@@ -13,6 +13,7 @@ from small_shards import options
 from small_shards import prepared as prepared
 
 from viavsp_jax.data import lengths, pipeline, records
+from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.sources import count_fields, open_sources
 from viavsp_jax.experiment import read_settings
@@ -23,16 +24,16 @@ LONG = " ".join(["a b"] * 30)
 FRAMES = 200
 
 
-def rewrite(folder: pathlib.Path, changes: dict[str, dict], kind: records.Kind = records.FEATURES) -> None:
+def rewrite(folder: pathlib.Path, changes: dict[str, dict], kind: Kind = FEATURES) -> None:
     """Records with other values by id; the metadata are those of the new shards."""
     splits = sorted(records.complete_splits(folder, kind))
     for split in splits:
         examples = [one | changes.get(one["id"], {}) for one in records.open_split(folder, split, kind)]
         records.write_shard(records.shard_path(folder, split, 0, 1, kind), examples, kind)
-    records.write_metadata(folder, WIDTH if kind is records.FEATURES else None, splits, kind)
+    records.write_metadata(folder, WIDTH if kind is FEATURES else None, splits, kind)
 
 
-def write_lists(folder: pathlib.Path, kind: records.Kind = records.FEATURES) -> None:
+def write_lists(folder: pathlib.Path, kind: Kind = FEATURES) -> None:
     """As the shards stage does, but in another order than that of the records, as that may be."""
     for split in records.complete_splits(folder, kind):
         found = sorted(records.open_split(folder, split, kind), key=lambda one: one["id"])
@@ -181,7 +182,7 @@ def columns(found: lengths.Records) -> set[tuple]:
 
 def test_lists_of_the_shards_stage_say_what_its_records_say(prepared, tmp_path):
     prepare(options(prepared, tmp_path, "--kind", "both", "--num_shards", "2"))
-    for folder, kind in (("av_clean", records.FEATURES), ("media_clean", records.MEDIA)):
+    for folder, kind in (("av_clean", FEATURES), ("media_clean", MEDIA)):
         for split in ("train", "test"):
             source = records.open_split(tmp_path / folder, split, kind)
             listed, read = (make(source, kind.counts) for make in (lengths._from_lists, lengths._from_records))
@@ -232,9 +233,9 @@ def test_clips_have_an_equal_share_of_the_row(media_folders, prompt, tmp_path):
 def test_what_modality_dropout_may_leave_of_a_clip_has_to_fit(media_folders, prompt, tmp_path):
     """The video alone is averaged into other runs than both together, and into more of them."""
     folder = shutil.copytree(media_folders[1], tmp_path / "shards")
-    clips = records.open_split(folder / "media_clean", "train", records.MEDIA)
+    clips = records.open_split(folder / "media_clean", "train", MEDIA)
     in_ones = {x["id"]: {"cluster_counts_video": np.ones(x["cluster_counts_video"].sum(), np.int32)} for x in clips}
-    rewrite(folder / "media_clean", in_ones, records.MEDIA)
+    rewrite(folder / "media_clean", in_ones, MEDIA)
     config = media_config(media_folders[0], folder, media_folders[2])
     assert count_fields(read_settings(config).data, "av_clean", "train") == ["cluster_counts_av"]
     config.data.augment.drop_audio = 0.1

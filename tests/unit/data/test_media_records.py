@@ -11,6 +11,7 @@ from small_records import assert_same, example
 from small_wav import write_wav
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.examples import MEDIA, Example
 from viavsp_jax.runtime.errors import InputError
 
 RECORDED = GOLDEN / "media"
@@ -21,7 +22,7 @@ def counts(num_frames: int, first: int) -> np.ndarray:
     return np.array([first, num_frames - first], np.int32)
 
 
-def media_example(name: str, **change) -> records.Example:
+def media_example(name: str, **change) -> Example:
     """A clip of the golden set."""
     num_frames = len(np.load(RECORDED / f"{name}.npz")["frames"])
     return {
@@ -37,9 +38,9 @@ def media_example(name: str, **change) -> records.Example:
     } | change
 
 
-def write(folder: Path, split: str, examples: list[records.Example]) -> None:
-    records.write_shard(records.shard_path(folder, split, 0, 1, records.MEDIA), examples, records.MEDIA)
-    records.write_metadata(folder, None, [split], records.MEDIA)
+def write(folder: Path, split: str, examples: list[Example]) -> None:
+    records.write_shard(records.shard_path(folder, split, 0, 1, MEDIA), examples, MEDIA)
+    records.write_metadata(folder, None, [split], MEDIA)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def dataset(tmp_path):
 
 
 def test_what_is_written_is_read_and_decodes_to_the_recorded_frames(dataset):
-    source = records.open_split(dataset, "train", records.MEDIA)
+    source = records.open_split(dataset, "train", MEDIA)
     assert len(source) == 2 and source.width is None
     for reader in (source, pickle.loads(pickle.dumps(source))):
         for index in (1, 0):
@@ -102,18 +103,18 @@ def test_one_kind_is_not_taken_for_the_other(dataset, tmp_path):
     with pytest.raises(InputError, match="media_clean: holds dataset 'viavsp_media' version 1.0.0, expected 'viavsp' "):
         records.open_split(dataset, "train")
     with pytest.raises(InputError, match="av_clean: holds dataset 'viavsp' version 1.0.0, expected 'viavsp_media' "):
-        records.open_split(features, "train", records.MEDIA)
-    assert records.complete_splits(dataset) == {} == records.complete_splits(features, records.MEDIA)
-    assert records.complete_splits(dataset, records.MEDIA) == {"train": 1}
+        records.open_split(features, "train", MEDIA)
+    assert records.complete_splits(dataset) == {} == records.complete_splits(features, MEDIA)
+    assert records.complete_splits(dataset, MEDIA) == {"train": 1}
 
 
 def test_damaged_bytes_are_named(dataset):
-    path = records.shard_path(dataset, "train", 0, 1, records.MEDIA)
+    path = records.shard_path(dataset, "train", 0, 1, MEDIA)
     writer = records.ArrayRecordWriter(str(path), "group_size:1")
     writer.write(b"\xff\xff\xff\xff")
     writer.close()
     with pytest.raises(InputError, match=r"record 0 \(record 0 of split 'train'.* an example of viavsp_media \("):
-        records.open_split(dataset, "train", records.MEDIA)[0]
+        records.open_split(dataset, "train", MEDIA)[0]
 
 
 def test_babble_comes_from_the_waveforms_of_other_records(tmp_path):
@@ -122,7 +123,7 @@ def test_babble_comes_from_the_waveforms_of_other_records(tmp_path):
     write(
         tmp_path, "train", [media_example("utt0"), media_example("utt1"), media_example("utt0", id="s", audio=silent)]
     )
-    source = records.open_split(tmp_path, "train", records.MEDIA)
+    source = records.open_split(tmp_path, "train", MEDIA)
     found = noise.babble_of(source, "utt0", 12_000, noise.rng_for("utt0", 1))
     assert found.dtype == np.int16 and found.shape == (12_000,)
     other = source[1]["audio"]
@@ -131,7 +132,7 @@ def test_babble_comes_from_the_waveforms_of_other_records(tmp_path):
     np.testing.assert_array_equal(found, noise.babble_of(source, "utt0", 12_000, noise.rng_for("utt0", 1)))
     assert (found != noise.babble_of(source, "utt0", 12_000, noise.rng_for("utt0", 1, epoch=1))).any()
     write(tmp_path, "valid", [media_example("utt0"), media_example("utt0", id="s", audio=silent)])
-    source = records.open_split(tmp_path, "valid", records.MEDIA)
+    source = records.open_split(tmp_path, "valid", MEDIA)
     with pytest.raises(InputError, match=r"babble for 'utt0' needs another clip with sound, tried \['s'\]"):
         noise.babble_of(source, "utt0", 100, noise.rng_for("utt0", 1))
 

@@ -9,6 +9,7 @@ from odd_folders import ODD_NAMES
 from small_records import WIDTH, assert_same, example
 
 from viavsp_jax.data import records
+from viavsp_jax.data.examples import FEATURES
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -152,7 +153,7 @@ def test_damaged_files_are_named_not_traced(dataset):
 def test_bytes_that_are_no_example_are_named(dataset):
     folder, _ = dataset
     path = records.shard_path(folder, "test", 0, 1)
-    schema = records.FEATURES.schema(WIDTH + 1)
+    schema = FEATURES.schema(WIDTH + 1)
     wide = example(0, np.random.default_rng(0)) | {"features": np.zeros((5, WIDTH + 1), np.float16)}
     for content in (b"\xff\xff\xff\xff", b"", schema.serialize_example(wide)):
         writer = records.ArrayRecordWriter(str(path), "group_size:1")

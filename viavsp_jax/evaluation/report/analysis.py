@@ -13,7 +13,6 @@ import numpy as np
 
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.data.ids import read_channels as read_channels
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.scoring import AlignedWord, Counts
 from viavsp_jax.evaluation.vietnamese import TONES, Syllable, difference, spoken_form

@@ -28,7 +28,7 @@ from viavsp_jax.runtime.atomic import write_bytes
 def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], channels: Mapping[str, str]) -> Report:
     """What report.json is to hold, from the rows of each shard folder by its name.
 
-    `about` goes in front: checkpoint, split, search. `channels` is what `analysis.read_channels` gives.
+    `about` goes in front: checkpoint, split, search. `channels` is what `ids.read_channels` gives.
     """
     keys = {name: key_of(name, about) for name in tables}
     return {
