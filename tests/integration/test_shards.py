@@ -196,7 +196,7 @@ def test_the_command_explains_itself(capsys):
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert all(stage in shown for stage in ("demo", "manifest", "kmeans", "shards"))
-    for stage, option in (("demo", "--num_train"), ("manifest", "--fraction"), ("kmeans", "--fraction")):
+    for stage, option in (("demo", "--num_train"), ("manifest", "--frac"), ("kmeans", "--fraction")):
         with pytest.raises(SystemExit):
             main([stage, "--help"])
         assert option in capsys.readouterr().out

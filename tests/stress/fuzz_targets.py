@@ -93,7 +93,7 @@ def read_pictures_and_sound(path: pathlib.Path) -> None:
 
 def read_corpus(path: pathlib.Path) -> None:
     """The stage `manifest`, which reads the table and the channels."""
-    options = {"data": str(path.parent), "output": str(path.parent.parent / "out"), "split": None, "fraction": 0.5}
+    options = {"data": str(path.parent), "output": str(path.parent.parent / "out"), "split": None, "frac": 0.5}
     manifest.run(argparse.Namespace(**options, seed=0, source_language="vi", target_language="vi"))
 
 

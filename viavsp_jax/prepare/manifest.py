@@ -76,12 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to list (default: all there are)")
     parser.add_argument(
-        "--fraction",
         "--frac",
-        action=Renamed,
-        type=real("--fraction", above=0, at_most=1),
+        type=real("--frac", above=0, at_most=1),
         default=1.0,
-        help="of each channel's clips, above 0 to 1 (default 1.0: all)",
+        help="fraction of each channel's clips to take (default 1.0: all)",
     )
     parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the sampling (default 0)")
     for name, what in (("source", "that is spoken"), ("target", "of the transcripts")):
@@ -165,8 +163,8 @@ def _write_split(clips: pd.DataFrame, split: str, data: epath.Path, args: argpar
         if not is_usable
     ]
     clips = clips[usable]
-    if args.fraction < 1:
-        clips = sample(clips, args.fraction, args.seed, data)
+    if args.frac < 1:
+        clips = sample(clips, args.frac, args.seed, data)
     tsv, wrd, files = [os.fspath(data)], [], Files(data)
     for row in tqdm(clips.itertuples(), total=len(clips), desc=f"{split} manifest", unit="clip"):
         transcript = clean(row.transcript, args.target_language) if isinstance(row.transcript, str) else ""

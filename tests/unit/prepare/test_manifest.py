@@ -138,7 +138,7 @@ def test_frac_samples_within_each_channel(tmp_path, caplog):
     channel = {entry["id"]: entry["channel"] for entry in mapping}
 
     def chosen(name, *options):
-        manifest(corpus, tmp_path / name, "--fraction", "0.5", *options)
+        manifest(corpus, tmp_path / name, "--frac", "0.5", *options)
         return [clip.id for clip in read_manifest(tmp_path / name, "train")]
 
     first = chosen("first")
@@ -156,15 +156,15 @@ def test_frac_samples_within_each_channel(tmp_path, caplog):
 
 def test_bad_tables_are_named(corpus, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "--fraction is 1.5" in refused(capsys, corpus, out, "--fraction", "1.5")
+    assert "--frac is 1.5" in refused(capsys, corpus, out, "--frac", "1.5")
     assert "nowhere/metadata.parquet: no such file" in refused(capsys, tmp_path / "nowhere", out)
     (corpus / "mapping.json").write_text('[{"id": "train-000", "channel": "a"}]')
-    message = refused(capsys, corpus, out, "--fraction", "0.5")
+    message = refused(capsys, corpus, out, "--frac", "0.5")
     assert "mapping.json: 3 clips have no channel, the first is 'train-001'" in message
     (corpus / "mapping.json").write_text('[{"id": "train-000"}]')
-    assert "expected id and channel" in refused(capsys, corpus, out, "--fraction", "0.5")
+    assert "expected id and channel" in refused(capsys, corpus, out, "--frac", "0.5")
     (corpus / "mapping.json").write_text("[")
-    assert "mapping.json: not a JSON table" in refused(capsys, corpus, out, "--fraction", "0.5")
+    assert "mapping.json: not a JSON table" in refused(capsys, corpus, out, "--frac", "0.5")
     edit(corpus, id={1: "train-000"})
     assert "id 'train-000' occurs twice in split 'train'" in refused(capsys, corpus, out)
     pd.read_parquet(corpus / "metadata.parquet").drop(columns=["fps", "split"]).to_parquet(corpus / "metadata.parquet")
@@ -243,7 +243,7 @@ def test_unicode_forms_are_equal(tmp_path, on_disk, in_table, in_mapping):
     table.to_parquet(corpus / "metadata.parquet")
     mapping = [{"id": text(in_mapping, x), "channel": "a"} for x in plain["id"]]
     (corpus / "mapping.json").write_text(json.dumps(mapping))
-    manifest(corpus, tmp_path / "out", "--fraction", "0.99")
+    manifest(corpus, tmp_path / "out", "--frac", "0.99")
     clips = read_manifest(tmp_path / "out", "train")
     assert [clip.id for clip in clips] == [text("NFC", x) for x in plain["id"]]
     for clip, id, shard in zip(clips, plain["id"], plain["shard"], strict=True):
