@@ -26,15 +26,16 @@ import torch
 # Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Fixtures; what others import comes first.
 pytest_plugins = [
+    "small_run",
     "demo_run",
     "ray_cluster",
     "small_disk",
     "small_media",
-    "small_run",
     "small_shards",
     "tiny_llama",
-]  # fixtures
+]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)
