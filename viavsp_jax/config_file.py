@@ -58,7 +58,7 @@ def _check_repeated(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 def _unknown_setting(argv: Sequence[str]) -> str | None:
     """What is wrong with the first setting among the arguments that does not exist; None if all do."""
-    from viavsp_jax.settings import TABLE  # imports the models, which a right command does later
+    from viavsp_jax.settings import TABLE, no_setting  # imports the models, which a right command does later
 
     sections = {name.rsplit(".", depth)[0] for name in TABLE for depth in range(1, name.count(".") + 1)}
     for argument in argv:
@@ -66,12 +66,6 @@ def _unknown_setting(argv: Sequence[str]) -> str | None:
         if match and match[1] not in TABLE.keys() | sections:
             return no_setting(f"config.{match[1]}", [f"config.{name}" for name in TABLE])
     return None
-
-
-def no_setting(name: str, known: Sequence[str]) -> str:
-    """The sentence for a setting that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name} is no setting, {f'did you mean {near[0]}?' if near else 'configs/base.py lists all there are'}"
 
 
 class _ConfigFile(flags.ArgumentParser):

@@ -4,17 +4,17 @@ configs/base.py lists the same settings with their defaults and says what they m
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import ml_collections
 
 from configs import base
-from viavsp_jax.config_file import no_setting
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.quantize import Quantization
@@ -219,6 +219,12 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
     if config.encoder.train and config.data.row.frames < config.data.row.clips:
         problems.append("config.data.row: frames is below clips, expected a frame for each clip of a row at least")
     return problems
+
+
+def no_setting(name: str, known: Sequence[str]) -> str:
+    """The sentence for a setting that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name} is no setting, {f'did you mean {near[0]}?' if near else 'configs/base.py lists all there are'}"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
