@@ -1,5 +1,7 @@
 """The update against its definition, and a run against the same run interrupted."""
 
+import contextlib
+import dataclasses
 import gzip
 import json
 import shutil
@@ -20,6 +22,7 @@ from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.throughput import Throughput
 
 
 @pytest.fixture
@@ -290,3 +293,20 @@ def test_a_loss_that_becomes_no_number_stops_the_run_at_the_next_log(whole, tmp_
     exp = experiment.load_experiment(config)
     kept, good = (Checkpoints(folder, 2).restore_trainable(4, exp.trainable) for folder in (tmp_path, whole[1]))
     jax.tree.map(np.testing.assert_array_equal, kept, good)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_stop_does_not_save_weights_that_are_no_numbers(folders, tmp_path, value):
+    """The last update's own loss is still a number: it is that of the weights before."""
+    config = small_config(*folders)
+    with contextlib.closing(Throughput()) as throughput:
+        trainer = train.Trainer(experiment.load_experiment(config), config.to_json(), tmp_path, throughput)
+        with contextlib.closing(trainer):
+            leaves, tree = jax.tree.flatten(trainer.state.trainable)
+            largest = max(np.abs(np.asarray(x)).max() for x in leaves)
+            assert float(trainer.largest_weight(trainer.state.trainable)) == largest
+            leaves[1] = leaves[1].at[(0,) * leaves[1].ndim].set(value)
+            trainer.state = dataclasses.replace(trainer.state, trainable=jax.tree.unflatten(tree, leaves))
+            with pytest.raises(InputError, match=f"the largest weight is {abs(value)} at update 3, expected a number"):
+                trainer.save(3, preemption=None, stop=True)
+    assert Checkpoints(tmp_path).latest_step() is None
