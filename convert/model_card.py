@@ -7,8 +7,7 @@ from etils import epath
 
 from convert.work_folder import WorkFolder
 from viavsp_jax import __version__
-from viavsp_jax.evaluation.report.page import search_of
-from viavsp_jax.evaluation.report.results import name_of, read_report
+from viavsp_jax.evaluation.report.results import name_of, read_report, search_of
 from viavsp_jax.runtime.errors import InputError
 
 _LOAD = """\

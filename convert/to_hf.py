@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from convert import safetensors_files
@@ -90,6 +89,8 @@ def hugging_face_tensors(weights: Tree) -> dict[str, np.ndarray]:
 
 def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: str) -> None:
     """Writes the folder that peft's PeftModel.from_pretrained reads; `weights` {"llm": ...} float32."""
+    from peft import LoraConfig  # takes 4 s: it imports the compiler of PyTorch
+
     named = hugging_face_tensors(weights)
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     config = LoraConfig(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import with_devices
 from flax import nnx
 from small_media import media_config
 from tensorboard_events import scalars
@@ -285,13 +286,7 @@ for one, many in zip(*results, strict=True):
 
 def test_devices_share_the_clips_and_the_moments(media_folders):
     command = [sys.executable, "-c", MESH, *map(str, media_folders)]
-    env = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "PATH": "",
-        "PYTHONPATH": ".",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=with_devices(4))
     assert not done.returncode, done.stderr[-3000:]
     one, four = done.stdout.strip().splitlines()
     assert one == "1 (3, 32, 48) (3, 32, 48)" and four == "4 (3, 8, 48) (3, 32, 48)"

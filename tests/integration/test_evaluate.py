@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from devices import with_devices
 from small_run import make_llm, make_shards, small_config
 
 from convert import decode_hf, to_hf
@@ -298,9 +298,8 @@ def test_cache_rooms(limit, rooms):
 def test_meshes_decode_alike(folders):
     """Meshes of 8 devices, in a process of its own, against one device."""
     llm, shards = map(str, folders)
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": "tests/helpers:."}
     command = [sys.executable, "tests/helpers/decode_mesh_run.py", llm, shards]
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    result = subprocess.run(command, env=with_devices(8), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     experiment = load_experiment(small_config(llm, shards))
     weights = experiment.init_trainable(), experiment.load_frozen()

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from devices import with_devices
 from ports import free_port
 from small_shards import FRAMES, LAYER, assert_same_datasets, identity, options, read, refused
 
@@ -29,11 +30,8 @@ FOLDERS = ("av_clean", "audio_clean", "video_clean", "media_clean")
 
 def start(arguments: list[str], devices: int) -> subprocess.Popen:
     """The real command, on so many CPU devices and without PyTorch."""
-    # What takes long is to compile.
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": ".", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "tests/helpers/prepare_run.py", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command, pipe = [sys.executable, "tests/helpers/prepare_run.py", *arguments], subprocess.PIPE
+    return subprocess.Popen(command, env=with_devices(devices), stderr=pipe, text=True, start_new_session=True)
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -1,7 +1,6 @@
 """The language-model folder: what is written comes back whole, in any sharding, or not at all."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tensorstore
 import torch
+from devices import with_devices
 from flax import traverse_util
 from small_run import DEMO_LLAMA
 from tiny_llama import frozen_shapes
@@ -109,9 +109,8 @@ def test_each_device_gets_its_part(folder):
             assert {x.data.shape for x in found.addressable_shards} == {(4, 24 // tensor, 40 // fsdp)}
         print("equal")
     """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=with_devices(8), capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == "equal\n", result.stderr
 
 

@@ -1,10 +1,10 @@
 """Rules and meshes on 8 CPU devices, in a process of its own, since the number of devices is fixed at start."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+from devices import with_devices
 from mesh_run import TINY
 
 from configs import base
@@ -33,12 +33,6 @@ def test_a_mesh_that_does_not_fit():
 
 
 def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
-        "PYTHONPATH": "tests/helpers:.",
-        "JAX_PLATFORMS": "cpu",
-    }
     command = [sys.executable, "tests/helpers/mesh_run.py"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=with_devices(8), capture_output=True, text=True, check=False)
     assert result.returncode == 0 and result.stdout == "equal\n", result.stderr

@@ -7,8 +7,8 @@ import os
 import re
 import tempfile
 
+import transformers  # its parts are imported when they are used: they import PyTorch, where it is installed
 from etils import epath
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from viavsp_jax.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
 class Prompt:
     """Token ids of instructions and labels, and text of generated ids, for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: str):
+    def __init__(self, tokenizer: "transformers.PreTrainedTokenizerBase", end_token: str):
         """`end_token` closes every label (the reference: `</s>`, also for models whose own EOS differs)."""
         self.tokenizer = tokenizer
         self.begin_id = begin_id(tokenizer)
@@ -98,7 +98,7 @@ class Prompt:
         return one_line(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def begin_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
     """Id of the token that instructions and labels start with; InputError if the tokenizer names none."""
     if tokenizer.bos_token_id is None:
         raise InputError(
@@ -108,7 +108,7 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.bos_token_id
 
 
-def check_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_ids(tokenizer: "transformers.PreTrainedTokenizerBase", vocab_size: int) -> None:
     """InputError if the model has no embedding for a token, be it one that was added or is for padding alone."""
     outside = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= vocab_size)
     if outside:
@@ -121,7 +121,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         )
 
 
-def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: epath.PathLike) -> "transformers.PreTrainedTokenizerBase":
     """Reads the tokenizer of a folder, which may lie in a bucket; InputError when there is none."""
     folder = epath.Path(folder)
     present = [name for name in TOKENIZERS if (folder / name).exists()]
@@ -131,7 +131,7 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerBase:
         _check_sentencepiece(folder)
     try:
         # Code that comes with a tokenizer is not run, nor is it asked for on the terminal.
-        return AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(_local(folder), trust_remote_code=False)
     except Exception as error:  # what tokenizers raise for a damaged file is no kind of it
         raise InputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
 

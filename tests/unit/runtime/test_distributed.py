@@ -1,7 +1,6 @@
 """Two processes that train and decode together, against one process on the same mesh; and how processes meet."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from devices import with_devices
 from ports import free_port
 from small_run import WIDTH, make_example, make_shards, small_config
 from tensorboard_events import scalars
@@ -19,9 +19,6 @@ from viavsp_jax.data import records
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.errors import InputError
-
-# Most of the time goes into compilation, which is quicker when less is optimised.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 
 
 def start(folder, config, devices: int, *flags: str) -> subprocess.Popen:
@@ -42,12 +39,7 @@ def start(folder, config, devices: int, *flags: str) -> subprocess.Popen:
     }
     command = [sys.executable, "tests/helpers/distributed_run.py", str(folder), "--config=configs/demo.py"]
     command += [f"--workdir={folder / 'whole'}", *(f"--config.{name}={value}" for name, value in settings.items())]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{XLA_FLAGS}{devices}",
-        "PYTHONPATH": "tests/helpers:.",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
+    environment = with_devices(devices) | {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

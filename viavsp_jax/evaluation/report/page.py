@@ -6,7 +6,6 @@ key (see viavsp_jax/evaluation/report/results.py), what `analysis.score` gives, 
 network.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,18 @@ from etils import epath
 from markupsafe import Markup
 
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.evaluation.report import analysis, figures
 from viavsp_jax.evaluation.report.events import Curve, read_curves
-from viavsp_jax.evaluation.report.results import ABOUT, FILE, About, Report, key_of, not_a_report, read_report
+from viavsp_jax.evaluation.report.results import (
+    ABOUT,
+    FILE,
+    About,
+    Report,
+    key_of,
+    not_a_report,
+    read_report,
+    search_of,
+)
 from viavsp_jax.evaluation.vietnamese import TONES
 from viavsp_jax.runtime.atomic import write_bytes
 
@@ -101,15 +108,6 @@ def _made_with(about: About, report: Report) -> dict[str, str]:
     if about["checkpoint"] == report["checkpoint"] and about.get("weights") != report.get("weights"):
         update += " of another training"
     return {"checkpoint": update, "split": about["split"], "search": search_of(about)}
-
-
-def search_of(about: About) -> str:
-    """How results were searched for, in transformers' words: beams, most tokens and what is not as usual."""
-    if not (decoding := about.get("decoding")):
-        return "not recorded"
-    usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
-    search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
-    return ", ".join([*search, str(about["dtype"])])
 
 
 def _known(report: Report) -> dict[str, dict[str, Any]]:

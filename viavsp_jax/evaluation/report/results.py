@@ -5,12 +5,14 @@ may be of different checkpoints or searches: `evaluations` tells, again by key, 
 evaluation was made with stands in front. Earlier versions held results of one evaluation, and did not say its search.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.runtime.errors import InputError
 
 Report = dict[str, Any]
@@ -29,6 +31,15 @@ def key_of(name: str, about: About) -> str:
 def name_of(key: str, about: About) -> str:
     """The shard folder of a key."""
     return key if about["split"] == "test" else key.removesuffix(f".{about['split']}")
+
+
+def search_of(about: About) -> str:
+    """How results were searched for, in transformers' words: beams, most tokens and what is not as usual."""
+    if not (decoding := about.get("decoding")):
+        return "not recorded"
+    usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
+    search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
+    return ", ".join([*search, str(about["dtype"])])
 
 
 def table_path(workdir: epath.PathLike, key: str) -> epath.Path:
