@@ -157,7 +157,7 @@ def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str,
             (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
-def read_tokenizer(folder: epath.PathLike, vocab_size: int) -> "transformers.PreTrainedTokenizerBase" | None:
+def read_tokenizer(folder: epath.PathLike, vocab_size: int) -> "transformers.PreTrainedTokenizerBase | None":
     """The tokenizer of a Hugging Face folder; None, with a note to the user, if it holds none.
 
     Raises InputError for one that training could not use with a model of `vocab_size` embeddings.
