@@ -1,6 +1,12 @@
-"""Run by test_sharding.py on 8 CPU devices: losses, gradients and quantised weights on several meshes."""
+"""Run by test_meshes.py on 8 CPU devices: losses, gradients and quantised weights on several meshes.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/helpers/mesh_run.py every
+
+takes every shape that 8 devices have.
+"""
 
 import functools
+import sys
 
 import jax
 import numpy as np
@@ -19,11 +25,10 @@ from viavsp_jax.models.viavsp import ModelConfig
 TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 B, T, S, L, E = 8, 24, 16, 6, 10
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
-# Every shape that 8 devices have.
-MESHES = [
+EVERY = [
     {"data": data, "fsdp": fsdp, "tensor": -1} for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
 ]
-ALL_AXES, FSDP = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1})
+ALL_AXES, FSDP, TENSOR = ({"data": data, "fsdp": fsdp, "tensor": -1} for data, fsdp in ((2, 2), (1, 8), (1, 1)))
 
 
 def make_mesh(sizes: dict[str, int]) -> Mesh:
@@ -88,7 +93,8 @@ def check_quantization(sizes: dict[str, int]) -> None:
 
 def main() -> None:
     assert jax.device_count() == 8
-    for quantization, meshes in (("none", MESHES), ("nf4", [ALL_AXES])):
+    shapes = EVERY if sys.argv[1:] == ["every"] else [ALL_AXES, FSDP, TENSOR]
+    for quantization, meshes in (("none", shapes), ("nf4", [ALL_AXES])):
         expected = loss_and_gradients(quantization, ONE_DEVICE)
         for sizes in meshes:
             found = loss_and_gradients(quantization, sizes)

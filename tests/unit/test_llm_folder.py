@@ -2,9 +2,6 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,6 @@ import numpy as np
 import pytest
 import tensorstore
 import torch
-from devices import with_devices
 from flax import traverse_util
 from small_run import DEMO_LLAMA
 from tiny_llama import frozen_shapes
@@ -88,30 +84,6 @@ def test_dtypes_are_changed_as_pytorch_does(raw, llm, dtype):
     assert str(found.dtype) == dtype
     wanted = torch.from_numpy(expected).to(getattr(torch, dtype)).float().numpy()
     np.testing.assert_array_equal(found.astype(np.float32), wanted)
-
-
-def test_each_device_gets_its_part(folder):
-    """In a process of its own, since the number of devices is fixed at start."""
-    script = """
-        import sys
-        import jax, numpy as np
-        from jax.sharding import AxisType
-        from viavsp_jax import llm_folder, sharding
-
-        shapes = {"layers": {"o": {"kernel": jax.ShapeDtypeStruct((4, 24, 40), "float32")}}}
-        whole = llm_folder.load_llm(sys.argv[1], shapes)
-        for data, fsdp, tensor in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4)):
-            mesh = jax.make_mesh((data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-            placed = sharding.with_sharding({"llm": shapes}, sharding.shard_params(mesh, {"llm": shapes}))["llm"]
-            found = llm_folder.load_llm(sys.argv[1], placed)["layers"]["o"]["kernel"]
-            np.testing.assert_array_equal(found, whole["layers"]["o"]["kernel"])
-            assert found.sharding == placed["layers"]["o"]["kernel"].sharding
-            assert {x.data.shape for x in found.addressable_shards} == {(4, 24 // tensor, 40 // fsdp)}
-        print("equal")
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
-    result = subprocess.run(command, env=with_devices(8), capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout == "equal\n", result.stderr
 
 
 def flip_a_bit(file):

@@ -1,6 +1,5 @@
 """The command as a user meets it: one sentence for each mistake, and no traceback."""
 
-import subprocess
 import sys
 
 import pytest
@@ -82,11 +81,3 @@ def test_broken_record(error_of, tmp_path, folders):
     path.write_bytes(bytes(data))
     message = error_of(*given(folders[0], shards))
     assert str(path) in message and "record" in message
-
-
-def test_the_real_command(tmp_path):
-    """As in the README, in a process of its own."""
-    command = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/final.py", f"--workdir={tmp_path}"]
-    result = subprocess.run([*command, "--config.llm.path=/does/not/exist"], capture_output=True, text=True)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: /does/not/exist/config.json does not exist")

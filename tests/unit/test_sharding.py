@@ -1,10 +1,6 @@
-"""Rules and meshes on 8 CPU devices, in a process of its own, since the number of devices is fixed at start."""
-
-import subprocess
-import sys
+"""Rules of sharding, and meshes that do not fit."""
 
 import pytest
-from devices import with_devices
 from mesh_run import TINY
 
 from configs import base
@@ -30,9 +26,3 @@ def test_a_mesh_that_does_not_fit():
     config.mesh.fsdp = 3
     with pytest.raises(InputError, match="does not fit 1 devices"):
         sharding.make_mesh(read_settings(config).mesh)
-
-
-def test_losses_gradients_and_quantization_do_not_depend_on_the_mesh():
-    command = [sys.executable, "tests/helpers/mesh_run.py"]
-    result = subprocess.run(command, env=with_devices(8), capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and result.stdout == "equal\n", result.stderr

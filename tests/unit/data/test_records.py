@@ -1,7 +1,4 @@
-import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -52,33 +49,6 @@ def test_folders_of_any_name(tmp_path, name):
     assert [file.name for file in folder.glob(".*")] == [f".{path.name}x.1.tmp"], "of another shard"
     records.write_metadata(folder, WIDTH, ["train"])
     assert_same(records.open_split(folder, "train")[1], wanted)
-
-
-def test_tfds_reads_it_without_tensorflow(dataset):
-    """In a fresh process, which must not have imported TensorFlow, PyTorch or JAX in the end."""
-    folder, examples = dataset
-    script = """
-import json, sys
-import tensorflow_datasets as tfds
-source = tfds.builder_from_directory(sys.argv[1]).as_data_source("train")
-from viavsp_jax.data import records
-ours = records.open_split(sys.argv[1], "train")
-records.write_shard(records.shard_path(sys.argv[1], "valid", 0, 1), [ours[0]])
-records.write_metadata(sys.argv[1], 8, ["test", "train", "valid"])
-print(json.dumps([[x["id"].decode(), x["transcript"].decode(), x["features"].astype(float).sum(),
-                   str(x["features"].dtype), x["cluster_counts"].tolist(), y["transcript"]]
-                  for x, y in zip(source, ours, strict=True)]))
-assert not {"tensorflow", "torch", "jax"} & set(sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    expected = [
-        [x["id"], x["transcript"], float(x["features"].astype(float).sum()), "float16",
-         x["cluster_counts"].tolist(), x["transcript"]]
-        for x in examples
-    ]  # fmt: skip
-    assert json.loads(result.stdout) == expected
-    assert len(records.open_split(folder, "valid")) == 1
 
 
 def test_records_are_stored_one_by_one_and_without_waste(tmp_path):

@@ -2,10 +2,7 @@
 
 import html.parser
 import json
-import os
 import re
-import subprocess
-import sys
 import unicodedata
 
 import hypothesis.strategies as st
@@ -219,19 +216,6 @@ def test_page_takes_any_text_as_text(text):
     curves = {"train/loss": {1: 1.0}}
     page, expected = (Page(render(make_report(ABOUT, x, {text: text}), curves)) for x in (names, plain))
     assert page.elements == expected.elements and text in page.texts
-
-
-def test_command_makes_the_same_again(workdir, tmp_path):
-    """In another process, where hashes are others."""
-    files = ("report.json", "report.html")
-    mapping = tmp_path / "mapping.json"
-    mapping.write_text(json.dumps([{"id": name, "channel": channel} for name, channel in CHANNELS.items()]))
-    before = [(workdir / name).read_bytes() for name in files]
-    (workdir / "report.html").unlink()
-    command = [sys.executable, "-m", "viavsp_jax.report", "--workdir", workdir, "--mapping", mapping]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
-    assert result.returncode == 0, result.stderr
-    assert [(workdir / name).read_bytes() for name in files] == before
 
 
 def test_curves_of_a_run_that_was_continued(workdir, tmp_path):

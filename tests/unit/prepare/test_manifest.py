@@ -1,7 +1,5 @@
 import collections
 import json
-import subprocess
-import sys
 import unicodedata
 
 import pandas as pd
@@ -214,16 +212,6 @@ def test_a_manifest_of_the_reference_is_read(tmp_path):
     assert clip.transcript == "hôm nay\u2028trời đẹp"
     with pytest.raises(InputError, match="train.tsv: no such file"):
         read_manifest(tmp_path, "train")
-
-
-def test_the_stage_does_without_pytorch(corpus, tmp_path):
-    script = (
-        "import sys; from viavsp_jax.prepare.__main__ import main; main(sys.argv[1:]);"
-        "assert not {'torch', 'tensorflow', 'jax'} & set(sys.modules)"
-    )
-    arguments = ["manifest", "--data", str(corpus), "--output", str(tmp_path / "out")]
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
-    assert len(read_manifest(tmp_path / "out", "train")) == 4
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
