@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 import torch
@@ -14,9 +13,8 @@ from convert.checkpoints import BUFFERS
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
-from viavsp_jax.experiment import read_settings
-from viavsp_jax.optimizer import make_optimizer
-from viavsp_jax.settings import completed
+from viavsp_jax.experiment import Settings
+from viavsp_jax.optimizer import OptimizerSettings, make_optimizer
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.
@@ -25,7 +23,7 @@ PRETRAINED_ONLY = ("mask_emb", "label_embs_concat")
 
 def container(
     state: TrainState,
-    config: ml_collections.ConfigDict,
+    settings: Settings,
     accuracy: float,
     encoder: dict[str, torch.Tensor],
     paths: dict[str, str],
@@ -34,7 +32,7 @@ def container(
 
     Args:
       state: numpy or JAX arrays.
-      config: what it was trained with.
+      settings: what it was trained with.
       accuracy: of the validation split, 0 to 1.
       encoder: weights by the reference's names and in its order; may be empty, and then so is the optimizer's state,
         which counts the encoder's parameters before the others.
@@ -50,7 +48,7 @@ def container(
     percent = 100 * accuracy
     return {
         "args": None,
-        "cfg": settings(config, paths),
+        "cfg": reference_config(settings, paths),
         "model": encoder | in_torch(state.trainable, trained),
         "criterion": None,
         "optimizer_history": [history],
@@ -62,7 +60,7 @@ def container(
             "val_loss": percent,
             "best": percent,
         },
-        "last_optimizer_state": optimizer_state(state, config, trained, encoder) if encoder else None,
+        "last_optimizer_state": optimizer_state(state, settings.optimizer, trained, encoder) if encoder else None,
     }
 
 
@@ -88,7 +86,7 @@ def as_tensor(value: np.ndarray) -> torch.Tensor:
 
 
 def optimizer_state(
-    state: TrainState, config: ml_collections.ConfigDict, trained: list[Tensor], encoder: dict[str, torch.Tensor]
+    state: TrainState, settings: OptimizerSettings, trained: list[Tensor], encoder: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """The state_dict of fairseq's Adam: moments by the parameter's place, the encoder's first.
 
@@ -99,8 +97,8 @@ def optimizer_state(
         REFERENCE_ENCODER + name for name in sorted(names, key=encoder_order) if name.split(".")[-1] not in BUFFERS
     ]
     parameters += [tensor.reference_name for tensor in trained]
-    entries, c = {}, config.optimizer
-    if config.encoder.train:
+    entries = {}
+    if settings.train_encoder:
         late = adam_state(state.opt_state.inner_states["encoder"])
         if late.count:
             entries = adam_entries(late, lambda moments: encoder_in_torch(moments["encoder"]))
@@ -109,9 +107,9 @@ def optimizer_state(
         others = adam_state(state.opt_state)
     entries |= adam_entries(others, lambda moments: in_torch(moments, trained))
     group = {
-        "lr": float(make_optimizer(read_settings(completed(config)).optimizer)[1](int(state.step))),
-        "betas": (c.b1, c.b2),
-        "eps": c.eps,
+        "lr": float(make_optimizer(settings)[1](int(state.step))),
+        "betas": (settings.b1, settings.b2),
+        "eps": settings.eps,
         "weight_decay": 0.0,
         "amsgrad": False,
         "params": list(range(len(parameters))),
@@ -136,25 +134,25 @@ def adam_entries(
     return {name: {"step": step, "exp_avg": exp_avg[name], "exp_avg_sq": exp_avg_sq[name]} for name in exp_avg}
 
 
-def settings(config: ml_collections.ConfigDict, paths: dict[str, str]) -> dict[str, Any]:
-    """Our config under the reference's names; fairseq's defaults hold for what is not in it."""
-    c = config.optimizer
+def reference_config(settings: Settings, paths: dict[str, str]) -> dict[str, Any]:
+    """Our settings under the reference's names; fairseq's defaults hold for what is not in them."""
+    c, updates = settings.optimizer, settings.training.updates
     rate, training = [c.peak_lr], {}
-    if config.encoder.train:
+    if settings.encoder.train:
         training = {
-            "freeze_finetune_updates": config.encoder.freeze_updates, "layerdrop": config.encoder.layer_drop,
-            "activation_dropout": config.encoder.activation_dropout,
+            "freeze_finetune_updates": c.freeze_updates, "layerdrop": settings.encoder.layer_drop,
+            "activation_dropout": settings.encoder.activation_dropout,
         }  # fmt: skip
     return {
         "_name": None,
-        "common": {"_name": None, "seed": config.seed, "fp16": False},
+        "common": {"_name": None, "seed": settings.training.seed, "fp16": False},
         "optimization": {
-            "_name": None, "max_update": config.updates, "lr": rate, "clip_norm": 0.0, "sentence_avg": True,
+            "_name": None, "max_update": updates, "lr": rate, "clip_norm": 0.0, "sentence_avg": True,
         },
         "checkpoint": {"_name": None, "best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True},
         "model": {
             "_name": "avsp_llm", **paths, "normalize": True, "apply_mask": False, "w2v_args": None,
-            "encoder_embed_dim": config.data.feature_width, **training,
+            "encoder_embed_dim": settings.data.feature_width, **training,
         },
         "task": {
             "_name": "avsp_llm_training", "llm_ckpt_path": paths["llm_ckpt_path"], "labels": ["wrd"],
@@ -170,6 +168,6 @@ def settings(config: ml_collections.ConfigDict, paths: dict[str, str]) -> dict[s
         "lr_scheduler": {
             "_name": "tri_stage", "warmup_steps": c.warmup_updates, "hold_steps": c.hold_updates,
             "decay_steps": c.decay_updates, "phase_ratio": None, "init_lr_scale": 0.01, "final_lr_scale": 0.05,
-            "max_update": config.updates, "lr": rate,
+            "max_update": updates, "lr": rate,
         },
     }  # fmt: skip

@@ -48,21 +48,18 @@ from viavsp_jax.state import TrainState
 Shapes = dict[str, tuple[int, ...]]  # by name
 
 
-def convert(
-    path: epath.PathLike, config: ml_collections.ConfigDict, workdir: epath.PathLike, restart: bool = False
-) -> None:
+def convert(path: epath.PathLike, experiment: Experiment, workdir: epath.PathLike, restart: bool = False) -> None:
     """Writes a training checkpoint, see the module's docstring; prints what was found.
 
     Raises InputError if the checkpoint does not fit the config or its language model, or the work folder holds a
     checkpoint already.
     """
-    experiment = load_experiment(config)
     state = read_state(path, experiment, restart)
     checkpoints = Checkpoints(workdir, experiment.settings.training.checkpoint_keep)
     if checkpoints.latest_step() is not None:
         raise InputError(f"{workdir} already holds a checkpoint: give another --workdir")
     made_by = run_info(experiment.mesh, shard_folders(experiment.settings.data))
-    checkpoints.save(state, None, config.to_json(), experiment.fits, made_by, {"accuracy": 0.0})
+    checkpoints.save(state, None, experiment.config, experiment.fits, made_by, {"accuracy": 0.0})
     checkpoints.close()
     print(f"wrote {workdir}: update {state.step}; the training data starts with its first batch")
     updates = experiment.settings.training.updates
@@ -256,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     if bool(args.encoder_output) != bool(args.avhubert):
         raise InputError("--encoder_output and --avhubert go together: expected both or neither")
-    convert(args.checkpoint, read_config(rest), args.workdir, args.restart)
+    convert(args.checkpoint, load_experiment(read_config(rest)), args.workdir, args.restart)
     if args.encoder_output:
         convert_encoder(args.checkpoint, args.avhubert, args.encoder_output)
 

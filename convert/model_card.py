@@ -67,7 +67,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
         + ". `trust_remote_code` runs the Python files beside this one: read them first. Without `merged/` the base "
         f"language model (`{llm}`) is read from where it lay at conversion, or from `base_model`.\n\n"
         + _LOAD.format(name=name, base=base)
-        + (_MEDIA.format(name=name) if media else _FEATURES.format(width=opened.config.data.feature_width)),
+        + (_MEDIA.format(name=name) if media else _FEATURES.format(width=opened.settings.data.feature_width)),
         _training(opened),
         _scores(opened, workdir),
         "## Limits and licences\n\n"
@@ -90,20 +90,18 @@ def _metadata(media: bool) -> str:
 
 
 def _nf4(opened: WorkFolder) -> bool:
-    return opened.config.llm.get("quantization", "none") == "nf4"
+    return opened.settings.llm.quantization == "nf4"
 
 
 def _training(opened: WorkFolder) -> str:
-    config = opened.config
-    data, optimizer = config.data, config.get("optimizer", {})
+    s = opened.settings
     rows = [
-        ("training data", ", ".join(data.get("train", ())) or "not recorded"),
-        ("updates", f"{opened.step} of {config.get('updates', opened.step)}, the best by validation accuracy"
-         if "updates" in config else str(opened.step)),
-        ("encoder", f"trained from update {config.encoder.freeze_updates} on" if opened.encoder else "frozen"),
-        ("LoRA", f"rank {config.lora.rank}, alpha {config.lora.alpha}, dropout {config.lora.dropout}"),
-        ("peak learning rate", optimizer.get("peak_lr", "not recorded")),
-        ("language model in training", config.llm.get("quantization", "none").replace("none", config.dtype)),
+        ("training data", ", ".join(s.data.train)),
+        ("updates", f"{opened.step} of {s.training.updates}, the best by validation accuracy"),
+        ("encoder", f"trained from update {s.optimizer.freeze_updates} on" if opened.encoder else "frozen"),
+        ("LoRA", f"rank {s.lora.rank}, alpha {s.lora.alpha}, dropout {s.lora.dropout}"),
+        ("peak learning rate", s.optimizer.peak_lr),
+        ("language model in training", s.llm.quantization.replace("none", s.dtype)),
         ("language model sha256", opened.conversion["sha256"]),
     ]  # fmt: skip
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

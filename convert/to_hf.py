@@ -35,7 +35,6 @@ from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, t
 from viavsp_jax import encoder_folder
 from viavsp_jax.data import features
 from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION, Prompt, load_prompt
-from viavsp_jax.decoding.search import load_decoding_config
 from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -162,7 +161,7 @@ def find_encoder_and_centers(
     Raises InputError if `kmeans` was asked for and does not do.
     """
     try:
-        return encoder_and_centers(training_shards(opened.config), encoder, kmeans)
+        return encoder_and_centers(training_shards(opened.settings.data), encoder, kmeans)
     except InputError as error:
         if kmeans:
             raise
@@ -195,25 +194,25 @@ def write_encoders(
 
 def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, Any]) -> None:
     """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
-    config = opened.config
-    settings = {
+    settings = opened.settings
+    config = {
         "model_type": ViAVSPConfig.model_type,
         **CODE,
-        "feature_width": config.data.feature_width,
-        "end_token": config.llm.end_token,
-        "decoding": dataclasses.asdict(load_decoding_config(config.evaluate.decoding)),
-        "quantization": config.llm.get("quantization", "none"),
+        "feature_width": settings.data.feature_width,
+        "end_token": settings.llm.end_token,
+        "decoding": dataclasses.asdict(settings.evaluation.decoding),
+        "quantization": settings.llm.quantization,
         "recognition_instruction": RECOGNITION,
         "translation_instruction": TRANSLATION,
         "languages": LANGUAGES,
-        "dtype": config.dtype,
-        "longest_clip": longest_clip(training_shards(config)),
+        "dtype": settings.dtype,
+        "longest_clip": longest_clip(training_shards(settings.data)),
         **encoders,
         "step": opened.step,
         "llm_sha256": opened.conversion["sha256"],
-        "training": config.to_dict(),
+        "training": opened.saved_config,
     }
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, source in code_files().items():
         shutil.copy(source, folder / name)
     copy_files(opened.llm, folder, TOKENIZER_FILES)
@@ -238,22 +237,23 @@ def export(
     output = pathlib.Path(output).absolute()
     check_output(output)
     opened = open_work_folder(workdir, step, llm, encoder)
-    config, lora = opened.config, LoRAConfig(**opened.config.lora)
+    settings = opened.settings
     trainable, batch_stats = opened.read_weights()
     opened.checkpoints.close()
-    prompt = load_prompt(opened.llm, config.llm.end_token)
+    prompt = load_prompt(opened.llm, settings.llm.end_token)
     found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
     trained = encoder_weights(trainable, batch_stats) if opened.encoder else None
     with replacing(output) as folder:
-        write_adapter(folder / "adapter", {"llm": trainable["llm"]}, lora, opened.conversion["source"])
+        write_adapter(folder / "adapter", {"llm": trainable["llm"]}, settings.lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
         write_config(folder, opened, write_encoders(folder, opened, trained, found))
         if merge:
             (folder / "merged").mkdir()
-            quantization = config.llm.get("quantization", "none")
-            adapter = flatten({"llm": trainable["llm"]})
-            read = functools.partial(merged, opened.llm, adapters=adapter, lora=lora, quantization=quantization)
+            adapter, quantization = flatten({"llm": trainable["llm"]}), settings.llm.quantization
+            read = functools.partial(
+                merged, opened.llm, adapters=adapter, lora=settings.lora, quantization=quantization
+            )
             safetensors_files.write(folder / "merged", pieces(opened.frozen, read))
             write_merged_configs(folder / "merged", opened.llm, prompt, opened.conversion["dtype"])
         card = model_card(opened, epath.Path(workdir), merge, media=found is not None)

@@ -18,7 +18,6 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import ml_collections
 import numpy as np
 import torch
 from etils import epath
@@ -34,6 +33,7 @@ from convert.safetensors_files import DTYPES, Piece
 from convert.work_folder import adapters, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
+from viavsp_jax.experiment import Settings
 from viavsp_jax.llm_folder import llama_config, read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert
@@ -60,7 +60,7 @@ class Trained:
     """A training checkpoint with the language model it fits."""
 
     state: TrainState  # on the host
-    config: ml_collections.ConfigDict
+    settings: Settings
     accuracy: float
     llm: epath.PathLike
     source: str  # of the language model
@@ -70,7 +70,7 @@ class Trained:
     @property
     def encoder(self) -> Tree | None:
         """The encoder's weights if it was trained."""
-        if not self.config.encoder.train:
+        if not self.settings.encoder.train:
             return None
         return encoder_weights(self.state.trainable, self.state.batch_stats)
 
@@ -89,7 +89,7 @@ def load_trained(
     state, accuracy = opened.read_state(), opened.checkpoints.accuracy(opened.step)
     opened.checkpoints.close()
     source = opened.conversion["source"]
-    return Trained(state, opened.config, accuracy, opened.llm, source, opened.frozen, opened.encoder_path)
+    return Trained(state, opened.settings, accuracy, opened.llm, source, opened.frozen, opened.encoder_path)
 
 
 def llm_pieces(trained: Trained) -> Iterator[Piece]:
@@ -161,7 +161,7 @@ def write_fairseq(path: epath.PathLike, trained: Trained, encoder: Encoder | Non
         value = as_tensor(piece.read())
         weights[piece.name] = value.float() if value.is_floating_point() else value
     paths = {"w2v_path": encoder.source if encoder else "", "llm_ckpt_path": trained.source}
-    content = container(trained.state, trained.config, trained.accuracy, weights, paths)
+    content = container(trained.state, trained.settings, trained.accuracy, weights, paths)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
@@ -211,16 +211,16 @@ def export(
     if not fairseq and not hf:
         raise InputError("nothing to write: expected --fairseq, --hf or both")
     trained = load_trained(workdir, step, llm, encoder)
-    folder = trained.encoder_path if trained.config.encoder.train else encoder
+    folder = trained.encoder_path if trained.settings.encoder.train else encoder
     parts = read_encoder(folder, trained.encoder) if folder else None
     if hf and not parts:
         raise InputError("--hf needs --encoder: AVSPLLMModel holds the encoder too")
-    if parts and parts.config.embed_dim != trained.config.data.feature_width:
+    if parts and parts.config.embed_dim != trained.settings.data.feature_width:
         raise InputError(
             f"{folder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
-            f"width {trained.config.data.feature_width}"
+            f"width {trained.settings.data.feature_width}"
         )
-    if (trained.config.lora.rank, trained.config.lora.alpha) != REFERENCE_LORA:
+    if (trained.settings.lora.rank, trained.settings.lora.alpha) != REFERENCE_LORA:
         print(f"note: the reference's code has LoRA rank and alpha {REFERENCE_LORA}; change them there for this model")
     if parts is None:
         print(

@@ -1,10 +1,10 @@
 """What the converters read of a work folder: a training checkpoint, and what it was trained around."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import ml_dtypes
 import numpy as np
 from etils import epath
@@ -14,11 +14,11 @@ from convert.names import Tree, flatten
 from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.encoder_folder import CONFIG_FILE
-from viavsp_jax.experiment import encoder_fits, prompt_fits, read_settings
+from viavsp_jax.experiment import Settings, encoder_fits, prompt_fits, read_settings
 from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
-from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
@@ -32,7 +32,8 @@ class WorkFolder:
 
     checkpoints: Checkpoints
     step: int
-    config: ml_collections.ConfigDict
+    saved_config: dict[str, Any]  # as it was trained with
+    settings: Settings  # the same, with what its version did not have yet
     llm: epath.PathLike
     conversion: dict[str, str]  # of the language model
     encoder: AVHubertConfig | None  # that was trained
@@ -49,9 +50,7 @@ class WorkFolder:
 
     def read_state(self) -> TrainState:
         """All that an update changes, as numpy arrays."""
-        opt_state = jax.eval_shape(
-            make_optimizer(read_settings(completed(self.config)).optimizer)[0].init, self.trainable
-        )
+        opt_state = jax.eval_shape(make_optimizer(self.settings.optimizer)[0].init, self.trainable)
         state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), self.trainable, opt_state, self.batch_stats)
         return jax.device_get(self.checkpoints.restore(self.step, here(state), None))
 
@@ -76,35 +75,31 @@ def open_work_folder(
         raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
     checkpoints = Checkpoints(workdir)
     chosen = checkpoints.choose(step)
-    # Earlier versions trained no encoder and had no settings for it.
-    config = ml_collections.ConfigDict({"encoder": {"train": False, "path": ""}} | checkpoints.restore_config(chosen))
-    llm, encoder_path = llm or config.llm.path, encoder or config.encoder.path
+    config = checkpoints.restore_config(chosen)
+    settings = read_settings(completed(config))
+    llm, encoder_path = llm or settings.llm.path, encoder or settings.encoder.path
     conversion, sizes = read_conversion(llm), None
-    if config.encoder.train:
+    if settings.encoder.train:
         if not (epath.Path(encoder_path) / CONFIG_FILE).exists():
             raise InputError(
                 f"{encoder_path} holds no {CONFIG_FILE}: give the folder that the encoder grew from with --encoder"
             )
         sizes = encoder_folder.read_config(encoder_path)
-    prompt = load_prompt(llm, config.llm.end_token)
+    prompt = load_prompt(llm, settings.llm.end_token)
     fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
-    checkpoints.check_fits(chosen, fits | prompt_fits(prompt, config.llm.end_token))
+    checkpoints.check_fits(chosen, fits | prompt_fits(prompt, settings.llm.end_token))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
-    lora = LoRAConfig(**config.lora)
-    _, trainable, frozen = abstract_model(
-        ModelConfig(llama_config(llm), lora, config.data.feature_width, dtype, encoder=sizes)
-    )
+    model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes)
+    _, trainable, frozen = abstract_model(model)
     batch_stats = {"encoder": frozen.pop("encoder")} if sizes else {}
-    return WorkFolder(checkpoints, chosen, config, llm, conversion, sizes, encoder_path, trainable, frozen, batch_stats)
+    shapes = trainable, frozen, batch_stats
+    return WorkFolder(checkpoints, chosen, config, settings, llm, conversion, sizes, encoder_path, *shapes)
 
 
-def training_shards(config: ml_collections.ConfigDict) -> epath.Path:
+def training_shards(data: DataSettings) -> epath.Path:
     """The first shard folder that a run was trained on."""
-    data = config.data
-    name = data.get("train", ("av_clean",))[0]
-    if config.encoder.train:
-        name = f"media_{name.partition('_')[2]}"
-    return epath.Path(data.get("path", "")) / name
+    (name, *_) = data.train
+    return epath.Path(data.path) / (f"media_{name.partition('_')[2]}" if data.of_clips else name)
 
 
 def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:

@@ -134,6 +134,7 @@ class Experiment:
     to_quantize: Stacks  # before they are
     prompt: Prompt | None = None  # None where nothing but shapes is needed
     fits: dict[str, Any] = dataclasses.field(default_factory=dict)  # what trained weights fit, see Checkpoints.save
+    config: str = ""  # the user's, as JSON, to be saved with checkpoints
 
     def init_trainable(self) -> Tree:
         """New adapters and projector from `config.seed`; the frozen weights are never made."""
@@ -281,4 +282,4 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.llm.quantization": llm.quantization,
         **prompt_fits(prompt, llm.end_token),
     }
-    return dataclasses.replace(experiment, prompt=prompt, fits=fits)
+    return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=config.to_json())

@@ -133,9 +133,8 @@ def say(text: str) -> None:
 class Trainer:
     """One run: what the loop needs, built once."""
 
-    def __init__(self, experiment: Experiment, config: str, workdir: epath.PathLike, throughput: Throughput):
-        """`config` is the user's, as JSON: it is kept with the checkpoints."""
-        self.experiment, self.config, self.throughput = experiment, config, throughput
+    def __init__(self, experiment: Experiment, workdir: epath.PathLike, throughput: Throughput):
+        self.experiment, self.throughput = experiment, throughput
         data = experiment.settings.data
         self.settings, self.data, self.prompt = experiment.settings.training, data, experiment.prompt
         self.profiler = Profiler(self.settings.profile_steps, workdir)
@@ -160,7 +159,7 @@ class Trainer:
 
     def restore(self, step: int) -> None:
         """Takes up the state of a checkpoint, and says what is not as it was then."""
-        config = json.loads(self.config)
+        config = json.loads(self.experiment.config)
         self.checkpoints.check_fits(step, self.experiment.fits)
         self.checkpoints.check_data(step, config)
         self.state = self.checkpoints.restore(step, self.state, self.batches)
@@ -206,7 +205,8 @@ class Trainer:
             self.check_finite(step, "largest weight", float(self.largest_weight(self.state.trainable)))
             scores = {"accuracy": 0.0}
         with self.throughput.phase("checkpoint"):
-            self.checkpoints.save(self.state, self.batches, self.config, self.experiment.fits, self.run_info, scores)
+            config, fits = self.experiment.config, self.experiment.fits
+            self.checkpoints.save(self.state, self.batches, config, fits, self.run_info, scores)
 
     def log(self, step: int, bar: tqdm) -> None:
         """Writes the mean metrics of the updates since the last log, up to `step`, and their throughput."""
@@ -287,7 +287,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """
     with contextlib.closing(Throughput()) as throughput, Preemption() as preemption:
         with distributed.others_alive(), throughput.phase("start-up"):
-            trainer = Trainer(load_experiment(config), config.to_json(), workdir, throughput)
+            trainer = Trainer(load_experiment(config), workdir, throughput)
         with contextlib.closing(trainer), distributed.others_alive():
             preemption.hold()
             stopped = trainer.run(preemption)

@@ -11,6 +11,7 @@ from places import GOLDEN
 from configs import base
 from convert import from_hf, from_reference
 from convert.checkpoints import read_fairseq
+from viavsp_jax.experiment import load_experiment
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def config(best, llm_gqa) -> ml_collections.ConfigDict:
 def taken_up(best, llm_gqa, tmp_path_factory) -> pathlib.Path:
     """The work folder with the checkpoint; read only."""
     folder = tmp_path_factory.mktemp("taken_up") / "work"
-    from_reference.convert(best, recorded_config(best, llm_gqa), folder)
+    from_reference.convert(best, load_experiment(recorded_config(best, llm_gqa)), folder)
     return folder
 
 

@@ -114,7 +114,8 @@ def test_what_the_model_does_not_do_is_said(export):
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_saved_model_is_an_export(demo_folder, demo_export, demo_merged, waves, tmp_path, merged):
-    model, out = load(demo_merged if merged else demo_export), tmp_path / "out"
+    source, out = demo_merged if merged else demo_export, tmp_path / "out"
+    model = load(source)
     expected = texts(model, waves)
     (out / "merged").mkdir(parents=True)  # of an earlier export, which would be preferred
     (out / "projector.safetensors").write_bytes(b"")
@@ -130,7 +131,8 @@ def test_a_saved_model_is_an_export(demo_folder, demo_export, demo_merged, waves
     assert [transcript.text for transcript in by_us] == [hypotheses[0] for hypotheses in expected]
     model.half().save_pretrained(out)  # over itself
     assert AutoConfig.from_pretrained(out, trust_remote_code=True).dtype == torch.float16
-    assert texts(load(out), waves) == texts(model, waves)
+    # Not those of `model`: half() also rounds what rotates the positions, which loading does not.
+    assert texts(load(out), waves) == texts(load(source, dtype=torch.float16), waves)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert texts(other, waves) == texts(model, waves)
 

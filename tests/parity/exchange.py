@@ -19,6 +19,7 @@ from convert.from_fairseq import encoder_config
 from convert.names import REFERENCE_ENCODER, tensors
 from tests.parity.avhubert import unpacked
 from tests.parity.rows import EXACT, Golden, Row, exact, worst
+from viavsp_jax.experiment import load_experiment
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
@@ -52,7 +53,7 @@ def checkpoint_checks(golden: Golden, kind: str, folder: pathlib.Path) -> Iterat
     from_hf.convert(golden.path(f"avsp/llm_{kind}"), folder / "llm")
     avhubert = unpacked(golden, "avhubert/large_tiny.pt.xz", folder)
     with contextlib.redirect_stdout(None):
-        from_reference.convert(best, run_config(read, folder / "llm"), folder / "work")
+        from_reference.convert(best, load_experiment(run_config(read, folder / "llm")), folder / "work")
         from_reference.convert_encoder(best, avhubert, folder / "encoder")
         to_reference.export(
             folder / "work", encoder=folder / "encoder", fairseq=folder / "back.pt", hf=folder / "hf"

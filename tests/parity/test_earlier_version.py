@@ -84,7 +84,6 @@ def test_an_export_is_decoded_to_the_same_words(recorded, run):
 @pytest.mark.parametrize("run", DATA)
 def test_all_that_learns_is_restored(recorded, run):
     opened = open_work_folder(recorded / run, llm=recorded / "llm", encoder=recorded / "encoder")
-    opened.config.encoder.path = str(recorded / "encoder")
     state = opened.read_state()
     assert state.step == UPDATES and len(jax.tree.leaves(state.opt_state)) > 2 * len(jax.tree.leaves(state.trainable))
 

@@ -26,7 +26,7 @@ from tests.parity import avsp
 from tests.parity.rows import Golden
 from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.experiment import load_experiment, read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
@@ -105,7 +105,7 @@ def test_schedule_goes_on_where_it_was(best, config, workdir):
 
 
 def test_restart_takes_the_weights_only(best, config, workdir, tmp_path, capsys):
-    from_reference.convert(best, config, tmp_path / "new", restart=True)
+    from_reference.convert(best, load_experiment(config), tmp_path / "new", restart=True)
     assert "update 0" in capsys.readouterr().out
     state, continued = restored(config, tmp_path / "new"), restored(config, workdir)
     assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
@@ -234,14 +234,14 @@ def test_what_does_not_fit_is_one_clear_error(best, config, tmp_path, settings, 
     path = changed(best, tmp_path / "changed.pt", **entries)
     config.update(settings)
     with pytest.raises(InputError, match=f"changed.pt.*{message}"):
-        from_reference.convert(path, config, tmp_path / "new")
+        from_reference.convert(path, load_experiment(config), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_other_language_model_and_other_encoder(best, config, tmp_path, llm):
     config.llm.path = str(llm)
     with pytest.raises(InputError, match=r"checkpoint_best.pt does not fit the language model in .*is \[16, 64\]"):
-        from_reference.convert(best, config, tmp_path / "new")
+        from_reference.convert(best, load_experiment(config), tmp_path / "new")
     write_encoder(tmp_path / "other")
     with pytest.raises(InputError, match="checkpoint_best.pt: the weights do not fit the AV-HuBERT config: .*; "):
         from_reference.convert_encoder(best, tmp_path / "other", tmp_path / "encoder")
@@ -249,7 +249,7 @@ def test_other_language_model_and_other_encoder(best, config, tmp_path, llm):
 
 def test_work_folder_in_use(best, config, workdir):
     with pytest.raises(InputError, match="already holds a checkpoint"):
-        from_reference.convert(best, config, workdir)
+        from_reference.convert(best, load_experiment(config), workdir)
 
 
 def test_command(best, avhubert, config, tmp_path):

@@ -19,7 +19,7 @@ from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.experiment import load_experiment, read_settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
 
@@ -76,7 +76,7 @@ def counts(state):
 
 
 def test_round_trip_of_the_recorded_checkpoint_whose_encoder_was_frozen(best, config, tmp_path, capsys):
-    from_reference.convert(best, config, tmp_path / "work")
+    from_reference.convert(best, load_experiment(config), tmp_path / "work")
     said = capsys.readouterr().out.splitlines()[0]
     assert said.endswith("more; Adam of the encoder starts with zero moments")
     assert "its optimizer has no state for encoder.w2v_model." in said
@@ -101,13 +101,13 @@ def test_round_trip_of_the_recorded_checkpoint_whose_encoder_was_frozen(best, co
 
 def test_moments_of_the_encoder_go_there_and_back(best, config, tmp_path, capsys):
     path = trained_encoder(best, tmp_path / "trained.pt")
-    from_reference.convert(path, config, tmp_path / "work")
+    from_reference.convert(path, load_experiment(config), tmp_path / "work")
     assert "zero moments" not in capsys.readouterr().out
     assert counts(to_reference.load_trained(tmp_path / "work").state) == {"encoder": [LEARNT] * 2, "others": [30, 30]}
     to_reference.export(tmp_path / "work", fairseq=tmp_path / "back.pt", hf=tmp_path / "hf")
     there, back = (torch.load(one, weights_only=True) for one in (path, tmp_path / "back.pt"))
     assert_same_optimizer(back["last_optimizer_state"], there["last_optimizer_state"])
-    from_reference.convert(tmp_path / "back.pt", config, tmp_path / "again")
+    from_reference.convert(tmp_path / "back.pt", load_experiment(config), tmp_path / "again")
     states = [to_reference.load_trained(tmp_path / name).state for name in ("work", "again")]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert (tmp_path / "hf" / "model.safetensors").exists()
@@ -139,7 +139,7 @@ def test_restart_takes_the_weights_and_statistics_only(best, config, tmp_path):
 
 def test_weights_are_the_checkpoints_own_and_not_the_folders(best, config, encoder, tmp_path):
     """The folder gives the two weights that nothing trains; without it they are left out."""
-    from_reference.convert(best, config, tmp_path / "work")
+    from_reference.convert(best, load_experiment(config), tmp_path / "work")
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(encoder / "config.json", other)
@@ -172,7 +172,7 @@ def test_an_encoder_that_does_not_fit_is_one_clear_error(best, config, tmp_path,
     content = {name: value for name, value in as_pytorch_reads(best).items() if name != "task_state"}
     torch.save(content | {"model": change(content["model"])}, tmp_path / "changed.pt")
     with pytest.raises(InputError, match=f"changed.pt.*{message}"):
-        from_reference.convert(tmp_path / "changed.pt", config, tmp_path / "work")
+        from_reference.convert(tmp_path / "changed.pt", load_experiment(config), tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
 

@@ -72,7 +72,7 @@ def test_settings_have_the_references_names_and_values(best, given_back):
 
 
 def test_ours_there_and_back(given_back, config, workdir, tmp_path):
-    from_reference.convert(given_back, config, tmp_path / "again")
+    from_reference.convert(given_back, load_experiment(config), tmp_path / "again")
     states = [to_reference.load_trained(folder).state for folder in (workdir, tmp_path / "again")]
     assert jax.tree.all(jax.tree.map(np.array_equal, *states)) and int(states[0].step) > 0
 
@@ -128,7 +128,7 @@ def test_without_encoder_or_its_pretraining(best, config, workdir, encoder, tmp_
     there = read_fairseq(best).model
     assert equal(bare["model"], {n: t for n, t in there.items() if not n.startswith(REFERENCE_ENCODER)})
     assert bare["last_optimizer_state"] is None
-    from_reference.convert(tmp_path / "bare.pt", config, tmp_path / "again")
+    from_reference.convert(tmp_path / "bare.pt", load_experiment(config), tmp_path / "again")
     assert "it holds no optimizer state; Adam starts with zero moments" in capsys.readouterr().out
     plain = tmp_path / "encoder"
     plain.mkdir()

@@ -300,7 +300,7 @@ def test_a_stop_does_not_save_weights_that_are_no_numbers(folders, tmp_path, val
     """The last update's own loss is still a number: it is that of the weights before."""
     config = small_config(*folders)
     with contextlib.closing(Throughput()) as throughput:
-        trainer = train.Trainer(experiment.load_experiment(config), config.to_json(), tmp_path, throughput)
+        trainer = train.Trainer(experiment.load_experiment(config), tmp_path, throughput)
         with contextlib.closing(trainer):
             leaves, tree = jax.tree.flatten(trainer.state.trainable)
             largest = max(np.abs(np.asarray(x)).max() for x in leaves)

@@ -50,7 +50,7 @@ class JaxRecognizer:
         """
         keep_programs(workdir)
         opened = open_work_folder(workdir, step, llm, encoder)
-        config = completed(opened.config)
+        config = completed(opened.saved_config)
         config.llm.path, config.dtype = str(opened.llm), dtype or config.dtype
         if config.encoder.train:
             config.encoder.path = str(opened.encoder_path)
@@ -58,7 +58,7 @@ class JaxRecognizer:
         config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
         config.evaluate.rows = -(-batch_size // jax.device_count()) * jax.device_count()
         self._experiment = experiment = load_experiment(config)
-        shards, self._settings = training_shards(config), experiment.settings
+        shards, self._settings = training_shards(experiment.settings.data), experiment.settings
         folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
         self._centers, self._layer = load_centers(str(centers))
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
