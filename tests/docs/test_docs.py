@@ -1,7 +1,8 @@
 """The commands of README.md and docs/ are run in a folder with small things under the names used there.
 
 PLACEHOLDERS says what is changed in them, ELSEWHERE which are not run here. configs/final.py is of a size for tests,
-and what lies outside this project is stood in for: pip, gcloud and the like.
+and what lies outside this project is stood in for: pip, gcloud and the like. Python is one that has imported the large
+libraries already (tests/helpers/warm_python.py), which halves the time.
 """
 
 import lzma
@@ -9,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,8 +40,13 @@ ELSEWHERE = {
     r"--mode=compile": "test_compile.py",
     r"--runner ray": "test_shards_ray.py",
 }
+WARM = ROOT / "tests" / "helpers" / "warm_python.py"
 # Programs that are not this project's: they say what they were asked, and copy what has to be there later.
 STAND_INS = {
+    "python": f"""
+        case "$1" in -m|-c) exec {sys.executable} -S {WARM} "$(dirname "$0")/warm" "$@";; esac
+        exec {sys.executable} "$@"
+    """,
     "pip": "exit 0",
     "tensorboard": "exit 0",
     "ray": "exit 0",
@@ -99,6 +106,21 @@ def place(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm_python(place):
+    """The process that commands are forks of."""
+    address = place / ".venv" / "bin" / "warm"
+    command = [sys.executable, WARM, "serve", os.path.relpath(address)]  # an address has at most 107 bytes
+    with subprocess.Popen(command, env=environment(place), start_new_session=True) as server:
+        try:
+            while not address.exists():
+                assert server.poll() is None
+                time.sleep(0.1)
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def done_before() -> set[str]:
     """Commands that an earlier page had already."""
@@ -108,7 +130,7 @@ def done_before() -> set[str]:
 def write_programs(folder: pathlib.Path, root: pathlib.Path) -> None:
     """This Python and the stand-ins; everything counts as installed."""
     folder.mkdir(parents=True)
-    for name, text in (STAND_INS | {"python": f'exec {sys.executable} "$@"'}).items():
+    for name, text in STAND_INS.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (folder / name).chmod(0o755)
     parts = "cat setup.py constraints.txt | cksum | tr -d ' '"
