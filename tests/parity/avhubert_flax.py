@@ -15,7 +15,7 @@ from convert.from_fairseq import convert
 from convert.names import Tree
 from tests.parity.avhubert import MODALITIES, unpacked, variants
 from tests.parity.media import encoder_inputs, padded, utterances
-from tests.parity.rows import EXACT, WHOLE, Golden, Row, close, worst
+from tests.parity.rows import EXACT, WHOLE, Golden, Row, close, jit_quickly, worst
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS
@@ -35,7 +35,7 @@ def runner(config: AVHubertConfig, params: Tree) -> Run:
     """(audio, video, padding mask) → outputs of all layers, and the final output by modalities. One compilation."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: AVHubert(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
 
-    @jax.jit
+    @jit_quickly
     def run(params, audio, video, mask):
         model = nnx.merge(graph, params)
         heard, seen = model.audio_features(audio), model.video_features(video)

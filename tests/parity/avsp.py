@@ -18,7 +18,7 @@ from convert import from_hf, names
 from convert.from_reference import gather
 from tests.parity import avhubert
 from tests.parity.media import encoder_inputs
-from tests.parity.rows import MODULE, WHOLE, Golden, Row, close, exact, worst
+from tests.parity.rows import MODULE, WHOLE, Golden, Row, close, exact, jit_quickly, worst
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import Prompt, instruction_text, load_prompt
 from viavsp_jax.llm_folder import llama_config
@@ -56,7 +56,7 @@ class Model:
             model = self.build(trainable)
             return model(batch), model.embed(batch)
 
-        return jax.jit(run)
+        return jit_quickly(run)
 
     def logits(self, batch: Arrays, trainable: Tree | None = None) -> np.ndarray:
         """At `label_index`."""
@@ -204,7 +204,7 @@ def gradient_checks(golden: Golden, model: Model, kind: str, number: str) -> Ite
     def loss(trainable):
         return label_loss(model.build(trainable)(batch), batch["targets"], batch["weights"])[0]
 
-    ours = jax.jit(jax.grad(loss))(model.trainable)
+    ours = jit_quickly(jax.grad(loss))(model.trainable)
     theirs = learnt(ours, golden.arrays(f"avsp/{kind}_sample{number}_grads.npz"))
     pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
     rows = [close(jax.tree_util.keystr(path), value, other, WHOLE, relative=True) for (path, value), other in pairs]

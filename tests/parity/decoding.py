@@ -14,7 +14,7 @@ from flax import traverse_util
 from convert.names import flatten
 from convert.to_hf import hugging_face_tensors
 from tests.parity.avsp import ALPHA, Model, Tree, kinds, load_model
-from tests.parity.rows import EXACT, WHOLE, Golden, Row, close
+from tests.parity.rows import EXACT, WHOLE, Golden, Row, close, jit_quickly
 from viavsp_jax.data.prompt import one_line
 from viavsp_jax.decoding.search import DecodingConfig, decode
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
@@ -27,7 +27,7 @@ class Decoder:
 
     def __init__(self, model: Model):
         self.model = model
-        self._run = jax.jit(self._decode)
+        self._run = jit_quickly(self._decode)
 
     def _decode(self, trainable: Tree, prompt: jax.Array, config: DecodingConfig) -> tuple[jax.Array, jax.Array]:
         llm = self.model.build(trainable).llm

@@ -16,7 +16,7 @@ from tests.parity import avhubert, avhubert_flax, avsp, decisions, training
 from tests.parity.avhubert import MODALITIES
 from tests.parity.avsp import Arrays, Model, Tree, packed, record
 from tests.parity.media import clip
-from tests.parity.rows import WHOLE, Golden, Row, close, exact, worst
+from tests.parity.rows import WHOLE, Golden, Row, close, exact, jit, worst
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.config import EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
@@ -91,7 +91,7 @@ def open_decisions(golden: Golden, kind: str, model: Model, batch: Arrays) -> di
         return training.direction("", x, y).error
 
     extractor = avhubert.load(golden, "large").feature_extractor_video
-    inputs = (torch.from_numpy(np.array(x)) for x in (video, jax.jit(jax.grad(loss))(seen)))
+    inputs = (torch.from_numpy(np.array(x)) for x in (video, jit(jax.grad(loss))(seen)))
     return {EXTRACTOR + name: far for name, far in decisions.left_open(extractor, *inputs, distance).items()}
 
 
@@ -105,7 +105,7 @@ def gradient_checks(golden: Golden, kind: str, number: str) -> Iterator[Row]:
         logits = model.build(model.trainable | {"encoder": encoder})(batch, train_encoder=True)
         return label_loss(logits, batch["targets"], batch["weights"])[0]
 
-    ours = named(jax.jit(jax.grad(loss))(model.trainable["encoder"]))
+    ours = named(jit(jax.grad(loss))(model.trainable["encoder"]))
     left_open = functools.cache(lambda: open_decisions(golden, kind, model, batch))
     title, name = f"{kind} sample {number}", f"avsp/{kind}_sample{number}_encoder_grad"
     theirs, norms = golden.arrays(f"{name}s.npz"), golden.json(f"{name}_norms.json")
@@ -125,7 +125,7 @@ def batch_norm_checks(golden: Golden, run: str) -> Iterator[Row]:
     micro = [with_clip(golden, kind, one) for one in training.micro_batches(golden, run)]
     batch = packed(model, micro, 1, of_clips=True)
 
-    @jax.jit
+    @jit
     def features(batch):
         return model.build(model.trainable).features(batch, training=True, key=None, train_encoder=False)[0]
 

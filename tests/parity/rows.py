@@ -1,13 +1,20 @@
 """Comparisons as rows of a table, and a recording's files with a record of what was compared."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+# Most of the time goes into compiling: XLA's older generator of code takes half as long, and half of that again without
+# LLVM's optimisations, for programs that run but a few times.
+_OLDER = {"xla_cpu_use_fusion_emitters": False}
+jit = functools.partial(jax.jit, compiler_options=_OLDER)
+jit_quickly = functools.partial(jax.jit, compiler_options=_OLDER | {"xla_backend_optimization_level": 0})
 EXACT, MODULE, WHOLE = 0.0, 1e-5, 1e-4
 
 

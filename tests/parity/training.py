@@ -29,7 +29,7 @@ from tests.parity.avsp import (
     record,
 )
 from tests.parity.decoding import Decoder
-from tests.parity.rows import WHOLE, Golden, Row, close, exact, worst
+from tests.parity.rows import WHOLE, Golden, Row, close, exact, jit, worst
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.experiment import TrainingSettings, read_settings
 from viavsp_jax.losses import label_loss
@@ -103,7 +103,7 @@ def trace_checks(
     expected = [golden.arrays(f"avsp/{one['id']}.npz")["prev_output_tokens"][0] for one in micro]
     of_optimizer, of_training = settings(recorded, encoder="encoder" in model.trainable)
     optimizer, schedule = make_optimizer(of_optimizer)
-    train_step = jax.jit(make_train_step(model.structure, optimizer, of_training))
+    train_step = jit(make_train_step(model.structure, optimizer, of_training))
     frozen = dict(model.frozen)
     batch_stats = {name: frozen.pop(name) for name in model.frozen if name == "encoder"}
     state = TrainState(jnp.int32(0), model.trainable, optimizer.init(model.trainable), batch_stats)
