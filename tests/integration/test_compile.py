@@ -17,6 +17,8 @@ from viavsp_jax.aot import compile as compile_
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 
+# Where decoding is not asked about: few tokens of one beam compile sooner.
+LITTLE_TO_DECODE = ("--config.evaluate.decoding.num_beams=1", "--config.evaluate.decoding.max_new_tokens=8")
 DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
 
 
@@ -82,7 +84,7 @@ def test_an_encoder_that_is_trained(tmp_path):
     result = run(
         "--topology=v5e:2x2", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.data.rows=4",
         "--config.evaluate.rows=4", "--config.encoder.train=true", f"--config.encoder.path={DEMO_ENCODER}",
-        "--config.data.row.frames=228", "--config.data.row.clips=3",
+        "--config.data.row.frames=228", "--config.data.row.clips=3", *LITTLE_TO_DECODE,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
@@ -99,6 +101,7 @@ def test_a_config_that_cannot_fit(tmp_path):
     output = tmp_path / "report.json"
     result = run(
         "--topology=v5e:1x1", f"--output={output}", f"--config.llm.path={DEMO_LLAMA}", "--config.lora.rank=300000",
+        *LITTLE_TO_DECODE,
     )  # fmt: skip
     assert result.returncode == 1 and "Traceback" not in result.stderr
     report = json.loads(output.read_text())

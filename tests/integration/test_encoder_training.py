@@ -1,6 +1,7 @@
 """Training with the encoder in the model: against cached features, on either side of the switch, and resumed."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -34,17 +35,12 @@ def config(media_folders):
 
 @dataclasses.dataclass
 class Run:
-    """A state of training, the frozen weights, a batch, and updates of either kind."""
+    """A new state of training, the frozen weights and a batch."""
 
     exp: experiment.Experiment
     state: train.TrainState
     frozen: dict
     batch: dict
-
-    def update(self, train_encoder):
-        optimizer, _ = make_optimizer(self.exp.settings.optimizer)
-        step = train.make_train_step(self.exp.structure, optimizer, self.exp.settings.training, train_encoder)
-        return quickly(step, self.state, self.frozen, self.batch)
 
 
 def start(config):
@@ -96,34 +92,51 @@ def test_the_encoder_in_the_model_gives_what_caching_its_features_gives(config, 
     )
 
 
-def test_a_frozen_encoder_waits_and_then_learns(config):
-    run = start(config)
-    frozen, _ = run.update(train_encoder=False)
-    assert not any(changed(frozen.trainable["encoder"], run.state.trainable["encoder"]))
+@pytest.fixture(scope="module")
+def whole(media_folders, tmp_path_factory):
+    """Config and work folder of 3 updates without a stop, the encoder frozen for 1, everything drawn that can be."""
+    config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("whole")
+    config.updates, config.encoder.freeze_updates = 3, 1
+    config.encoder.layer_drop, config.encoder.activation_dropout, config.encoder.batch_norm = 0.3, 0.1, "batch"
+    config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
+    config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
+        train.train(config, workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope="module")
+def states(whole):
+    """The states of that run: at the start, and after each update."""
+    config, workdir = whole
+    exp = experiment.load_experiment(config)
+    abstract = train.abstract_state(exp, make_optimizer(exp.settings.optimizer)[0])
+    saved = [Checkpoints(workdir, 4).restore(step, abstract, None) for step in (1, 2, 3)]
+    return [train.init_state(exp, make_optimizer(exp.settings.optimizer)[0]), *saved]
+
+
+def test_a_frozen_encoder_waits_and_then_learns(states):
+    first, frozen, learning, _ = states
+    assert not any(changed(frozen.trainable["encoder"], first.trainable["encoder"]))
     # LoRA's b is zero at first, so that a does not move yet.
-    assert sum(changed(frozen.trainable["llm"], run.state.trainable["llm"])) == 3
+    assert sum(changed(frozen.trainable["llm"], first.trainable["llm"])) == 3
     assert int(adam(frozen, "others").count) == 1 and int(adam(frozen, "encoder").count) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(adam(frozen, "encoder").mu))
-    run.state = frozen
-    learning, _ = run.update(train_encoder=True)
     assert int(adam(learning, "others").count) == 2 and int(adam(learning, "encoder").count) == 1
     names = ["/".join(str(key.key) for key in path) for path, _ in
-             jax.tree_util.tree_leaves_with_path(run.state.trainable["encoder"])]  # fmt: skip
+             jax.tree_util.tree_leaves_with_path(first.trainable["encoder"])]  # fmt: skip
     still = [name for name, moved in zip(
         names, changed(learning.trainable["encoder"], frozen.trainable["encoder"]), strict=True
     ) if not moved]  # fmt: skip
     # Softmax does not see what is added to all keys alike; rounding may or may not move it.
     assert set(still) <= {"blocks/k/bias"}
-    assert not any(changed(learning.batch_stats, run.state.batch_stats))
 
 
-def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(config):
-    config.encoder.freeze_updates = 1
-    run = start(config)
-    run.state = run.update(train_encoder=False)[0]
-    after, _ = run.update(train_encoder=True)
-    _, schedule = make_optimizer(read_settings(config).optimizer)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], run.state.trainable["encoder"])
+def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(whole, states):
+    _, before, after, _ = states
+    _, schedule = make_optimizer(read_settings(whole[0]).optimizer)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), after.trainable["encoder"], before.trainable["encoder"])
     # Adam's first update is the learning rate, whatever the gradient, where that is well above eps.
     strong = jax.tree.map(lambda m, moment: m[np.abs(moment) > 1e-4], moved, adam(after, "encoder").mu["encoder"])
     sizes = np.concatenate([x.ravel() for x in jax.tree.leaves(strong)])
@@ -140,70 +153,58 @@ def test_when_the_encoder_learns(config):
 
 
 def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
+    run = start(config)
+
     def loss(train_encoder=True, **settings):
+        """The loss under these settings, and the statistics after it."""
         altered = config.copy_and_resolve_references()
-        altered.update_from_flattened_dict(settings)
-        run = start(altered)
+        altered.encoder.update(settings)
+        structure = experiment.load_experiment(altered).structure
 
         def of_batch(trainable):
-            model = nnx.merge(run.exp.structure, trainable, run.state.batch_stats, run.frozen)
+            model = nnx.merge(structure, trainable, run.state.batch_stats, run.frozen)
             logits = model(run.batch, jax.random.key(0), "none", train_encoder)
-            return label_loss(logits, run.batch["targets"], run.batch["weights"])[0]
+            stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+            return label_loss(logits, run.batch["targets"], run.batch["weights"])[0], stats
 
-        return float(quickly(of_batch, run.state.trainable))
+        value, stats = quickly(of_batch, run.state.trainable)
+        moved = changed(stats, run.state.batch_stats)
+        assert all(moved) if settings.get("batch_norm") == "batch" else not any(moved)
+        return float(value)
 
     found = {
         "plain": loss(),
-        "layer_drop": loss(**{"encoder.layer_drop": 0.5}),
-        "activation_dropout": loss(**{"encoder.activation_dropout": 0.5}),
-        "batch_norm": loss(**{"encoder.batch_norm": "batch"}),
+        "layer_drop": loss(layer_drop=0.5),
+        "activation_dropout": loss(activation_dropout=0.5),
+        "batch_norm": loss(batch_norm="batch"),
     }
     assert len(set(found.values())) == len(found), found
     # A frozen encoder runs without dropout, but by its own statistics if told so.
-    assert loss(False, **{"encoder.layer_drop": 0.5, "encoder.activation_dropout": 0.5}) == found["plain"]
-    assert loss(False, **{"encoder.batch_norm": "batch"}) == found["batch_norm"]
+    assert loss(False, layer_drop=0.5, activation_dropout=0.5) == found["plain"]
+    assert loss(False, batch_norm="batch") == found["batch_norm"]
 
 
-def test_a_frozen_encoder_averages_statistics_when_told_to(config):
-    config.encoder.batch_norm = "batch"
-    run = start(config)
-    state, _ = run.update(train_encoder=False)
-    counts = {int(x) for x in jax.tree.leaves(state.batch_stats) if x.dtype == jnp.int32}
-    before = {int(x) for x in jax.tree.leaves(run.state.batch_stats) if x.dtype == jnp.int32}
-    assert before == {0} and counts == {int(run.batch["has_video"].sum())}
-    assert all(changed(state.batch_stats, run.state.batch_stats))
+def test_a_frozen_encoder_averages_statistics_when_told_to(whole, states):
+    first, frozen, *_ = states
+    exp = experiment.load_experiment(whole[0])
+    batch = next(pipeline.training_batches(exp.settings.data, exp.prompt))
+    counts = {int(x) for x in jax.tree.leaves(frozen.batch_stats) if x.dtype == jnp.int32}
+    before = {int(x) for x in jax.tree.leaves(first.batch_stats) if x.dtype == jnp.int32}
+    assert before == {0} and counts == {int(batch["has_video"].sum())}
+    assert all(changed(frozen.batch_stats, first.batch_stats))
 
 
-@pytest.fixture(scope="module")
-def whole(media_folders, tmp_path_factory):
-    """Config and work folder of 3 updates without a stop, the encoder frozen for 1, everything drawn that can be."""
-    config, workdir = media_config(*media_folders), tmp_path_factory.mktemp("whole")
-    config.updates, config.encoder.freeze_updates = 3, 1
-    config.encoder.layer_drop, config.encoder.activation_dropout, config.encoder.batch_norm = 0.3, 0.1, "batch"
-    config.data.augment.noise.probability, config.data.augment.drop_audio = 0.5, 0.3
-    config.checkpoint.every, config.checkpoint.keep, config.log_every = 1, 4, 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
-        train.train(config, workdir)
-    return config, workdir
-
-
-@pytest.mark.parametrize("stop", [1, 2])
-def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, tmp_path, stop, monkeypatch):
+def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, states, tmp_path, monkeypatch):
     config, workdir = whole[0].copy_and_resolve_references(), whole[1]
     monkeypatch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
-    config.updates = stop
-    train.train(config, tmp_path)
-    config.updates = 3
-    made = []
-    make = train.jit_train_step
+    made, make = [], train.jit_train_step
     monkeypatch.setattr(train, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
-    train.train(config, tmp_path)
-    assert made == [True]  # programs that were compiled; the run without a stop needs two
-    exp = experiment.load_experiment(config)
-    abstract = train.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
-    states = [Checkpoints(folder, 4).restore(3, abstract, None) for folder in (workdir, tmp_path)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    for config.updates in (1, 2, 3):
+        train.train(config, tmp_path)
+    assert made == [False, True, True]  # programs that were compiled; the run without a stop needs two
+    for step in (1, 2, 3):
+        stopped = Checkpoints(tmp_path, 4).restore(step, states[step], None)
+        jax.tree.map(np.testing.assert_array_equal, states[step], stopped)
     curves = [scalars(folder / "tensorboard") for folder in (workdir, tmp_path)]
     assert curves[0]["train/loss"] == curves[1]["train/loss"] and len(curves[0]["train/loss"]) == 3
     assert curves[0]["valid/accuracy"] == curves[1]["valid/accuracy"]
@@ -252,41 +253,42 @@ def test_wrong_settings(config, settings, words):
 
 
 MESH = """
-import sys
-import jax, numpy as np
-sys.path.insert(0, "tests/helpers")
-from small_media import media_config
-from viavsp_jax import experiment, sharding, train
-from viavsp_jax.data import pipeline
-from viavsp_jax.optimizer import make_optimizer
+import json, sys
+import jax, ml_collections, numpy as np
+from viavsp_jax import train
+from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.experiment import load_experiment
+from viavsp_jax.runtime.throughput import Throughput
 
-config = media_config(*sys.argv[1:4])
-config.data.rows, config.encoder.batch_norm = 4, "batch"
-results = []
-for devices in (jax.devices()[:1], jax.devices()):
-    loaded = experiment.load_experiment(config)
-    mesh, model = sharding.make_mesh(loaded.settings.mesh, devices), loaded.model
-    exp = experiment.abstract_experiment(loaded.settings, model.llama, mesh, "float32", model.encoder)
-    optimizer, _ = make_optimizer(exp.settings.optimizer)
-    state, frozen = train.init_state(exp, optimizer), exp.load_frozen()
-    batch = sharding.put_batch(mesh, next(pipeline.training_batches(exp.settings.data, loaded.prompt)))
-    state, _ = train.jit_train_step(exp, optimizer, True)(state, frozen, batch)
+whole, work = sys.argv[1:]
+config = ml_collections.ConfigDict(Checkpoints(whole).restore_config(1))
+trainer = train.Trainer(load_experiment(config), work, Throughput())
+trainer.update(2, first=True)
+one, many = Checkpoints(whole).restore(2, trainer.state, None), trainer.state
+
+
+def learnt(state):
     moments = state.opt_state.inner_states["encoder"].inner_state[0]
-    kernel = moments.mu["encoder"]["blocks"]["up"]["kernel"]
-    results.append(jax.device_get((moments.mu, moments.nu, state.batch_stats)))
-    weights = state.trainable["encoder"]["blocks"]["up"]["kernel"]
-    print(len(devices), kernel.sharding.shard_shape(kernel.shape), weights.sharding.shard_shape(weights.shape))
-for one, many in zip(*results, strict=True):
+    return moments.mu, moments.nu, state.batch_stats
+
+
+kernels = learnt(many)[0]["encoder"]["blocks"]["up"]["kernel"], many.trainable["encoder"]["blocks"]["up"]["kernel"]
+print(len(jax.devices()), *(kernel.sharding.shard_shape(kernel.shape) for kernel in kernels))
+for one, many in zip(*map(jax.device_get, (learnt(one), learnt(many))), strict=True):
     largest = max(np.abs(x).max() for x in jax.tree.leaves(one))
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         # Where gradients cancel to nothing, as those of k's bias do, rounding is all there is.
         assert np.abs(x - y).max() <= 1e-5 * max(np.abs(x).max(), 1e-2 * largest), (x.shape, np.abs(x - y).max())
+trainer.close()
 """
 
 
-def test_devices_share_the_clips_and_the_moments(media_folders):
-    command = [sys.executable, "-c", MESH, *map(str, media_folders)]
-    done = subprocess.run(command, capture_output=True, text=True, env=with_devices(4))
+def test_devices_share_the_clips_and_the_moments(whole, states, tmp_path):
+    """The first update of the encoder by two of them, from what one device had saved, is that device's own."""
+    kernel = adam(states[2], "encoder").mu["encoder"]["blocks"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 32, 48)
+    shutil.copytree(whole[1] / "checkpoints" / "1", tmp_path / "checkpoints" / "1")
+    command = [sys.executable, "-c", MESH, str(whole[1]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_devices(2))
     assert not done.returncode, done.stderr[-3000:]
-    one, four = done.stdout.strip().splitlines()
-    assert one == "1 (3, 32, 48) (3, 32, 48)" and four == "4 (3, 8, 48) (3, 32, 48)"
+    assert done.stdout.strip() == "2 (3, 16, 48) (3, 32, 48)"

@@ -21,7 +21,7 @@ BATCH = EncoderTraining(batch_norm="batch")
 LENGTHS = np.array([[3, 2, 2], [1, 4, 0]])
 HEARD = np.array([[True, True, False], [True, True, False]])
 SEEN = np.array([[True, False, True], [True, True, False]])
-FRAMES = 6
+FRAMES = 5
 # Compiling takes far longer than running, so XLA shall not optimise.
 jit = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
 
@@ -60,7 +60,7 @@ def backward(graph, params, stats, batch, key=None):
 
 
 def named(features, gradients, stats):
-    return features, to_torch_names(gradients), to_torch_names(stats)
+    return np.asarray(features), to_torch_names(jax.device_get(gradients)), to_torch_names(jax.device_get(stats))
 
 
 @pytest.fixture(scope="module")
@@ -141,42 +141,40 @@ def trained(folders):
     return named(*backward(*load(folders["pre-LN"], BATCH), clips(PRE_LN)))
 
 
-def test_one_row_and_one_clip_a_row_give_the_same(folders, trained):
+def test_one_row_with_empty_places_and_one_clip_a_row_give_the_same(folders, trained):
     arguments, batch = load(folders["pre-LN"], BATCH), clips(PRE_LN)
     in_one, alone = (
         {name: value.reshape(*shape, *value.shape[2:]) for name, value in batch.items()} for shape in ((1, 6), (6, 1))
     )
+    in_one = {name: np.concatenate([value, np.zeros_like(value)], 1) for name, value in in_one.items()}
+    in_one["padding"][:, 6:] = True
+    in_one["has_video"][:, 6:] = True  # seen or not, there is no frame
     features, gradients, stats = named(*backward(*arguments, in_one))
+    assert np.isfinite(features).all()
     assert_close(without_key_biases(gradients), without_key_biases(trained[1]), 1e-4)
     features_alone, stats_alone = forward(*arguments, alone)
     real = ~batch["padding"]
-    for found in (features, features_alone):
+    for found in (features[:, :6], features_alone):
         np.testing.assert_allclose(found.reshape(trained[0].shape)[real], trained[0][real], atol=1e-5, rtol=0)
     assert_close(stats, trained[2], 1e-6)
     assert_close(to_torch_names(stats_alone), trained[2], 1e-6)
 
 
-def test_places_without_a_clip_change_nothing(folders, trained):
-    batch = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in clips(PRE_LN).items()}
-    batch["padding"][2:] = True
-    batch["has_video"][2:] = True  # seen or not, there is no frame
-    graph, params, stats = load(folders["pre-LN"], BATCH)
-    features, gradients, new_stats = named(*backward(graph, params, stats, batch))
-    assert np.isfinite(features).all()
-    assert_close(without_key_biases(gradients), without_key_biases(trained[1]), 1e-4)
-    assert_close(new_stats, trained[2], 1e-6)
-    batch = {name: value[2:] for name, value in batch.items()}
-    features, gradients, new_stats = backward(graph, params, stats, batch)
+def test_rows_without_a_clip_change_nothing(folders):
+    batch = {name: np.zeros_like(value) for name, value in clips(PRE_LN).items()}
+    batch["padding"][:], batch["has_video"][:] = True, True
+    arguments = load(folders["pre-LN"], BATCH)
+    features, gradients, new_stats = jax.device_get(backward(*arguments, batch))
     assert np.isfinite(features).all()
     assert all((gradient == 0).all() for gradient in jax.tree.leaves(gradients))
-    jax.tree.map(np.testing.assert_array_equal, new_stats, stats)
+    jax.tree.map(np.testing.assert_array_equal, new_stats, arguments[2])
 
 
 def test_the_video_of_what_is_not_seen_stays_finite(folders):
     """Convolutions of any scale are normalised where a clip has frames; elsewhere they must not multiply up."""
     graph, params, stats = load(folders["pre-LN"], BATCH)
     params["video"] = jax.tree.map(lambda x: x * 10 if x.ndim > 3 else x, params["video"])
-    gradients = backward(graph, params, stats, clips(PRE_LN))[1]
+    gradients = jax.device_get(backward(graph, params, stats, clips(PRE_LN))[1])
     assert all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(gradients))
 
 
