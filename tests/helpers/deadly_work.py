@@ -1,7 +1,6 @@
-"""What tests let worker processes do: at the clip that the environment names, they die, as of a codec, or hang."""
+"""What tests let worker processes do: at the clip that the environment names, they die, as of a codec."""
 
 import os
-import time
 from collections.abc import Sequence
 
 from viavsp_jax.prepare.features import reading
@@ -26,11 +25,4 @@ class DeadlyClipMaker(ClipMaker):
     def __call__(self, source: Source) -> dict:
         if source.id == os.environ[DEADLY]:
             os.abort()
-        return super().__call__(source)
-
-
-class StuckClipMaker(ClipMaker):
-    def __call__(self, source: Source) -> dict:
-        if source.id == os.environ[DEADLY]:
-            time.sleep(600)
         return super().__call__(source)

@@ -7,11 +7,13 @@ FLAG … are those of the real command, which makes the first run and starts jax
 
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from viavsp_jax import main, sharding
@@ -22,14 +24,15 @@ from viavsp_jax.train import train
 
 
 def run(folder: pathlib.Path) -> None:
-    """One run without a stop and its evaluation; with two processes also one that stops half-way and goes on."""
+    """One run without a stop and its evaluation; with two processes also its second half, from the checkpoint there."""
     main.main(["main"])
     config = flags.FLAGS.config
     evaluate(config, folder / "whole")
     if jax.process_count() == 2:
-        half = config.copy_and_resolve_references()
-        half.updates //= 2
-        train(half, folder / "parts")
+        if jax.process_index() == 0:
+            half = f"checkpoints/{config.updates // 2}"
+            shutil.copytree(folder / "whole" / half, folder / "parts" / half)
+        multihost_utils.sync_global_devices("the first half is there")
         train(config, folder / "parts")
 
 

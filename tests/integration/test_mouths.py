@@ -9,7 +9,7 @@ import sys
 import textwrap
 import unicodedata
 
-import deadly_work
+import deadly_clips
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +25,7 @@ from viavsp_jax.prepare.recordings.mouth_clips import write_video as write_crops
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.prepare.skipped import read_skipped
 
-FRAMES = 60
+FRAMES = 30
 NOISE = np.random.default_rng(0).integers(-3000, 3000, 32_000).astype(np.int16)
 
 
@@ -185,25 +185,23 @@ def test_sound_alone_can_be_kept(videos, tmp_path, caplog):
     np.testing.assert_array_equal(media.read_audio(output / "audio" / clips["shard"]["song"] / "song.wav"), NOISE)
 
 
-@pytest.mark.parametrize(
-    ("maker", "death"), [(deadly_work.DeadlyClipMaker, "Aborted"), (deadly_work.StuckClipMaker, "more than 6 s")]
-)
-def test_a_recording_of_which_workers_die_is_skipped(tmp_path, monkeypatch, maker, death):
+def test_recordings_of_which_workers_die_are_skipped(tmp_path, monkeypatch):
     (tmp_path / "videos").mkdir()
-    crops = np.random.default_rng(1).integers(0, 255, (3, 9, 96, 96)).astype(np.uint8)
-    for number in range(3):
+    crops = np.random.default_rng(1).integers(0, 255, (4, 9, 96, 96)).astype(np.uint8)
+    for number in range(4):
         write_video(
             tmp_path / "videos" / f"{number}.mkv", crops[number][..., None].repeat(3, -1), samples=NOISE[: 9 * 640]
         )
     main(options(tmp_path / "videos", tmp_path / "clean"))
-    monkeypatch.setattr(mouth_clips, "ClipMaker", maker)
-    monkeypatch.setattr(mouths, "_PATIENCE", 6)  # a process that starts takes some of it
-    monkeypatch.setenv(deadly_work.DEADLY, "1")
+    monkeypatch.setattr(mouth_clips, "ClipMaker", deadly_clips.BadClipMaker)
+    monkeypatch.setattr(mouths, "_PATIENCE", 4)  # a process that starts takes some of it
     main([*options(tmp_path / "videos", tmp_path / "corpus"), "--workers", "2"])
-    (line,) = read_skipped(tmp_path / "corpus")
-    assert line["id"] == "1" and f"1.mkv: the process that read this recording died twice ({death})" in line["reason"]
+    reasons = skipped(tmp_path / "corpus")
+    assert reasons.keys() == {deadly_clips.ABORTS, deadly_clips.HANGS}
+    for id, death in ((deadly_clips.ABORTS, "Aborted"), (deadly_clips.HANGS, "more than 4 s")):
+        assert f"{id}.mkv: the process that read this recording died twice ({death})" in reasons[id]
     assert pd.read_parquet(tmp_path / "corpus" / "mouths.parquet")["id"].tolist() == ["0", "2"]
-    kept = [path for path in files(tmp_path / "clean") if not path.split("/")[-1].startswith("1.")]
+    kept = [path for path in files(tmp_path / "clean") if path.split("/")[-1].partition(".")[0] in "02"]
     assert len(kept) == 6 and sorted(kept) == sorted(files(tmp_path / "corpus"))
     for path in kept:
         assert (tmp_path / "corpus" / path).read_bytes() == (tmp_path / "clean" / path).read_bytes()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_run import command, small_config
 from tensorboard_events import scalars
+from without_torch import without_torch
 
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
@@ -29,7 +30,8 @@ def start(config, workdir, *flags: str, cache=None, stderr=subprocess.PIPE, **se
     environment = os.environ | (kept if cache else {})
     if cache:
         del environment["JAX_COMPILATION_CACHE_DIR"]  # that all tests share
-    return subprocess.Popen([*command(config, workdir, **settings), *flags], env=environment, stderr=stderr, text=True)
+    run = [*without_torch(command(config, workdir, **settings)), *flags]
+    return subprocess.Popen(run, env=environment, stderr=stderr, text=True)
 
 
 def read_and_stop(process: subprocess.Popen, stopped: subprocess.Popen) -> str:
@@ -76,12 +78,12 @@ def test_sigterm_saves_and_the_same_command_continues(folders, tmp_path):
     assert losses[0] == losses[1]
 
 
-def stopped(config, workdir, monkeypatch, *numbers: int) -> int | None:
-    """Trains here; the signals come in update 3. Returns the status that the process would have ended with."""
+def stopped(config, workdir, monkeypatch, at: int, *numbers: int) -> int | None:
+    """Trains here; the signals come in update `at`. Returns the status that the process would have ended with."""
     update = train.Trainer.update
 
     def interrupted(trainer, step, first):
-        if step == 3:
+        if step == at:
             for number in numbers:
                 signal.raise_signal(number)
         return update(trainer, step, first)
@@ -97,45 +99,47 @@ def stopped(config, workdir, monkeypatch, *numbers: int) -> int | None:
     return None
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, None), (signal.SIGINT, 130)])
-def test_a_closed_terminal_and_ctrl_c_save_too(folders, tmp_path, monkeypatch, capfd, number, status):
+def test_what_is_done_on_other_signals(folders, tmp_path, monkeypatch, capfd):
+    """One run, which each of them stops and which goes on after it."""
     config = small_config(*folders)
     config.updates = 8
-    assert stopped(config, tmp_path, monkeypatch, number) == status
-    text = capfd.readouterr().err
-    assert f"{number.name}: ends after this update and saves it; Ctrl-C ends at once" in text
-    assert f"stopped by {number.name} after update 3, which is saved: the same command continues" in text
-    assert Checkpoints(tmp_path).latest_step() == 3
-    monkeypatch.undo()
-    train.train(config, tmp_path)
-    assert "continuing from update 3 in" in capfd.readouterr().err and Checkpoints(tmp_path).latest_step() == 8
+    # A closed terminal and Ctrl-C save too.
+    for at, number, status in ((3, signal.SIGHUP, None), (5, signal.SIGINT, 130)):
+        with monkeypatch.context() as patch:
+            assert stopped(config, tmp_path, patch, at, number) == status
+        text = capfd.readouterr().err
+        assert f"{number.name}: ends after this update and saves it; Ctrl-C ends at once" in text
+        assert f"stopped by {number.name} after update {at}, which is saved: the same command continues" in text
+        assert ("continuing from update 3 in" in text) == (at > 3)
+        assert Checkpoints(tmp_path).latest_step() == at
 
-
-def test_what_a_process_was_started_to_ignore_is_ignored(folders, tmp_path, monkeypatch, capfd):
-    """SIGHUP by nohup, SIGINT by a shell that runs a script's command in the background."""
-    config = small_config(*folders)
-    ignored = (signal.SIGHUP, signal.SIGINT)
-    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
-    try:
-        assert stopped(config, tmp_path, monkeypatch, *ignored) is None
-    finally:
-        for number, handler in zip(ignored, before, strict=True):
-            signal.signal(number, handler)
-    assert Checkpoints(tmp_path).latest_step() == config.updates
-    assert "SIG" not in capfd.readouterr().err
-
-
-def test_the_second_ctrl_c_ends_at_once(folders, tmp_path, monkeypatch, capfd):
+    # The second Ctrl-C ends at once.
     class Ended(BaseException):
         pass
 
     def end(status):
         raise Ended(status)
 
-    monkeypatch.setattr(os, "_exit", end)
-    with pytest.raises(Ended, match="130"):
-        stopped(small_config(*folders), tmp_path, monkeypatch, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    assert "ended at once by Ctrl-C: the same command continues from the last" in capfd.readouterr().err
+    with monkeypatch.context() as patch, pytest.raises(Ended, match="130"):
+        patch.setattr(os, "_exit", end)
+        stopped(config, tmp_path, patch, 6, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    text = capfd.readouterr().err
+    assert "continuing from update 5 in" in text
+    assert "ended at once by Ctrl-C: the same command continues from the last" in text
+
+    # What a process was started to ignore is ignored: SIGHUP by nohup, SIGINT by a shell that runs a script's command
+    # in the background.
+    ignored = (signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
+    try:
+        with monkeypatch.context() as patch:
+            assert stopped(config, tmp_path, patch, 7, *ignored) is None
+    finally:
+        for number, handler in zip(ignored, before, strict=True):
+            signal.signal(number, handler)
+    assert Checkpoints(tmp_path).latest_step() == config.updates
+    text = capfd.readouterr().err
+    assert "continuing from update 5 in" in text and "SIG" not in text
 
 
 @pytest.mark.parametrize(("number", "status"), preemption._STATUS.items())

@@ -128,3 +128,9 @@ with Reader(1) as reader:
     while alive(int(result.stdout)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(result.stdout))
+
+
+def test_workers_never_hear_of_ctrl_c():
+    with Workers(1) as workers:
+        assert signal.SIGINT in workers.do(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,6 +1,7 @@
 """Training that is killed: it ends as one that is not, bit for bit, and nothing is left behind.
 
-tests/stress/soak.py does the same for hours.
+tests/stress/soak.py does the same for hours, with kills at the start, between saves and by SIGTERM as well; after
+SIGTERM it goes on in test_preemption.py.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import command, small_config
+from without_torch import without_torch
 
 from tests.stress.interruptions import interrupted
 from viavsp_jax import experiment, train
@@ -24,8 +27,7 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.integrity import checksum
 
-UPDATES = 40
-KILLS = ("work", "save", "notice")
+UPDATES = 16
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,9 @@ def config(folders):
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
-    """The work folder of a run without a stop."""
-    workdir = tmp_path_factory.mktemp("whole")
+    """The work folder of a run without a stop, with all its checkpoints."""
+    workdir, config = tmp_path_factory.mktemp("whole"), config.copy_and_resolve_references()
+    config.checkpoint.keep = UPDATES
     train.train(config, workdir)
     return workdir
 
@@ -50,12 +53,16 @@ def curves(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
     return {name: curve for name, curve in found.items() if name.startswith("train/")}
 
 
-def test_killed_at_any_moment_it_ends_as_without(config, whole, tmp_path):
+def test_killed_while_it_saves_it_ends_as_without(config, whole, tmp_path):
+    """The worst moment of all, when there is something to go on from."""
     workdir = tmp_path / "work"
-    run = command(config, workdir, updates=UPDATES)
-    log = interrupted(run, workdir, KILLS, seconds=0.5, rng=random.Random(0))
-    assert log.kills == dict.fromkeys(KILLS, 1) and log.half_written == 1, log
-    assert curves(workdir) == curves(whole)
+    shutil.copytree(whole / "checkpoints" / "4", workdir / "checkpoints" / "4")
+    run = without_torch(command(config, workdir, updates=UPDATES))
+    log = interrupted(run, workdir, ["save"], seconds=0, rng=random.Random(0))
+    assert log.kills == {"save": 1} and log.half_written == 1, log
+    assert "continuing from update 4 in" in (tmp_path / "work.log").read_text(encoding="utf-8")
+    after = {name: {step: x for step, x in curve.items() if step > 4} for name, curve in curves(whole).items()}
+    assert curves(workdir) == after and len(after["train/loss"]) == UPDATES - 4
     weights = experiment.load_experiment(config).trainable
     ends = [Checkpoints(folder).restore_trainable(UPDATES, weights) for folder in (workdir, whole)]
     jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -70,7 +77,7 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path,
         port = probe.getsockname()[1]
     with open(tmp_path / "second", "w", encoding="utf-8") as file:
         run = [
-            *command(config, workdir),
+            *without_torch(command(config, workdir)),
             f"--coordinator=localhost:{port}",
             "--processes=2",
             f"--config.updates={UPDATES}",
@@ -100,8 +107,8 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path,
 
 def test_a_damaged_checkpoint_is_refused(config, whole):
     llm, shards = config.llm.path, config.data.path
-    command = [sys.executable, "tests/helpers/damaged_run.py", llm, shards, str(whole), str(UPDATES)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "tests/helpers:."})
+    run = without_torch([sys.executable, "-m", "damaged_run", llm, shards, str(whole), str(UPDATES)])
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "tests/helpers:."})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 15

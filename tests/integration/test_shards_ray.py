@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray_items
 import ray_work
 from ports import free_port
-from small_shards import assert_same_datasets, contents, identity, options, prepare, read, refused
+from small_corpus import write_corpus
+from small_shards import assert_same_datasets, contents, identity, options, read, refused
 
 from viavsp_jax.data import records
 from viavsp_jax.prepare import cluster, shards
@@ -77,33 +80,21 @@ def test_the_command_starts_ray_and_leaves_nothing_behind(prepared, surroundings
     assert not [command for command in commands if os.environ["RAY_TMPDIR"] in " ".join(command)]
 
 
-def test_a_worker_that_is_killed_is_replaced(prepared, address, tmp_path, monkeypatch):
-    more = ["--num_shards", "2", "--batch_size", "1"]
-    main(options(prepared, tmp_path / "here", *more))
-    monkeypatch.setattr(shards, "Writer", ray_work.MortalWriter)
-    main(options(prepared, tmp_path / "there", *more, *on_ray(address)))
-    *processes, killed = sorted((tmp_path / "there/processes").iterdir())
-    assert len(processes) == 3, "two, and one more for that which was killed"
-    assert os.readlink(killed) in [path.name for path in processes]
-    for path in (*processes, killed):
-        path.unlink()
-    killed.parent.rmdir()
-    assert_same_datasets(tmp_path / "there", tmp_path / "here")
-    assert not list((tmp_path / "there").rglob(".*.tmp"))
-
-
-def test_broken_clips_are_skipped_and_a_broken_shard_is_named(address, tmp_path, capsys, monkeypatch):
-    folder, out = prepare(tmp_path / "input"), tmp_path / "out"
-    clips = read_manifest(folder / "manifest", "train")  # shards hold 2, 2 and 3 of the 7
+def test_a_broken_shard_is_named_and_done_later_by_workers_that_die(prepared, address, tmp_path, capsys, monkeypatch):
+    inputs, out = {name: prepared / name for name in ("encoder", "kmeans")}, tmp_path / "out"
+    more = [*MORE, "--batch_size", "1"]
+    write_corpus(tmp_path / "corpus", {"train": [7, 12, 5, 9, 12, 8, 6, 5, 9], "test": [6, 10, 4]})
+    main(["manifest", "--data", str(tmp_path / "corpus"), "--output", str(tmp_path / "manifest")])
+    clips = read_manifest(tmp_path / "manifest", "train")
     Path(clips[1].video).write_bytes(b"no video at all")
-    broken = {Path(clip.audio): Path(clip.audio).read_bytes() for clip in clips[2:4]}
+    broken = {Path(clip.audio): Path(clip.audio).read_bytes() for clip in clips[3:6]}  # of the second shard
     for path in broken:
         path.write_bytes(b"no sound")
     capsys.readouterr()
-    message = refused(capsys, options(folder, out, *MORE, *on_ray(address)))
+    message = refused(capsys, options(tmp_path, out, *more, *on_ray(address), "--ray_workers", "1", **inputs))
     end = message.strip().splitlines()[-1]
     assert end.startswith("error: 1 of 6 shards could not be written, the first is train 2/3: "), message
-    assert "none of its 2 clips could be read, the first: " in end and clips[2].audio in end
+    assert "none of its 3 clips could be read, the first: " in end and clips[3].audio in end
     for name in ("av_clean", "audio_clean"):
         assert records.complete_splits(out / name) == {"test": 3}
         assert len(read(out / name, "test")) == 3
@@ -114,21 +105,28 @@ def test_broken_clips_are_skipped_and_a_broken_shard_is_named(address, tmp_path,
 
     for path, content in broken.items():
         path.write_bytes(content)
-    main(options(folder, out, *MORE, *on_ray(address)))
-    main(options(folder, tmp_path / "here", *MORE))
+    monkeypatch.setattr(shards, "Writer", ray_work.MortalWriter)
+    main(options(tmp_path, out, *more, *on_ray(address), **inputs))
+    *processes, killed = sorted((out / "processes").iterdir())
+    assert len(processes) == 2, "one for the shard, and one more for that which was killed"
+    assert os.readlink(killed) in [path.name for path in processes]
+    shutil.rmtree(out / "processes")
+    monkeypatch.undo()
+    main(options(tmp_path, tmp_path / "here", *more, **inputs))
     assert_same_datasets(out, tmp_path / "here")
+    assert not list(out.rglob(".*.tmp"))
     assert clips[1].video in (out / "av_clean/skipped.jsonl").read_text()
     assert {path: stamp for path, stamp in shards_of(out).items() if path in before} == before
 
     done = contents(out)
     monkeypatch.setattr(cluster, "map_unordered", None)  # nothing is left to do, so no cluster is asked for
-    main(options(folder, out, *MORE, *on_ray(address)))
+    main(options(tmp_path, out, *more, *on_ray(address), **inputs))
     assert contents(out) == done
 
 
 def test_items_are_tried_again_but_not_for_ever(address, tmp_path):
     log = tmp_path / "log"
-    make = functools.partial(ray_work.calculator, log)
+    make = functools.partial(ray_items.calculator, log)
     results = dict(cluster.map_unordered(make, iter(["1", "die", "2", "refuse", "3"]), address=address))
     died, refusal = results.pop("die"), results.pop("refuse")
     assert results == {"1": 1, "2": 4, "3": 9}
@@ -148,7 +146,7 @@ def test_the_items_of_a_lost_machine_are_done_by_the_others(address, tmp_path):
                 part.kill()
         log.with_name("go").touch()
 
-    make = functools.partial(ray_work.calculator, log)
+    make = functools.partial(ray_items.calculator, log)
     with machine(tmp_path / "second", f"--address={address}", "--num-cpus=1") as process:
         losing = threading.Thread(target=lose, args=[process])
         losing.start()
@@ -159,27 +157,27 @@ def test_the_items_of_a_lost_machine_are_done_by_the_others(address, tmp_path):
 
 
 def test_errors_of_the_program_are_not_hidden(address, tmp_path):
-    make = functools.partial(ray_work.calculator, tmp_path / "log")
+    make = functools.partial(ray_items.calculator, tmp_path / "log")
     with pytest.raises(ValueError, match="invalid literal for int"):
-        list(cluster.map_unordered(make, ["1", "one"], address=address))
+        list(cluster.map_unordered(make, ["1", "one"], address=address, max_workers=1))
 
 
 def test_a_machine_that_cannot_work_ends_the_run(address, tmp_path):
     with pytest.raises(InputError, match=r"^machine \S+: /nowhere/config.json: no such file$"):
-        list(cluster.map_unordered(ray_work.broken, ["1"], address=address))
+        list(cluster.map_unordered(ray_items.broken, ["1"], address=address))
 
 
 def test_more_workers_than_there_is_room_for_wait(address, tmp_path):
-    make = functools.partial(ray_work.calculator, tmp_path / "log")
-    results = dict(cluster.map_unordered(make, map(str, range(8)), address=address, max_workers=4, cpus=2))
-    assert results == {str(number): number**2 for number in range(8)}
+    make = functools.partial(ray_items.calculator, tmp_path / "log")
+    results = dict(cluster.map_unordered(make, map(str, range(4)), address=address, max_workers=2, cpus=2))
+    assert results == {str(number): number**2 for number in range(4)}
 
 
 def test_a_gpu_is_reserved_where_it_is_asked_for(address):
-    results = dict(cluster.map_unordered(ray_work.seer, ["A", "B"], address=address, gpu=True))
+    results = dict(cluster.map_unordered(ray_items.seer, ["A", "B"], address=address, gpu=True))
     (first, second) = results.values()
     assert first == second and first[1] == "0", "one worker for both: there is room for no other"
-    results = dict(cluster.map_unordered(ray_work.seer, ["A", "B"], address=address))
+    results = dict(cluster.map_unordered(ray_items.seer, ["A", "B"], address=address))
     assert len({process for process, _ in results.values()}) == 2
 
 

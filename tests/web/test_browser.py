@@ -1,15 +1,8 @@
 """The web page as a visitor has it: the real server with a small model, in Chromium."""
 
 import json
-import os
 import pathlib
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -29,24 +22,6 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 PATIENCE = 60  # seconds
 TRANSCRIPT, ERROR = "#transcript .segment", "#message .error"
-
-
-@pytest.fixture(scope="module")
-def server(demo_export, tmp_path_factory):
-    """Address, process and folder for temporary files of a running server."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "viavsp_jax.app", "--model", demo_export, "--device", "cpu", "--port", port],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
-    assert address, "the server has not started"
-    yield address[0], process, folder
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +77,8 @@ def hosts(browser):
     return {urllib.parse.urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))}
 
 
-def test_transcribes_a_clip(server, browser, downloads, demo_export, demo_clips):
-    address, clip = server[0], demo_clips[0]
+def test_transcribes_a_clip(page, browser, downloads, demo_export, demo_clips):
+    address, clip = page.address, demo_clips[0]
     expected = Transcriber.from_pretrained(demo_export, device="cpu")(clip)
     [segment] = expected.segments
     upload(browser, address, clip)
@@ -130,7 +105,7 @@ def test_transcribes_a_clip(server, browser, downloads, demo_export, demo_clips)
     assert hosts(browser) == {urllib.parse.urlsplit(address).netloc}
 
 
-def test_mouth_is_played_beside_the_strip(server, browser):
+def test_mouth_is_played_beside_the_strip(browser):
     """With what the test before has left in the page."""
     player = "const player = document.querySelector('#mouth video');"
 
@@ -157,23 +132,24 @@ def boxes(browser, selector):
     return [tuple(box) for box in browser.execute_script(script, selector)]
 
 
-def test_bad_file_gets_one_sentence(server, browser, tmp_path):
+def test_bad_file_gets_one_sentence(page, browser, tmp_path):
     (tmp_path / "letter.mp4").write_text("Dear server, this is no video.\n" * 40)
-    upload(browser, server[0], tmp_path / "letter.mp4")
+    upload(browser, page.address, tmp_path / "letter.mp4")
     transcribe(browser)
     [sentence] = text_of(browser, ERROR)
     assert sentence.startswith("letter.mp4: not a media file that can be read")
     seen = find(browser, "body")[0].text
-    assert "Traceback" not in seen and str(server[2]) not in seen
+    assert "Traceback" not in seen and str(page.folder) not in seen
     assert not find(browser, TRANSCRIPT)
+    assert [*page.folder.rglob("letter.mp4")]  # as long as the page lives, which is looked at when it stops
 
 
-def test_the_last_file_given_counts(server, browser, demo_clips, tmp_path):
+def test_the_last_file_given_counts(page, browser, demo_clips, tmp_path):
     """A sound after a video: the video is taken out."""
     with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(read_recording(demo_clips[1]).samples.tobytes())
-    upload(browser, server[0], demo_clips[0])
+    upload(browser, page.address, demo_clips[0])
     find(browser, "button[role=tab]")[1].click()
     wait_for(browser, "#sound input[type=file]")[0].send_keys(str(tmp_path / "sound.wav"))
     wait_for(browser, "#sound audio, #sound .waveform-container, #sound #waveform")
@@ -182,29 +158,16 @@ def test_the_last_file_given_counts(server, browser, demo_clips, tmp_path):
     assert not find(browser, "#seen")[0].is_displayed() and not find(browser, ".mouths") and find(browser, ".wave")
 
 
-def test_the_level_of_the_noise_is_asked_for_where_there_is_any(server, browser):
-    browser.get(server[0])
+def test_the_level_of_the_noise_is_asked_for_where_there_is_any(page, browser):
+    browser.get(page.address)
     wait_for(browser, "#noisy input")
     assert not find(browser, "#snr")[0].is_displayed()
     find(browser, "#noisy input")[0].click()
     WebDriverWait(browser, PATIENCE).until(lambda _: find(browser, "#snr")[0].is_displayed())
 
 
-def test_files_of_the_server_are_not_served(server, demo_export):
-    address = server[0]
+def test_files_of_the_server_are_not_served(page, demo_export):
     for path in ("/etc/hostname", f"{demo_export}/config.json", str(pathlib.Path(__file__))):
         with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(f"{address}gradio_api/file={urllib.parse.quote(path)}")
+            urllib.request.urlopen(f"{page.address}/gradio_api/file={urllib.parse.quote(path)}")
         assert error.value.code in (403, 404)
-
-
-def test_nothing_is_left_when_it_stops(server):
-    """Runs last: what the other tests sent is still there, and then is not."""
-    _, process, folder = server
-    assert {"letter.mp4", "sound.wav"} < {path.name for path in folder.rglob("*") if path.is_file()}
-    process.send_signal(signal.SIGTERM)
-    end = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
-    assert process.returncode == 0
-    assert list(folder.iterdir()) == []

@@ -1,19 +1,15 @@
-"""The demo corpus: sentences, speech and its timings, visemes in pixels, the files on disk."""
+"""The demo corpus: sentences, speech and its timings, visemes in pixels, names of files."""
 
-import json
 import unicodedata
-import wave
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pandas as pd
 import pytest
 
 from viavsp_jax.data.features import SAMPLE_RATE
 from viavsp_jax.data.media import read_video
 from viavsp_jax.prepare.demo import corpus, speech
-from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip, write_corpus
+from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip
 from viavsp_jax.prepare.demo.face import Face, render
 from viavsp_jax.prepare.demo.sentences import SPLITS, SYLLABLES, sample_sentences, split_of
 from viavsp_jax.prepare.demo.speech import Phoneme, Speaker, is_vowel, synthesize
@@ -212,77 +208,6 @@ def test_frame_labels_are_the_phoneme_at_the_centre():
         (expected,) = (p for p in spoken.phonemes if p.start <= (t + 0.5) / 25 < p.end)
         assert (PHONEMES[label], tone) == (expected.name, expected.tone)
         assert (tone == 0) == (label == 0)
-
-
-def test_clips_in_memory_are_the_same_for_any_number_of_workers():
-    alone = list(corpus.synthesize_clips(3, 3, "pretrain", workers=1))
-    shared = list(corpus.synthesize_clips(3, 3, "pretrain", workers=2))
-    for a, b in zip(alone, shared, strict=True):
-        assert a.transcript == b.transcript
-        np.testing.assert_array_equal(a.frames, b.frames)
-        np.testing.assert_array_equal(a.samples, b.samples)
-
-
-def media(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def small_corpus(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("corpus")
-    write_corpus(root, num_train=6, num_valid=3, num_test=3, seed=0, workers=2)
-    return root
-
-
-def test_layout_of_the_corpus(small_corpus):
-    table = pd.read_parquet(small_corpus / "metadata.parquet")
-    assert list(table.columns) == [
-        "id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split",
-    ]  # fmt: skip
-    assert table["split"].value_counts().to_dict() == {"train": 6, "valid": 3, "test": 3}
-    assert table["id"].is_unique and len(list(small_corpus.rglob("*.mp4"))) == 12
-    mapping = json.loads((small_corpus / "mapping.json").read_text())
-    assert [entry["id"] for entry in mapping] == list(table["id"])
-    assert all(set(entry) == {"id", "shard", "split", "channel", "topic"} for entry in mapping)
-    assert all(entry["id"].startswith(entry["channel"] + "_") for entry in mapping)
-
-    starts = {"train": 0, "valid": 6, "test": 9}
-    clips = {c.id: c for split, start in starts.items() for c in plan_clips(0, 6, split, start)}
-    for row in table.itertuples():
-        assert split_of(row.transcript) == row.split
-        video = cv2.VideoCapture(str(small_corpus / "visual" / row.shard / f"{row.id}.mp4"))
-        assert video.get(cv2.CAP_PROP_FPS) == row.fps == 25
-        frames = []
-        while (frame := video.read()[1]) is not None:
-            frames.append(frame)
-        with wave.open(str(small_corpus / "audio" / row.shard / f"{row.id}.wav")) as audio:
-            assert audio.getparams()[:3] == (1, 2, row.sampling_rate) == (1, 2, 16_000)
-            samples = np.frombuffer(audio.readframes(audio.getnframes()), np.int16)
-        assert len(frames) == row.video_num_frames
-        assert len(samples) == row.audio_num_frames == 640 * len(frames)
-        expected = render_clip(clips[row.id])
-        np.testing.assert_array_equal(samples, expected.samples)
-        assert np.mean(np.abs(np.stack(frames).astype(int) - expected.frames)) < 6  # what the codec loses
-
-
-def test_a_stopped_corpus_is_completed_and_a_finished_one_left_alone(small_corpus, tmp_path):
-    before = media(small_corpus)
-    assert "metadata.parquet" in before
-    stamps = {path: (small_corpus / path).stat().st_mtime_ns for path in before}
-    write_corpus(small_corpus, 6, 3, 3, seed=0, workers=1)
-    assert stamps == {path: (small_corpus / path).stat().st_mtime_ns for path in before}
-
-    for path, content in before.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
-    (tmp_path / "metadata.parquet").unlink()
-    for suffix in ("mp4", "wav"):
-        sorted(tmp_path.rglob(f"*.{suffix}"))[2].unlink()
-    write_corpus(tmp_path, 6, 3, 3, seed=0, workers=1)
-    assert media(tmp_path) == before
-
-    with pytest.raises(InputError, match="num_train"):
-        write_corpus(tmp_path, 7, 3, 3, seed=0, workers=1)
 
 
 def test_a_relative_folder_with_a_colon(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def layer_features(model, clip, layer):
 
 def test_the_stage_clusters_the_layer_s_features(prepared, tmp_path, caplog):
     caplog.set_level("INFO")
-    learn(prepared, tmp_path / "k.safetensors", "--seed", "5", "--batch_size", "4", "--workers", "2")
+    learn(prepared, tmp_path / "k.safetensors", "--seed", "5", "--batch_size", "4", "--workers", "0")
     model = write_encoder(tmp_path / "encoder")
     clips = read_manifest(prepared / "manifest", "train")
     features = np.concatenate([layer_features(model, clip, 2) for clip in clips])

@@ -1,5 +1,4 @@
-"""Ctrl-C: one sentence and status 130, wherever it comes; processes that are started leave it to the one that started
-them."""
+"""Ctrl-C: one sentence and status 130, wherever it comes."""
 
 import importlib
 import signal
@@ -9,7 +8,6 @@ import time
 import pytest
 
 import viavsp_jax
-from viavsp_jax.prepare.workers import Workers
 from viavsp_jax.runtime import interrupts
 from viavsp_jax.runtime.errors import reported_to_user
 
@@ -60,9 +58,3 @@ def test_what_a_callback_drops_is_raised_again(hooks, capsys):
     assert not capsys.readouterr().err
     Failing()
     assert "ValueError: another" in capsys.readouterr().err
-
-
-def test_workers_never_hear_of_it():
-    with Workers(1) as workers:
-        assert signal.SIGINT in workers.do(signal.pthread_sigmask, signal.SIG_BLOCK, [])
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
