@@ -270,8 +270,12 @@ def main() -> None:
     )
     parser.add_argument("--step", type=checkpoint_step, default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
-    parser.add_argument("--encoder", metavar="FOLDER", help="the encoder of the shards (default: where it lay then)")
-    parser.add_argument("--kmeans", metavar="FILE", help="the centres of the shards (default: where they lay then)")
+    parser.add_argument(
+        "--encoder", metavar="FOLDER", help="the encoder of the shards (default: its location during training)"
+    )
+    parser.add_argument(
+        "--kmeans", metavar="FILE", help="the centres of the shards (default: their location during training)"
+    )
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()
     export(**vars(args))

@@ -71,9 +71,9 @@ def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> Non
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
 
-    After each folder writes `hypotheses/<key>.tsv`, `report.json` and `report.html` there (see viavsp_jax/report/), in
-    which earlier results of other folders and splits stay. At the end prints the scores as a table. Where several
-    processes share the work, the first one writes and prints.
+    After each folder writes `hypotheses/<key>.tsv`, `report.json` and `report.html` there, in which earlier results of
+    other folders and splits stay (see viavsp_jax/evaluation/report/). At the end prints the scores as a table. Where
+    several processes share the work, the first one writes and prints.
 
     Returns the scores by name, the same to every process.
     """

@@ -14,7 +14,7 @@ _MODE = flags.DEFINE_enum(
     "train",
     ["train", "eval", "compile", "describe"],
     "train: train or continue. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
-    "describe: show what the checkpoints of --workdir were made by; needs no --config.",
+    "describe: show how the checkpoints of --workdir were made; needs no --config.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the report of compile or describe, as JSON (gs:// works).")

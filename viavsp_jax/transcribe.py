@@ -45,11 +45,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=checkpoint_step, default="best", help="checkpoint of a work folder: best, latest or a number"
     )
-    parser.add_argument("--llm", help="the language model, where it is not where it was in training")
-    parser.add_argument("--encoder", help="the encoder of a work folder's shards, likewise")
-    parser.add_argument("--kmeans", help="the centres of a work folder's shards, likewise")
+    parser.add_argument("--llm", help="path of the language model, if it has moved since training")
+    parser.add_argument("--encoder", help="path of the encoder that made the shards, if it has moved")
+    parser.add_argument("--kmeans", help="path of the centres that made the shards, if they have moved")
     parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="that the model computes in (default: that of the training)")
+    parser.add_argument("--dtype", choices=DTYPES, help="for computation (default: as in training)")
     parser.add_argument(
         "--batch_size", type=whole("--batch_size", 1), default=8, help="windows decoded at a time (default 8)"
     )
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--num_beams",
         type=whole("--num_beams", 1, MAX_BEAMS),
-        help="of the search (default: that of the model's config)",
+        help="beams of the search (default: as in the model's config)",
     )
     parser.add_argument(
         "--noise_snr",

@@ -218,6 +218,13 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_paths_of_tests_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for quoted in re.findall(r"`([^`\n]+)`", path.read_text()):
+            for target in re.findall(r"(?<![\w/.])tests/[\w./*-]*", quoted):
+                assert list(ROOT.glob(target.rstrip("/"))), f"{path.name}: {target}"
+
+
 def test_messages_that_are_explained_exist():
     """Each quoted part is in a string of the program, as written or between the names in it."""
     files = [*ROOT.glob("viavsp_jax/**/*.py"), *ROOT.glob("convert/**/*.py"), ROOT / "scripts" / "install.sh"]

@@ -82,11 +82,11 @@ CLIPS = [
     video("video is an empty file", "not a readable video file", content(lambda data: b"")),
     video("video is text", "not a readable video file", content(lambda data: b"<html>404</html>")),
     video("video is cut off", "not a readable video file", content(lambda data: data[: len(data) // 2])),
-    video("sound in place of the video", "not a readable video file", wav()),
-    video("pictures of a video are wiped out", "no video frame could be decoded", content(without_pictures)),
+    video("audio file in place of the video", "not a readable video file", wav()),
+    video("video with erased frame data", "no video frame could be decoded", content(without_pictures)),
     video("video is damaged in the middle", "damaged, ", content(damaged)),
-    video("video that there is no decoder for", "has no decoder for here", content(of_no_codec)),
-    video("video without pictures", "mp4: ", lambda path: write_video(path, 0, RNG)),
+    video("unsupported video codec", "has no decoder for here", content(of_no_codec)),
+    video("video without frames", "mp4: ", lambda path: write_video(path, 0, RNG)),
     video("video of 96x64", "video is 96x64, expected a 96x96 mouth crop", small_video),
     video("video is longer than listed", "has 40 frames, expected 30", lambda path: write_video(path, 40, RNG)),
     video("video is shorter than listed", "has 20 frames, expected 30", lambda path: write_video(path, 20, RNG)),
@@ -94,7 +94,7 @@ CLIPS = [
     video("directory in place of the video", "no such file, expected a mouth video", in_its_place(Path.mkdir)),
     video("pipe in place of the video", "no such file, expected a mouth video", in_its_place(os.mkfifo)),
     video(
-        "video is a link that leads nowhere",
+        "video is a dangling link",
         "no such file, expected a mouth video",
         in_its_place(lambda path: path.symlink_to("nowhere")),
     ),
@@ -103,7 +103,7 @@ CLIPS = [
     audio("audio is an empty file", "not a readable PCM wav file", content(lambda data: b"")),
     audio("audio is text", "not a readable PCM wav file", content(lambda data: b"<html>404</html>")),
     audio("audio is cut off", "truncated wav file", content(lambda data: data[:-100])),
-    audio("audio is floating", "not a readable PCM wav file", content(lambda data: data[:20] + b"\3\0" + data[22:])),
+    audio("floating-point audio", "not a readable PCM wav file", content(lambda data: data[:20] + b"\3\0" + data[22:])),
     audio("audio is big-endian", "its numbers are big-endian", content(lambda data: b"RIFX" + data[4:])),
     audio("audio without samples", "the wav file has no samples", wav(samples=0)),
     audio("audio of 8 kHz", "audio is 8000 Hz, 1 channel(s), 16 bit, expected 16000 Hz", wav(rate=8000)),
@@ -111,7 +111,7 @@ CLIPS = [
     audio("audio of 8 bit", "audio is 16000 Hz, 1 channel(s), 8 bit", wav(width=1)),
     audio("audio is much longer than the video", "lasts 60.00 s, expected 1.20 s", wav(samples=960_000)),
     audio("audio is much shorter than the video", "lasts 0.01 s, expected 1.20 s", wav(samples=160)),
-    Bad(ENTRY, "the process that reads it crashes", SKIPPED, "the process that read this clip died twice", deadly),
+    Bad(ENTRY, "reader process crashes", SKIPPED, "the process that read this clip died twice", deadly),
 ]
 
 

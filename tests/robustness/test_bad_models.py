@@ -101,16 +101,16 @@ READ_FIRST = [
     bad("config.json is cut off", "is not the config of a LLaMA: JSONDecodeError", file("config.json", b'{"hidden')),
     bad("config.json is a list", "is not the config of a LLaMA: AttributeError", file("config.json", b"[]")),
     bad("config.json is not UTF-8", "is not the config of a LLaMA: UnicodeDecodeError", file("config.json", b'{"\xff')),
-    bad("config.json is nested without end", "LLaMA: RecursionError", file("config.json", b"[" * 99_999)),
+    bad("config.json is nested too deeply", "LLaMA: RecursionError", file("config.json", b"[" * 99_999)),
     bad("config.json lacks a field", "is not the config of a LLaMA: it lacks vocab_size", config(vocab_size=None)),
-    bad("model of another kind", "model_type is 'mistral', only 'llama'", config(model_type="mistral")),
+    bad("model of another architecture", "model_type is 'mistral', only 'llama'", config(model_type="mistral")),
     bad("model of several parts", "(it is a model of several parts with a 'llama' inside", several_parts),
     bad(
-        "rope that is scaled beside one that is not",
+        "rope_scaling contradicts rope_parameters",
         "rope type is 'linear', only 'default' is supported",
         config(rope_scaling={"rope_type": "linear", "factor": 4.0}),
     ),
-    bad("attention in windows", "sliding_window is 8, only None is supported", config(sliding_window=8)),
+    bad("sliding-window attention", "sliding_window is 8, only None is supported", config(sliding_window=8)),
     bad(
         "quantized weights",
         "the weights are quantized (quantization_config: gptq)",
@@ -118,21 +118,23 @@ READ_FIRST = [
     ),
     bad("no attention heads", "num_heads is 0, expected a positive", config(num_attention_heads=0, head_dim=None)),
     bad(
-        "size that is negative",
+        "negative size",
         "hidden_size is -64, expected a positive whole number",
         config(hidden_size=-64, head_dim=16),
     ),
-    bad("size that is text", "vocab_size is '678', expected a positive whole number", config(vocab_size="678")),
-    bad("size that is a fraction", "num_layers is 2.5, expected a positive", config(num_hidden_layers=2.5)),
-    bad("size beyond all bounds", "vocab_size is 1000000000000, expected", config(vocab_size=10**12)),
+    bad("size given as text", "vocab_size is '678', expected a positive whole number", config(vocab_size="678")),
+    bad("fractional size", "num_layers is 2.5, expected a positive", config(num_hidden_layers=2.5)),
+    bad("enormous size", "vocab_size is 1000000000000, expected", config(vocab_size=10**12)),
     bad(
-        "epsilon that is no number",
+        "epsilon is not a number",
         "rms_norm_eps is nan, expected a number of at least 0",
         config(rms_norm_eps=float("nan")),
     ),
-    bad("heads that cannot be shared", "expected a multiple of num_kv_heads 3", config(num_key_value_heads=3)),
+    bad(
+        "query heads not divisible by KV heads", "expected a multiple of num_kv_heads 3", config(num_key_value_heads=3)
+    ),
     bad("odd head width", "head_dim is 7, expected an even number", config(head_dim=7)),
-    bad("model that is not converted", "is not a converted language model", file("conversion.json", None)),
+    bad("unconverted model", "is not a converted language model", file("conversion.json", None)),
     bad("conversion.json is cut off", "conversion.json is damaged, convert again", file("conversion.json", b"{")),
     bad("conversion.json names no dtype", "conversion.json is damaged, convert again", dtype),
     bad("no tokenizer", "holds no tokenizer.json or tokenizer.model", file("tokenizer.json", None)),
@@ -143,21 +145,19 @@ READ_FIRST = [
         "cannot be read: data did not match any variant",
         tokenizer(lambda text: json.dumps(json.loads(text) | {"model": {"type": "other"}})),
     ),
-    bad(
-        "tokenizer of more tokens than the model has", "has token ids up to 677, expected less", config(vocab_size=600)
-    ),
-    bad("end token that the tokenizer adds", "has token ids up to 678, expected less", tokenizer(renamed)),
+    bad("tokenizer with more tokens than the model", "has token ids up to 677, expected less", config(vocab_size=600)),
+    bad("end token beyond the model's vocabulary", "has token ids up to 678, expected less", tokenizer(renamed)),
     bad("pad token beyond the model's vocabulary", "the model has no embedding for '[PAD]'", pad_token),
     bad("tokenizer without a begin token", "has no begin token, expected one of its tokens as bos_token", no_begin),
     bad("tokenizer without the end token", "no token '</s>' (config.llm.end_token)", without_end),
-    bad("tokenizer with code of its own", "cannot be read: The repository", file("tokenizer_config.json", OWN_CODE)),
+    bad("tokenizer that needs its own code", "cannot be read: The repository", file("tokenizer_config.json", OWN_CODE)),
 ]
 WEIGHTS = [
     bad("a part of a weight is missing", "layers/q/kernel cannot be read", chunk(lambda path: path.unlink())),
     bad("a part of a weight is cut off", "Not enough data", chunk(lambda path: os.truncate(path, 40))),
     bad("a part of a weight is changed", "Digest mismatch", chunk(changed)),
-    bad("a weight is that of another", "the weight layers/q/kernel is", other_array),
-    bad("config.json is that of another model", "as config.json says", config(intermediate_size=48)),
+    bad("a weight replaced by another weight", "the weight layers/q/kernel is", other_array),
+    bad("config.json of another model", "as config.json says", config(intermediate_size=48)),
 ]
 
 

@@ -147,7 +147,7 @@ SHARDS = [
     ),
     bad("media in place of features", "holds dataset 'viavsp_media'", other_kind),
     bad(
-        "features.json is that of another schema",
+        "features.json of another schema",
         "features.json is not that of viavsp",
         replaced("features.json", '"float16"', '"float32"'),
     ),
@@ -157,10 +157,10 @@ SHARDS = [
     bad("a shard is cut off", "cannot be read", shard(lambda path: os.truncate(path, path.stat().st_size // 2))),
     bad("a shard is text", "cannot be read", shard(lambda path: path.write_text("<html>404</html>" * 9999))),
     bad("a split without records", "has no records", without_records),
-    bad("a record is no example", "an example of viavsp", stored(b"\xff\xff\xff\xff")),
+    bad("a record is not an example", "an example of viavsp", stored(b"\xff\xff\xff\xff")),
     bad("a record is empty", "an example of viavsp", stored(b"")),
-    bad("features that are NaN", "has features that are not finite numbers", record(value(np.nan))),
-    bad("features that are infinite", "has features that are not finite numbers", record(value(np.inf))),
+    bad("NaN features", "has features that are not finite numbers", record(value(np.nan))),
+    bad("infinite features", "has features that are not finite numbers", record(value(np.inf))),
     bad("records of another width", "an example of viavsp", other_width),
     bad(
         "a record without frames",
@@ -173,9 +173,9 @@ SHARDS = [
     bad("unknown language", "language 'xx' is unknown", record(as_it_is(source_language="xx"))),
 ]
 ROWS = [
-    bad("transcript that no row holds", "label tokens, a row holds 40", record(as_it_is(transcript="a b " * 90))),
+    bad("transcript too long for a row", "label tokens, a row holds 40", record(as_it_is(transcript="a b " * 90))),
     bad(
-        "clip that no row holds",
+        "clip too long for a row",
         "frames, a row holds 96",
         record(
             lambda one: {"features": np.zeros((200, WIDTH), np.float16), "cluster_counts": np.full(100, 2, np.int32)}

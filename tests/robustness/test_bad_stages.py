@@ -91,7 +91,7 @@ RECORDINGS = [
     skip("recording without sound", "2.mkv: has no sound", recording("2.mkv", samples=None)),
     skip("recording of silence", "silence.mkv: has no sound that", recording("silence.mkv", samples=0 * NOISE)),
     skip(
-        "sound goes on after the pictures",
+        "audio continues after the video ends",
         "on.mkv: for 0.8 s there is sound as loud as speech, but no picture",
         recording("on.mkv", samples=np.tile(NOISE, 3)),
     ),
@@ -101,11 +101,11 @@ RECORDINGS = [
     skip("name that is not UTF-8", r"\xff.mkv: its path makes no id", recording(b"\xff.mkv")),
     skip("name of 250 characters", "its path makes no id", recording("6" * 240 + ".mkv")),
     skip(
-        "link that leads nowhere",
+        "dangling link",
         "7.mkv: no such file, but a link or the like",
         lambda folder: (folder / "7.mkv").symlink_to("nowhere"),
     ),
-    skip("the process that reads it crashes", "the process that read this recording died twice", recording("8.mkv")),
+    skip("reader process crashes", "the process that read this recording died twice", recording("8.mkv")),
 ]
 TABLES = [
     refuse(MOUTHS, "transcripts are not UTF-8", "not UTF-8 text", written("t.csv", b"id\n\xff")),
@@ -115,7 +115,7 @@ TABLES = [
     refuse(MOUTHS, "columns are missing", "columns ['split'] are missing", written("t.csv", "id,transcript\na,b\n")),
     refuse(
         MOUTHS,
-        "a text with a comma is not in quotes",
+        "unquoted text with a comma",
         "t.csv: line 3 has fewer or more values than there are columns (4, not 3)",
         written("t.csv", "id,transcript,split\na,b,train\nb,xin chào, các bạn,train\n"),
     ),
@@ -127,13 +127,13 @@ TABLES = [
     ),
     refuse(
         MOUTHS,
-        "a quote that is not closed",
+        "unclosed quote",
         "line 3: not a table (unexpected end of data)",
         written("t.csv", 'id,transcript,split\na,"b,train\nc,d,train\n'),
     ),
     refuse(
         MOUTHS,
-        "one id twice, spelt in NFC and NFD",
+        "same id in NFC and in NFD",
         "id 'á' occurs twice",
         written("t.csv", "id,transcript,split\ná,b,train\na\u0301,c,test\n"),
     ),
@@ -158,14 +158,14 @@ INPUTS = [
     ),
     refuse(
         BOTH,
-        "a number of frames is beyond all bounds",
+        "frame count of 5,000 digits",
         "expected <id>-<src>-<dst> video audio frames samples",
         replaced("manifest/train.tsv", "\t7\t", f"\t{'9' * 5000}\t"),
     ),
     refuse(
         BOTH, "one id twice in the manifest", "occurs twice", replaced("manifest/train.tsv", "train-001-", "train-000-")
     ),
-    refuse(BOTH, "transcripts are fewer than clips", "has 1 lines, expected 7", written("manifest/train.wrd", "a\n")),
+    refuse(BOTH, "fewer transcripts than clips", "has 1 lines, expected 7", written("manifest/train.wrd", "a\n")),
     refuse(BOTH, "encoder without config.json", "config.json: no such file", removed("encoder/config.json")),
     refuse(BOTH, "encoder's config.json is cut off", "config.json: not a JSON file", cut("encoder/config.json")),
     refuse(
@@ -194,7 +194,7 @@ INPUTS = [
     ),
     refuse(
         SHARDS,
-        "centres of a layer that is not there",
+        "centres of a layer that the encoder lacks",
         "has centres of layer 9",
         centers(np.ones((3, WIDTH), np.float32), "9"),
     ),

@@ -16,8 +16,8 @@ _STAGES = {
     "shards": "encode all clips once: features and cluster counts as ArrayRecord",
 }
 _EPILOG = (
-    "The stages run in this order, of demo and mouths one or neither; each has its own --help. Only kmeans and shards "
-    "need PyTorch, and they do not with --backend jax."
+    "Run the stages in this order; demo and mouths are alternatives, both optional. Each has its own --help. "
+    "kmeans and shards need PyTorch unless --backend jax."
 )
 
 
