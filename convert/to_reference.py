@@ -30,10 +30,9 @@ from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, tensors
 from convert.safetensors_files import DTYPES, Piece
-from convert.work_folder import adapters, encoder_weights, open_work_folder
+from convert.work_folder import WorkFolder, adapters, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
-from viavsp_jax.experiment import Settings
 from viavsp_jax.llm_folder import llama_config, read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert
@@ -55,55 +54,18 @@ class Encoder:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A training checkpoint with the language model it fits."""
-
-    state: TrainState  # on the host
-    settings: Settings
-    accuracy: float
-    llm: epath.PathLike
-    source: str  # of the language model
-    frozen: Tree  # jax.ShapeDtypeStruct in the stored dtype
-    encoder_path: epath.PathLike  # what the encoder grew from, if it was trained
-
-    @property
-    def encoder(self) -> Tree | None:
-        """The encoder's weights if it was trained."""
-        if not self.settings.encoder.train:
-            return None
-        return encoder_weights(self.state.trainable, self.state.batch_stats)
-
-
-def load_trained(
-    workdir: epath.PathLike,
-    step: str = "best",
-    llm: epath.PathLike | None = None,
-    encoder: epath.PathLike | None = None,
-) -> Trained:
-    """Reads a checkpoint; `llm` and `encoder` replace the config's folders.
-
-    Raises InputError when there is no such checkpoint, or no such language model or trained encoder.
-    """
-    opened = open_work_folder(workdir, step, llm, encoder)
-    state, accuracy = opened.read_state(), opened.checkpoints.accuracy(opened.step)
-    opened.checkpoints.close()
-    source = opened.conversion["source"]
-    return Trained(state, opened.settings, accuracy, opened.llm, source, opened.frozen, opened.encoder_path)
-
-
-def llm_pieces(trained: Trained) -> Iterator[Piece]:
+def llm_pieces(work: WorkFolder, state: TrainState) -> Iterator[Piece]:
     """Projector, language model and adapters, layer by layer."""
-    trainable = adapters(trained.state.trainable)
+    trainable = adapters(state.trainable)
     flat = flatten(trainable)
-    dtypes = {path: value.dtype for path, value in flatten(trained.frozen).items()}
-    for tensor in sorted(tensors(trainable) + tensors(trained.frozen), key=lambda tensor: tensor.reference_order):
+    dtypes = {path: value.dtype for path, value in flatten(work.frozen).items()}
+    for tensor in sorted(tensors(trainable) + tensors(work.frozen), key=lambda tensor: tensor.reference_order):
 
         def read(tensor=tensor) -> np.ndarray:
             if tensor.path in flat:
                 value = flat[tensor.path][tensor.index]
             else:
-                value = read_layer(trained.llm, tensor.path.removeprefix("llm/"), tensor.index)
+                value = read_layer(work.llm, tensor.path.removeprefix("llm/"), tensor.index)
             return tensor.turned(value)
 
         yield Piece(tensor.reference_name, tensor.shape, dtypes.get(tensor.path, np.dtype(np.float32)), read)
@@ -154,32 +116,31 @@ def file_piece(file: safe_open, name: str) -> Piece:
     return Piece(name, tuple(header.get_shape()), DTYPES[header.get_dtype()], lambda: file.get_tensor(name))
 
 
-def write_fairseq(path: epath.PathLike, trained: Trained, encoder: Encoder | None) -> None:
+def write_fairseq(path: epath.PathLike, work: WorkFolder, state: TrainState, encoder: Encoder | None) -> None:
     """Writes a `checkpoint_best.pt` that PyTorch reads with weights_only=True."""
     weights = {}
     for piece in encoder.pieces if encoder else ():
         value = as_tensor(piece.read())
         weights[piece.name] = value.float() if value.is_floating_point() else value
-    paths = {"w2v_path": encoder.source if encoder else "", "llm_ckpt_path": trained.source}
-    content = container(trained.state, trained.settings, trained.accuracy, weights, paths)
+    paths = {"w2v_path": encoder.source if encoder else "", "llm_ckpt_path": work.conversion["source"]}
+    content = container(state, work.settings, work.checkpoints.accuracy(work.step), weights, paths)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
 
-def write_hugging_face(folder: epath.PathLike, trained: Trained, encoder: Encoder) -> None:
+def write_hugging_face(folder: epath.PathLike, work: WorkFolder, state: TrainState, encoder: Encoder) -> None:
     """Writes config.json and the weights in several files, one of which is in memory at a time."""
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give another --hf")
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors_files.write(folder, [*encoder.pieces, *llm_pieces(trained)])
-    copy_files(trained.llm, folder, TOKENIZER_FILES)
-    (folder / "config.json").write_text(
-        json.dumps(hugging_face_config(trained, encoder), indent=2) + "\n", encoding="utf-8"
-    )
+    safetensors_files.write(folder, [*encoder.pieces, *llm_pieces(work, state)])
+    copy_files(work.llm, folder, TOKENIZER_FILES)
+    config = json.dumps(hugging_face_config(work, encoder), indent=2)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
 
 
-def hugging_face_config(trained: Trained, encoder: Encoder) -> dict[str, object]:
+def hugging_face_config(work: WorkFolder, encoder: Encoder) -> dict[str, object]:
     """Settings of the reference's AVSPLLMConfig; its defaults hold for what is not in it."""
     shapes = {piece.name: piece.shape for piece in encoder.pieces}
     pretrained = {}
@@ -190,8 +151,8 @@ def hugging_face_config(trained: Trained, encoder: Encoder) -> dict[str, object]
         "model_type": "avsp_llm",
         **{theirs: getattr(encoder.config, ours) for ours, theirs in CONFIG_NAMES.items()},
         **pretrained,
-        "decoder_embed_dim": llama_config(trained.llm).hidden_size,
-        "llm_ckpt_path": trained.source,
+        "decoder_embed_dim": llama_config(work.llm).hidden_size,
+        "llm_ckpt_path": work.conversion["source"],
         "km_path": "model.km",
     }
 
@@ -210,30 +171,33 @@ def export(
     """
     if not fairseq and not hf:
         raise InputError("nothing to write: expected --fairseq, --hf or both")
-    trained = load_trained(workdir, step, llm, encoder)
-    folder = trained.encoder_path if trained.settings.encoder.train else encoder
-    parts = read_encoder(folder, trained.encoder) if folder else None
+    work = open_work_folder(workdir, step, llm, encoder)
+    state, settings, trained = work.read_state(), work.settings, None
+    if settings.encoder.train:
+        encoder, trained = work.encoder_path, encoder_weights(state.trainable, state.batch_stats)
+    parts = read_encoder(encoder, trained) if encoder else None
     if hf and not parts:
         raise InputError("--hf needs --encoder: AVSPLLMModel holds the encoder too")
-    if parts and parts.config.embed_dim != trained.settings.data.feature_width:
+    if parts and parts.config.embed_dim != settings.data.feature_width:
         raise InputError(
-            f"{folder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
-            f"width {trained.settings.data.feature_width}"
+            f"{encoder} yields features of width {parts.config.embed_dim}, the checkpoint in {workdir} was trained on "
+            f"width {settings.data.feature_width}"
         )
-    if (trained.settings.lora.rank, trained.settings.lora.alpha) != REFERENCE_LORA:
+    if (settings.lora.rank, settings.lora.alpha) != REFERENCE_LORA:
         print(f"note: the reference's code has LoRA rank and alpha {REFERENCE_LORA}; change them there for this model")
     if parts is None:
         print(
             "note: without --encoder the file holds neither the encoder nor Adam's state, which counts its parameters"
         )
     elif not parts.pieces[0].name.endswith(PRETRAINED_ONLY):
-        print(f"note: {folder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
+        print(f"note: {encoder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
     if fairseq:
-        write_fairseq(fairseq, trained, parts)
-        print(f"wrote {fairseq}: update {trained.state.step}")
+        write_fairseq(fairseq, work, state, parts)
+        print(f"wrote {fairseq}: update {state.step}")
     if hf:
-        write_hugging_face(hf, trained, parts)
-        print(f"wrote {hf}: update {trained.state.step}")
+        write_hugging_face(hf, work, state, parts)
+        print(f"wrote {hf}: update {state.step}")
+    work.checkpoints.close()
 
 
 @reported_to_user()

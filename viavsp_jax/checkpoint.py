@@ -18,7 +18,8 @@ from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.integrity import check_arrays, sum_of, sums
 from viavsp_jax.runtime.errors import InputError, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
-from viavsp_jax.settings import ORDER_OF_DATA, changes, flat
+from viavsp_jax.runtime.run_info import flat
+from viavsp_jax.settings import ORDER_OF_DATA, changes
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]

@@ -33,9 +33,9 @@ def describe(workdir: epath.PathLike, output: epath.PathLike | None = None) -> N
     for name, part in (("made by", "origin"), ("fits", "fits"), ("settings", "config")):
         part = newest[part]
         print(f"\nupdate {newest['update']}, {name}" if part else f"\nupdate {newest['update']}: {name} not recorded")
-        lines = list(flat(part))
-        width = max((len(key) for key, _ in lines), default=0)
-        print("\n".join(f"  {key:<{width}}  {_shown(value)}" for key, value in lines))
+        lines = flat(part)
+        width = max(map(len, lines), default=0)
+        print("\n".join(f"  {key:<{width}}  {_shown(value)}" for key, value in lines.items()))
     if output:
         write_bytes(output, (json.dumps({"best": best, "checkpoints": found}, indent=2) + "\n").encode())
 

@@ -19,6 +19,7 @@ from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.run_info import flat
 
 MOST_SEED = 2**32 - 1  # of Grain's shuffle
 DTYPES = ("float32", "bfloat16")  # that a model computes in
@@ -225,17 +226,6 @@ def no_setting(name: str, known: Sequence[str]) -> str:
     """The sentence for a setting that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"{name} is no setting, {f'did you mean {near[0]}?' if near else 'configs/base.py lists all there are'}"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name, as JSON has them but for tuples: sections are taken apart, whatever class they are."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:

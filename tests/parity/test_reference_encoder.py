@@ -17,6 +17,7 @@ from convert.checkpoints import BUFFERS, read_fairseq
 from convert.fairseq_container import PRETRAINED_ONLY, adam_state
 from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
+from convert.work_folder import open_work_folder
 from viavsp_jax import experiment, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment, read_settings
@@ -103,12 +104,12 @@ def test_moments_of_the_encoder_go_there_and_back(best, config, tmp_path, capsys
     path = trained_encoder(best, tmp_path / "trained.pt")
     from_reference.convert(path, load_experiment(config), tmp_path / "work")
     assert "zero moments" not in capsys.readouterr().out
-    assert counts(to_reference.load_trained(tmp_path / "work").state) == {"encoder": [LEARNT] * 2, "others": [30, 30]}
+    assert counts(open_work_folder(tmp_path / "work").read_state()) == {"encoder": [LEARNT] * 2, "others": [30, 30]}
     to_reference.export(tmp_path / "work", fairseq=tmp_path / "back.pt", hf=tmp_path / "hf")
     there, back = (torch.load(one, weights_only=True) for one in (path, tmp_path / "back.pt"))
     assert_same_optimizer(back["last_optimizer_state"], there["last_optimizer_state"])
     from_reference.convert(tmp_path / "back.pt", load_experiment(config), tmp_path / "again")
-    states = [to_reference.load_trained(tmp_path / name).state for name in ("work", "again")]
+    states = [open_work_folder(tmp_path / name).read_state() for name in ("work", "again")]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert (tmp_path / "hf" / "model.safetensors").exists()
 

@@ -16,6 +16,7 @@ from convert import from_reference, safetensors_files, to_reference
 from convert.checkpoints import read_fairseq, read_moments
 from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER
+from convert.work_folder import open_work_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.llm_folder import llama_config
@@ -73,12 +74,12 @@ def test_settings_have_the_references_names_and_values(best, given_back):
 
 def test_ours_there_and_back(given_back, config, workdir, tmp_path):
     from_reference.convert(given_back, load_experiment(config), tmp_path / "again")
-    states = [to_reference.load_trained(folder).state for folder in (workdir, tmp_path / "again")]
+    states = [open_work_folder(folder).read_state() for folder in (workdir, tmp_path / "again")]
     assert jax.tree.all(jax.tree.map(np.array_equal, *states)) and int(states[0].step) > 0
 
 
 def test_accuracy_and_step_of_the_checkpoint(config, workdir, encoder, tmp_path):
-    exp, state = load_experiment(config), to_reference.load_trained(workdir).state
+    exp, state = load_experiment(config), open_work_folder(workdir).read_state()
     later = type(state)(jnp.int32(33), jax.tree.map(lambda x: x + 1, state.trainable), state.opt_state)
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save(later, None, config.to_json(), exp.fits, {}, {"accuracy": 0.625})

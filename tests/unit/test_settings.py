@@ -9,6 +9,7 @@ from viavsp_jax import settings
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.run_info import flat
 
 WRONG = {
     "dtype": ("bf16", "float16", "float64", 32, None),
@@ -73,7 +74,7 @@ def given(config, name, value):
                                     final.get_config("reference")])  # fmt: skip
 def test_our_own_configs_are_right(config):
     read_settings(config)
-    assert settings.flat(config).keys() == settings.TABLE.keys()
+    assert flat(config).keys() == settings.TABLE.keys()
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])

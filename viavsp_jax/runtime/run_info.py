@@ -110,16 +110,13 @@ def _version(name: str) -> str | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each thing that is not as it was, time and devices aside; nothing of what was not recorded before."""
-    before, now = (
-        dict(flat({name: x for name, x in one.items() if name not in _NOT_COMPARED})) for one in (before, now)
-    )
+    before, now = (flat({name: x for name, x in one.items() if name not in _NOT_COMPARED}) for one in (before, now))
     return [f"{name} was {before[name]}, is {now.get(name)}" for name in before if before[name] != now.get(name)]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value) of all that is in nested mappings."""
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name: mappings inside, whatever class they are, are taken apart."""
+    found = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        found |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {f"{prefix}{name}": value}
+    return found
