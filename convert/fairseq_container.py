@@ -22,11 +22,7 @@ PRETRAINED_ONLY = ("mask_emb", "label_embs_concat")
 
 
 def container(
-    state: TrainState,
-    settings: Settings,
-    accuracy: float,
-    encoder: dict[str, torch.Tensor],
-    paths: dict[str, str],
+    state: TrainState, settings: Settings, accuracy: float, encoder: dict[str, torch.Tensor], paths: dict[str, str]
 ) -> dict[str, Any]:
     """The content of the file, plain values and float32 tensors.
 

@@ -44,11 +44,7 @@ def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, sam
     pictures = iter(pictures)
     first = next(pictures)
     # An open file, because FFmpeg takes names with a colon for addresses.
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "wb") as file,
-        av.open(file, "w", format="mp4") as container,
-    ):
+    with atomic_write(path) as temporary, open(temporary, "wb") as file, av.open(file, "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
         video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
         audio = None if samples is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")

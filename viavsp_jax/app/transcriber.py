@@ -206,10 +206,7 @@ class Transcriber:
             samples, has_video = recording.samples, recording.size is not None
         if modality is None:
             modality = "video" if samples is None else "av" if has_video else "audio"
-        for wanted, there, what in (
-            ("audio", samples is not None, "sound"),
-            ("video", has_video, "pictures"),
-        ):
+        for wanted, there, what in (("audio", samples is not None, "sound"), ("video", has_video, "pictures")):
             if modality in ("av", wanted) and not there:
                 raise InputError(f"{name}: has no {what}, which the modality {modality} needs")
         mouth = None

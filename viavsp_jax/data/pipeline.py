@@ -148,10 +148,7 @@ def _from_all(text: str) -> list[str]:
 
 
 def training_batches(
-    data: DataSettings,
-    prompt: Prompt,
-    own: Sequence[int] | None = None,
-    left_out: LeftOut | None = None,
+    data: DataSettings, prompt: Prompt, own: Sequence[int] | None = None, left_out: LeftOut | None = None
 ) -> TrainingBatches:
     """Endless shuffled batches of `data.rows` rows, from which a restart can go on.
 
@@ -168,10 +165,7 @@ def training_batches(
 
 
 def validation_batches(
-    data: DataSettings,
-    prompt: Prompt,
-    own: Sequence[int] | None = None,
-    left_out: LeftOut | None = None,
+    data: DataSettings, prompt: Prompt, own: Sequence[int] | None = None, left_out: LeftOut | None = None
 ) -> Iterator[Arrays]:
     """One pass over the validation split, packed like training (see `packed_batches`)."""
     dataset = _dataset(data, data.train, "valid", left_out)

@@ -128,10 +128,7 @@ def write_metadata(folder: epath.PathLike, width: int | None, splits: Iterable[s
             )
         )
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=kind.name,
-        version=tfds.core.Version(kind.version),
-        data_dir=os.fspath(folder),
-        module_name="",
+        name=kind.name, version=tfds.core.Version(kind.version), data_dir=os.fspath(folder), module_name=""
     )
     info = tfds.core.DatasetInfo(builder=identity, features=kind.schema(width), description=kind.description)
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)

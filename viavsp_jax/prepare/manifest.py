@@ -35,16 +35,7 @@ from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whol
 SPLITS = ("train", "valid", "test")
 MAX_FRAMES = 500
 
-_COLUMNS = (
-    "id",
-    "shard",
-    "fps",
-    "sampling_rate",
-    "transcript",
-    "video_num_frames",
-    "audio_num_frames",
-    "split",
-)
+_COLUMNS = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _NAMES = ("id", "shard")  # of files
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names

@@ -253,10 +253,7 @@ def _check_provenance(
 
 
 def _tasks(
-    shards: Iterable[Shard],
-    clips: dict[str, list[Clip]],
-    recordings: noise.Recordings | None,
-    args: argparse.Namespace,
+    shards: Iterable[Shard], clips: dict[str, list[Clip]], recordings: noise.Recordings | None, args: argparse.Namespace
 ) -> Iterator[Task]:
     for shard in shards:
         here, added = [clips[shard.split][position] for position in shard.positions], None
@@ -290,11 +287,7 @@ def _write_on_cluster(
 
 
 def _finish(
-    folders: Sequence[Folder],
-    shards: dict[str, list[Shard]],
-    manifest: epath.Path,
-    width: int,
-    splits: Iterable[str],
+    folders: Sequence[Folder], shards: dict[str, list[Shard]], manifest: epath.Path, width: int, splits: Iterable[str]
 ) -> None:
     for split in splits:
         for folder in folders:

@@ -53,10 +53,7 @@ def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
       max_minutes: longer recordings are refused.
     """
     with gr.Blocks(title=_TITLE, analytics_enabled=False) as blocks:
-        gr.HTML(
-            f"<h1>{_TITLE}</h1><p lang='vi'>Nhận dạng tiếng Việt từ khẩu hình và tiếng nói</p>",
-            elem_id="title",
-        )
+        gr.HTML(f"<h1>{_TITLE}</h1><p lang='vi'>Nhận dạng tiếng Việt từ khẩu hình và tiếng nói</p>", elem_id="title")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 video, sound = _inputs()

@@ -21,11 +21,7 @@ from viavsp_jax.runtime.options import whole
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every stage that runs the encoder."""
     parser.add_argument("--manifest", required=True, help="folder with {split}.tsv and {split}.wrd")
-    parser.add_argument(
-        "--encoder",
-        required=True,
-        help="AV-HuBERT folder: config.json and model.safetensors",
-    )
+    parser.add_argument("--encoder", required=True, help="AV-HuBERT folder: config.json and model.safetensors")
     parser.add_argument(
         "--backend",
         choices=["torch", "jax"],

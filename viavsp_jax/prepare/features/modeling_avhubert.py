@@ -46,8 +46,7 @@ class ResNetTrunk(nn.Module):
         in_channels = config.frontend_channels
         for i, channels in enumerate(config.resnet_channels):
             stage = nn.Sequential(
-                BasicBlock(in_channels, channels, stride=1 if i == 0 else 2),
-                BasicBlock(channels, channels, 1),
+                BasicBlock(in_channels, channels, stride=1 if i == 0 else 2), BasicBlock(channels, channels, 1)
             )
             setattr(self, f"layer{i + 1}", stage)
             in_channels = channels
@@ -217,11 +216,7 @@ class AVHubert(nn.Module):
         return self.feature_extractor_audio(audio.to(self.dtype))
 
     def encode(
-        self,
-        audio: Tensor | None,
-        video: Tensor | None,
-        padding_mask: Tensor | None = None,
-        layer: int | None = None,
+        self, audio: Tensor | None, video: Tensor | None, padding_mask: Tensor | None = None, layer: int | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """Encodes one or both modalities.
 

@@ -67,9 +67,7 @@ def load_mean_face(path: epath.PathLike) -> np.ndarray:
 
 
 def mouth_crops(
-    recording: Recording,
-    mean_face: np.ndarray | None = None,
-    progress: Callable[[float], None] | None = None,
+    recording: Recording, mean_face: np.ndarray | None = None, progress: Callable[[float], None] | None = None
 ) -> MouthTrack:
     """Finds the speaking face in a recording and cuts its mouth out. A video of 96x96 is a mouth crop already.
 
