@@ -111,6 +111,7 @@ def test_encoder(monkeypatch):
     assert all(rate > 0 for rate in encoder.product_rates("float32").values())
 
 
+@pytest.mark.full
 def test_startup(tmp_path):
     """The processes once each: a table needs them many times."""
     later, _, theirs = startup.starts(tmp_path).values()

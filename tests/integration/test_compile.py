@@ -78,6 +78,7 @@ def test_rows_are_packed_from_typical_clips(small):
     assert train["clips_seen"] == round(1000 * train["clips_per_step"])
 
 
+@pytest.mark.full
 def test_an_encoder_that_is_trained(tmp_path):
     """Sent are all gradients, or in their place parts of them and of the weights; every device has all moments' sum."""
     output = tmp_path / "report.json"

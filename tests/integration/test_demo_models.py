@@ -81,7 +81,10 @@ def test_encoder_separates_phonemes_of_new_voices(encoder, clips, modality, accu
     ("script", "files", "options"),
     [
         ("pretrain_demo_llm", {"config.json", "model.safetensors", "tokenizer.json"}, ["--batch_size", "2"]),
-        ("pretrain_demo_encoder", {"config.json", "model.safetensors"}, ["--batch_size", "2", "--clips", "4"]),
+        pytest.param(
+            *("pretrain_demo_encoder", {"config.json", "model.safetensors"}, ["--batch_size", "2", "--clips", "4"]),
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_scripts_make_such_folders(tmp_path, script, files, options):

@@ -283,6 +283,7 @@ trainer.close()
 """
 
 
+@pytest.mark.full
 def test_devices_share_the_clips_and_the_moments(whole, states, tmp_path):
     """The first update of the encoder by two of them, from what one device had saved, is that device's own."""
     kernel = adam(states[2], "encoder").mu["encoder"]["blocks"]["up"]["kernel"]

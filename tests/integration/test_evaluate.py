@@ -295,6 +295,7 @@ def test_cache_rooms(limit, rooms):
     assert capacities(limit) == rooms
 
 
+@pytest.mark.full
 def test_meshes_decode_alike(folders):
     """Meshes of 8 devices, in a process of its own, against one device."""
     llm, shards = map(str, folders)

@@ -112,7 +112,7 @@ def test_what_the_model_does_not_do_is_said(export):
     assert AutoTokenizer.from_pretrained(export, trust_remote_code=True)("xin")["input_ids"]
 
 
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_saved_model_is_an_export(demo_folder, demo_export, demo_merged, waves, tmp_path, merged):
     source, out = demo_merged if merged else demo_export, tmp_path / "out"
     model = load(source)

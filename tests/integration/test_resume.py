@@ -69,6 +69,7 @@ def test_killed_while_it_saves_it_ends_as_without(config, whole, tmp_path):
     assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), "half a checkpoint is left"
 
 
+@pytest.mark.full
 def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path, capsys):
     """The other one ends with a sentence. Half as many processes and devices go on with the same clips."""
     workdir = tmp_path / "work"

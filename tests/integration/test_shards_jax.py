@@ -92,6 +92,7 @@ def test_a_killed_run_goes_on_where_it_was(prepared, written, tmp_path):
     assert_same_datasets(tmp_path, written)
 
 
+@pytest.mark.full
 def test_two_processes_share_the_shards(prepared, written, tmp_path):
     flags = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
     arguments = options(prepared, tmp_path, *MORE, "--backend", "jax", *flags)

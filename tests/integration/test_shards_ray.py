@@ -80,6 +80,7 @@ def test_the_command_starts_ray_and_leaves_nothing_behind(prepared, surroundings
     assert not [command for command in commands if os.environ["RAY_TMPDIR"] in " ".join(command)]
 
 
+@pytest.mark.full
 def test_a_broken_shard_is_named_and_done_later_by_workers_that_die(prepared, address, tmp_path, capsys, monkeypatch):
     inputs, out = {name: prepared / name for name in ("encoder", "kmeans")}, tmp_path / "out"
     more = [*MORE, "--batch_size", "1"]
@@ -135,6 +136,7 @@ def test_items_are_tried_again_but_not_for_ever(address, tmp_path):
     assert sorted(log.read_text().split()) == sorted(["1", "2", "3", "refuse", *4 * ["die"]])
 
 
+@pytest.mark.full
 def test_the_items_of_a_lost_machine_are_done_by_the_others(address, tmp_path):
     log, items = tmp_path / "log", ["wait 1", "wait 2", "wait 3"]
 

@@ -100,6 +100,7 @@ def test_round_trip_of_the_recorded_checkpoint_whose_encoder_was_frozen(best, co
     assert pathlib.Path(back["cfg"]["model"]["w2v_path"]) == best
 
 
+@pytest.mark.full
 def test_moments_of_the_encoder_go_there_and_back(best, config, tmp_path, capsys):
     path = trained_encoder(best, tmp_path / "trained.pt")
     from_reference.convert(path, load_experiment(config), tmp_path / "work")
