@@ -29,11 +29,10 @@ from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.manifest import MAX_FRAMES, SPLITS, is_file_name
+from viavsp_jax.prepare.manifest import COLUMNS, MAX_FRAMES, SPLITS, is_file_name
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.prepare.recordings import faces
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError
@@ -48,7 +47,6 @@ _NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
 # Seconds for a second of a recording, all of its sound, or for writing a clip; what takes longer will not end.
 _PATIENCE = 1800
-_METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _TRANSCRIPT_COLUMNS = ["id", "transcript", "split"]
 _PARQUET = b"PAR1"  # how a file of parquet begins
 
@@ -260,7 +258,7 @@ def _write_tables(
             f"{output}: no clip has a transcript, expected ids like {clips['id'].iloc[0]!r} in --transcripts."
         )
     metadata = metadata.assign(fps=FRAME_RATE, sampling_rate=SAMPLE_RATE)
-    _write_parquet(output / "metadata.parquet", metadata[list(_METADATA)])
+    _write_parquet(output / "metadata.parquet", metadata[list(COLUMNS)])
     without = len(clips) - len(metadata), len(transcripts) - len(metadata)
     log.info("%d clips have a transcript, %d have none, %d transcripts have no clip", len(metadata), *without)
 

@@ -19,8 +19,7 @@ from viavsp_jax.prepare.features.extract import Encoded
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
 
 log = logging.getLogger(__name__)

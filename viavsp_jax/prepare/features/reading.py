@@ -71,7 +71,7 @@ class Noise:
         """
         rng = noise.rng_for(clip.id, self.seed)
         if isinstance(self.source, noise.Recordings):
-            added = self.source.draw(rng, len(samples))
+            added = noise.draw_part(self.source, len(samples), rng, self.source.folder)
         else:
             added = noise.babble_of(self.source, clip.id, len(samples), rng)
         return noise.mix(samples, added, self.snr_db)
