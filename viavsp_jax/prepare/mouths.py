@@ -30,11 +30,10 @@ from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.manifest import COLUMNS, MAX_FRAMES, SPLITS, is_file_name
-from viavsp_jax.prepare.parquet import read_parquet
+from viavsp_jax.prepare.parquet import read_parquet, write_parquet
 from viavsp_jax.prepare.recordings import faces
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
-from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import new_folder, whole
 
@@ -242,7 +241,7 @@ def _write_tables(
         first = skipped[0]["reason"]
         raise InputError(f"{output}: none of the {len(skipped)} recordings gave a clip, the first: {first}")
     clips = pd.DataFrame(notes).rename(columns={"path": "source"})
-    _write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
+    write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
     where = f", see {output / SKIPPED_FILE}" if skipped else ""
     log.info("%s: %d clips, %d skipped%s", output, len(clips), len(skipped), where)
     if long := int((clips["frames"] > MAX_FRAMES).sum()):
@@ -258,11 +257,6 @@ def _write_tables(
             f"{output}: no clip has a transcript, expected ids like {clips['id'].iloc[0]!r} in --transcripts."
         )
     metadata = metadata.assign(fps=FRAME_RATE, sampling_rate=SAMPLE_RATE)
-    _write_parquet(output / "metadata.parquet", metadata[list(COLUMNS)])
+    write_parquet(output / "metadata.parquet", metadata[list(COLUMNS)])
     without = len(clips) - len(metadata), len(transcripts) - len(metadata)
     log.info("%d clips have a transcript, %d have none, %d transcripts have no clip", len(metadata), *without)
-
-
-def _write_parquet(path: epath.Path, table: pd.DataFrame) -> None:
-    with atomic_write(path) as temporary:
-        table.to_parquet(temporary, index=False)
