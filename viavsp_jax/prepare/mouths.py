@@ -80,16 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole("--workers", 0),
         help="processes, each with one recording at a time; 0: only this one (default: as many as there are cores)",
     )
-    parser.add_argument(
-        "--runner",
-        choices=["local", "ray"],
-        default="local",
-        help="local: processes of this machine; ray: those of all machines of a Ray cluster (default local)",
-    )
-    parser.add_argument(
-        "--ray_address",
-        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
-    )
+    cluster.add_arguments(parser, "processes of this machine", "those of all machines of a Ray cluster")
 
 
 def run(args: argparse.Namespace) -> None:
