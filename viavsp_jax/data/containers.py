@@ -46,16 +46,10 @@ def demuxed(
     container: av.container.InputContainer, streams: Sequence[av.stream.Stream], report: Callable[[str], None]
 ) -> Iterator[av.Packet]:
     """The packets of some tracks; where the file cannot be read on, this is reported and they end."""
-    packets = container.demux(streams)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (OSError, av.FFmpegError, IndexError) as error:  # the last: a track that was not there at the start
-            report(str(getattr(error, "strerror", None) or error))
-            return
-        if packet is None:
-            return
-        yield packet
+    try:
+        yield from container.demux(streams)
+    except (OSError, av.FFmpegError, IndexError) as error:  # the last: a track that was not there at the start
+        report(str(getattr(error, "strerror", None) or error))
 
 
 def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iterator[av.VideoFrame | av.AudioFrame]:
