@@ -100,10 +100,7 @@ def complete_splits(folder: epath.PathLike, kind: Kind = FEATURES) -> dict[str, 
 def write_metadata(folder: epath.PathLike, width: int | None, splits: Iterable[str], kind: Kind = FEATURES) -> None:
     """Writes dataset_info.json and features.json for the named splits, counting the records of their shards.
 
-    `width` is that of the features, None for media.
-
-    Raises:
-      InputError: a split has no complete set of shards.
+    `width` is that of the features, None for media. Raises InputError if a split has no complete set of shards.
     """
     folder, complete = epath.Path(folder), complete_splits(folder, kind)
     template = tfds.core.ShardedFileTemplate(
@@ -197,8 +194,7 @@ def _first_line(error: BaseException) -> str:
 def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> SplitSource:
     """Opens one split of a dataset folder for random access.
 
-    Raises:
-      InputError: the folder, the split or one of its shards is missing, or the folder holds something else.
+    Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():

@@ -235,8 +235,7 @@ def _reason_to_skip(row: object, transcript: str) -> str | None:
 def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
     """Reads `{split}.tsv` and `{split}.wrd`; ids are in NFC, and paths as on the disk, whatever form they have there.
 
-    Raises:
-      InputError: naming file and line, if one is missing, they disagree or a line is not of this form.
+    Raises InputError, naming file and line, if one is missing, they disagree or a line is not of this form.
     """
     tsv, wrd = epath.Path(folder) / f"{split}.tsv", epath.Path(folder) / f"{split}.wrd"
     root, *lines = read_lines(tsv)
