@@ -147,7 +147,8 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
         elif not path.is_file():
             reason = "no such file, but a link or the like."
         if reason:
-            id, shown = (_shown(text) for text in (id, os.fspath(path)))
+            # Not all names of files are UTF-8.
+            id, shown = (os.fsencode(text).decode(errors="backslashreplace") for text in (id, path))
             skipped.append({"id": id, "reason": f"{shown}: {reason}"})
             continue
         shard = f"{zlib.crc32(id.encode()) % _NUM_SHARDS:04d}"  # the same when recordings are added
@@ -161,11 +162,6 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
 def _clip_id(text: str) -> str:
     """With single spaces, as ids of recordings and of transcripts are compared."""
     return " ".join(text.split())
-
-
-def _shown(text: str) -> str:
-    """Part of a path as text that can be written: not all names of files are UTF-8."""
-    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[tuple]:

@@ -128,16 +128,12 @@ def frame_labels(phonemes: tuple[Phoneme, ...], num_frames: int) -> tuple[np.nda
     return names[at], tones[at]
 
 
-@functools.cache
-def _face_of(speaker_id: str) -> Face:
-    return Face.random(zlib.crc32(speaker_id.encode()))
-
-
 def render_clip(clip: Clip) -> RenderedClip:
     """Speaks and draws one clip. Raises InputError as `synthesize` and `render` do."""
     speech = synthesize(clip.transcript, clip.speaker)
     num_frames = len(speech.samples) // SAMPLES_PER_FRAME
-    frames = render(speech.phonemes, num_frames, _face_of(clip.speaker.id), np.random.default_rng(clip.seed))
+    face = Face.random(zlib.crc32(clip.speaker.id.encode()))
+    frames = render(speech.phonemes, num_frames, face, np.random.default_rng(clip.seed))
     labels, tones = frame_labels(speech.phonemes, num_frames)
     return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, clip.speaker.id)
 

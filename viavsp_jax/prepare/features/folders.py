@@ -103,12 +103,12 @@ class Folder:
 
     def _write_skipped(self) -> None:
         """Writes skipped.jsonl (split, id, reason) from the notes of all shards that are there."""
-        skipped = []
-        for path in sorted((self.path / "notes").glob("*.jsonl")):
-            split = path.name.rsplit("-", 3)[0]
-            for note in _read_notes(path):
-                if "reason" in note:
-                    skipped.append({"split": split, "id": note["id"], "reason": note["reason"]})
+        skipped = [
+            {"split": path.name.rsplit("-", 3)[0], "id": note["id"], "reason": note["reason"]}
+            for path in sorted((self.path / "notes").glob("*.jsonl"))
+            for note in _read_notes(path)
+            if "reason" in note
+        ]
         write_skipped(self.path, skipped)
 
 
