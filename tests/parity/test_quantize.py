@@ -22,20 +22,13 @@ from small_run import DEMO_LLAMA, small_config
 from convert import from_hf
 from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
+from tests.parity.nf4 import bitsandbytes_layout
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import (
-    BLOCK,
-    LEVELS,
-    bitsandbytes_layout,
-    dequantize,
-    quantize,
-    quantize_stack,
-    round_trip,
-)
+from viavsp_jax.models.quantize import BLOCK, LEVELS, dequantize, quantize, quantize_stack, round_trip
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError

@@ -15,6 +15,7 @@ lists. Clips that cannot be read are left out and listed in skipped.jsonl.
 import argparse
 import contextlib
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -86,16 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="signal-to-noise ratio in dB, with --noise",
     )
     parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the noise (default 0)")
-    parser.add_argument(
-        "--runner",
-        choices=["local", "ray"],
-        default="local",
-        help="local: this process; ray: worker processes that write a shard each, on all machines of a Ray cluster, "
-        "each with --workers cores and, unless --device is cpu, a GPU if there is one (default local)",
-    )
-    parser.add_argument(
-        "--ray_address",
-        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
+    cluster.add_arguments(
+        parser,
+        local="this process",
+        ray="worker processes that write a shard each, on all machines of a Ray cluster, each with --workers cores "
+        "and, unless --device is cpu, a GPU if there is one",
     )
     parser.add_argument(
         "--ray_workers", type=whole("--ray_workers", 1), help="workers at most (default: as many as there is room for)"
@@ -127,13 +123,16 @@ def run(args: argparse.Namespace) -> None:
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
     _check_provenance(args, recordings, folders, layer, clips, shards)
 
+    def finish(*splits: str) -> None:
+        for split, folder in itertools.product(splits, folders):
+            folder.finish(shards[split], manifest, config.embed_dim)
+
     todo = [shard for shard in chosen if missing(folders, shard)]
     tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
-    finish = functools.partial(_finish, folders, shards, manifest, config.embed_dim)
     splits = dict.fromkeys(shard.split for shard in chosen)
     if args.runner == "ray":
         failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
-        finish(splits)
+        finish(*splits)
         if failed:
             shard, reason = next(iter(failed.items()))
             raise InputError(
@@ -144,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
         for split in splits:
             for task in tasks(shard for shard in todo if shard.split == split):
                 writer.write(task, reader, show_progress=True)
-            finish([split])
+            finish(split)
     if processes > 1:
         _wait_for_others(folders, shards)
 
@@ -209,11 +208,8 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
 def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
     name = recordings.name if recordings else args.noise
     condition = f"{name}_{args.snr:g}db" if args.noise else "clean"
-    output, modalities = epath.Path(args.output), []
-    if args.kind != "media":
-        modalities += args.modalities
-    if args.kind != "features":
-        modalities.append(None)
+    output = epath.Path(args.output)
+    modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
     there = {id_text(path.name): path for path in output.iterdir()} if output.is_dir() else {}
     names = [f"{modality or 'media'}_{condition}" for modality in modalities]
@@ -284,14 +280,6 @@ def _write_on_cluster(
                 failed[task.shard] = error
                 bar.write(f"{task.shard}: {error}", file=sys.stderr)
     return failed
-
-
-def _finish(
-    folders: Sequence[Folder], shards: dict[str, list[Shard]], manifest: epath.Path, width: int, splits: Iterable[str]
-) -> None:
-    for split in splits:
-        for folder in folders:
-            folder.finish(shards[split], manifest, width)
 
 
 def _wait_for_others(folders: Sequence[Folder], shards: dict[str, list[Shard]]) -> None:

@@ -92,6 +92,10 @@ class Encoded:
     final: np.ndarray
 
 
+# Index of the clip, and its media with {modality: outputs} or, if it cannot be read, the reason.
+EncodedClip = tuple[int, tuple[Media, dict[str, Encoded]] | str]
+
+
 def encode_clips(
     encoder: Encoder,
     clips: Sequence[Clip],
@@ -100,12 +104,8 @@ def encode_clips(
     batch_size: int,
     reader: Reader,
     noise: Noise | None = None,
-) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
-    """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed.
-
-    Yields:
-      (index into clips, (its media, {modality: outputs})) or, for a clip that cannot be read, (index, the reason).
-    """
+) -> Iterator[EncodedClip]:
+    """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed."""
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     read = reader.read(([clips[index] for index in batch] for batch in batches), noise)
@@ -127,7 +127,7 @@ def encode_clips(
 
 def _each_clip(
     encoder: Encoder, batch: Sequence[int], items: Sequence[Media | str], outputs: dict[str, tuple[Any, Any]]
-) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
+) -> Iterator[EncodedClip]:
     arrays = {name: [encoder.to_host(array) for array in both] for name, both in outputs.items()}
     for row, (index, item) in enumerate(zip(batch, items, strict=True)):
         if isinstance(item, str):

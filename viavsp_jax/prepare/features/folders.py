@@ -19,8 +19,7 @@ from viavsp_jax.prepare.features.extract import Encoded
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -104,12 +103,12 @@ class Folder:
 
     def _write_skipped(self) -> None:
         """Writes skipped.jsonl (split, id, reason) from the notes of all shards that are there."""
-        skipped = []
-        for path in sorted((self.path / "notes").glob("*.jsonl")):
-            split = path.name.rsplit("-", 3)[0]
-            for note in _read_notes(path):
-                if "reason" in note:
-                    skipped.append({"split": split, "id": note["id"], "reason": note["reason"]})
+        skipped = [
+            {"split": path.name.rsplit("-", 3)[0], "id": note["id"], "reason": note["reason"]}
+            for path in sorted((self.path / "notes").glob("*.jsonl"))
+            for note in _read_notes(path)
+            if "reason" in note
+        ]
         write_skipped(self.path, skipped)
 
 

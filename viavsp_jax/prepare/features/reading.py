@@ -71,7 +71,7 @@ class Noise:
         """
         rng = noise.rng_for(clip.id, self.seed)
         if isinstance(self.source, noise.Recordings):
-            added = self.source.draw(rng, len(samples))
+            added = noise.draw_part(self.source, len(samples), rng, self.source.folder)
         else:
             added = noise.babble_of(self.source, clip.id, len(samples), rng)
         return noise.mix(samples, added, self.snr_db)
@@ -114,7 +114,7 @@ def _read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]
     return found
 
 
-class Reader:
+class Reader(Workers):
     """Worker processes that read clips, as a context; without workers this process reads them itself.
 
     A clip at which a worker dies, or which takes minutes, is tried once more, alone, before it is given up. Without
@@ -122,16 +122,7 @@ class Reader:
     """
 
     def __init__(self, workers: int):
-        self._count = workers
-
-    def __enter__(self) -> "Reader":
-        if self._count:
-            self._workers = Workers(self._count, _PATIENCE).__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._count:
-            self._workers.__exit__(*error)
+        super().__init__(workers, _PATIENCE)
 
     def read(self, batches: Iterable[Sequence[Clip]], added: Noise | None) -> Iterator[list[Media | str]]:
         """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
@@ -141,7 +132,7 @@ class Reader:
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self._workers.submit(self._read, batch, added and added.for_clips(batch)))
+            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch)))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
@@ -149,13 +140,13 @@ class Reader:
 
     def _read(self, batch: Sequence[Clip], added: Noise | None) -> list[Media | str]:
         try:
-            return self._workers.do(_read_batch, batch, added)
+            return self.do(_read_batch, batch, added)
         except WorkerDied:
             return [self._read_alone(clip, added) for clip in batch]
 
     def _read_alone(self, clip: Clip, added: Noise | None) -> Media | str:
         try:
-            (found,) = self._workers.do(_read_batch, [clip], added)
+            (found,) = self.do(_read_batch, [clip], added)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "

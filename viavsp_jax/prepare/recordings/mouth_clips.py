@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import wave
 
 import av
 import cv2
@@ -12,6 +11,7 @@ from av.video.reformatter import ColorRange
 from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
+from viavsp_jax.data.wav import write_speech
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.recordings.faces import require_packages
 from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
@@ -83,9 +83,8 @@ class ClipMaker:
         crops, found = self._mouth(recording)
         with atomic_write(visual) as path:
             write_video(path, crops)
-        with atomic_write(audio) as path, wave.open(path, "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
-            file.writeframes(recording.samples.astype("<i2").tobytes())
+        with atomic_write(audio) as path:
+            write_speech(path, recording.samples)
         return {"frames": len(crops), "samples": len(recording.samples), "found": found}
 
     def _mouth(self, recording: Recording) -> tuple[np.ndarray, float]:
