@@ -165,7 +165,7 @@ def named_tensors(weights: Tree) -> dict[str, torch.Tensor]:
     """All weights under their Hugging Face names, on the device they are on."""
     flat = flatten_dict(weights, sep="/")
     return {
-        tensor.name: torch.from_dlpack(tensor.turned(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
+        tensor.name: torch.from_dlpack(tensor.to_theirs(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from convert.avhubert import to_torch_names
 from convert.checkpoints import BUFFERS
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, reference_order, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.experiment import Settings
@@ -34,7 +34,7 @@ def container(
         which counts the encoder's parameters before the others.
       paths: settings of the reference that name files, `w2v_path` and `llm_ckpt_path`.
     """
-    trained = sorted(tensors(adapters(state.trainable)), key=lambda tensor: tensor.reference_order)
+    trained = sorted(tensors(adapters(state.trainable)), key=reference_order)
     history = {
         "criterion_name": "decoder_only_language_modeling_loss",
         "optimizer_name": "FairseqAdam",
@@ -66,7 +66,7 @@ def in_torch(tree: Tree, wanted: list[Tensor]) -> dict[str, torch.Tensor]:
 
     def converted(tensor: Tensor) -> torch.Tensor:
         value = np.asarray(flat[tensor.path])[tensor.index]
-        return torch.from_numpy(np.array(tensor.turned(value), np.float32, order="C"))
+        return torch.from_numpy(np.array(tensor.to_theirs(value), np.float32, order="C"))
 
     return {tensor.reference_name: converted(tensor) for tensor in wanted}
 

@@ -32,7 +32,7 @@ from flax import traverse_util
 from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors, wrong_shapes
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, reference_order, tensors
 from convert.work_folder import adapters, encoder_weights
 from viavsp_jax import config_file, encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
@@ -44,8 +44,6 @@ from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.runtime.run_info import run_info
 from viavsp_jax.state import TrainState
-
-Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 def convert(path: epath.PathLike, experiment: Experiment, workdir: epath.PathLike, restart: bool = False) -> None:
@@ -76,7 +74,7 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     read = read_fairseq(path)
     wanted = fitting(read, experiment, str(path))
     others = adapters(experiment.trainable)
-    trainable, batch_stats = gather(others, wanted, lambda tensor: read.model[tensor.reference_name]), {}
+    trainable, batch_stats = gather(others, wanted, read.model), {}
     if experiment.model.encoder:
         check_encoder(read, experiment, str(path))
         trainable |= gather_encoder(experiment.trainable, read.model)
@@ -87,16 +85,11 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     updates = read.num_updates
     if updates is None:
         raise InputError(f"{path}: its optimizer_history names no num_updates, expected them, or --restart")
-    names = [tensor.reference_name for tensor in wanted]
-    adam = read_adam(
-        path, names, "Adam", lambda values: gather(others, wanted, lambda tensor: values[tensor.reference_name])
-    )
+    adam = read_adam(path, wanted, "Adam", lambda values: gather(others, wanted, values))
     if not experiment.model.encoder:
         return TrainState(jnp.int32(updates), trainable, continued(opt_state, updates, adam))
-    names = [REFERENCE_ENCODER + tensor.name for tensor in avhubert.tensors(experiment.trainable["encoder"])]
-    late = read_adam(
-        path, names, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values)
-    )  # fmt: skip
+    learnt = avhubert.tensors(experiment.trainable["encoder"])
+    late = read_adam(path, learnt, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values))
     # The encoder's schedule begins with the update in which it first learns.
     trained_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
     parts = opt_state.inner_states
@@ -108,10 +101,10 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
 
 
 def read_adam(
-    path: epath.PathLike, names: list[str], whose: str, tree_of: Callable[[dict[str, torch.Tensor]], Tree]
+    path: epath.PathLike, wanted: list[Tensor], whose: str, tree_of: Callable[[dict[str, torch.Tensor]], Tree]
 ) -> optax.ScaleByAdamState | None:
-    """The file's moments of the named parameters; None, which is said of `whose`, where they cannot be told apart."""
-    moments = read_moments(path, names)
+    """The file's moments of some tensors; None, which is said of `whose`, where they cannot be told apart."""
+    moments = read_moments(path, [tensor.reference_name for tensor in wanted])
     if isinstance(moments, str):
         print(f"{path}: {moments}; {whose} starts with zero moments")
         return None
@@ -123,7 +116,7 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
 
     Raises InputError for another rank, width or language model.
     """
-    wanted = sorted(tensors(adapters(experiment.trainable)), key=lambda tensor: tensor.reference_order)
+    wanted = sorted(tensors(adapters(experiment.trainable)), key=reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
     settings, ranks = experiment.settings, [found[name][:1] for name in found if ".lora_A." in name]
     check_sizes(path, {
@@ -131,7 +124,7 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
         "config.data.feature_width": (settings.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
     })  # fmt: skip
     shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
-    check_shapes(path, shapes, found, f"the language model in {settings.llm.path}")
+    check_shapes(shapes, found, path, f"does not fit the language model in {settings.llm.path}")
     return wanted
 
 
@@ -145,15 +138,8 @@ def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) ->
     if not found:
         raise InputError(f"{path} holds no encoder, expected one, or --config.encoder.train=false")
     weights = avhubert.tensors(encoder_weights(experiment.trainable, experiment.batch_stats))
-    shapes = {REFERENCE_ENCODER + tensor.name: tensor.shape for tensor in weights}
-    check_shapes(path, shapes, found, f"the encoder in {experiment.settings.encoder.path}")
-
-
-def check_shapes(path: str, expected: Shapes, found: Shapes, what: str) -> None:
-    """InputError that lists all names missing, unknown or of another shape than `what` wants."""
-    check_names(expected, found, path)
-    if wrong := wrong_shapes(expected, found):
-        raise InputError(f"{path} does not fit {what}: {'; '.join(wrong)}")
+    shapes = {tensor.reference_name: tensor.shape for tensor in weights}
+    check_shapes(shapes, found, path, f"does not fit the encoder in {experiment.settings.encoder.path}")
 
 
 def check_sizes(path: str, sizes: dict[str, tuple[int, set[int]]]) -> None:
@@ -164,23 +150,19 @@ def check_sizes(path: str, sizes: dict[str, tuple[int, set[int]]]) -> None:
         raise InputError(f"{path} does not fit the config: {'; '.join(wrong)}")
 
 
-def gather(abstract: Tree, wanted: list[Tensor], read: Callable[[Tensor], torch.Tensor]) -> Tree:
-    """The reference's tensors as our stacks: a tree like `abstract`, float32."""
-    flat = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(abstract).items()}
+def gather(abstract: Tree, wanted: list[Tensor], values: dict[str, torch.Tensor]) -> Tree:
+    """Tensors by the reference's names as our stacks, in the shapes and dtypes of `abstract`."""
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
     for tensor in wanted:
-        flat[tensor.path][tensor.index] = tensor.turned(read(tensor).float().numpy())
+        value = values[tensor.reference_name]
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+        flat[tensor.path][tensor.index] = tensor.to_ours(value.numpy())
     return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def gather_encoder(abstract: Tree, values: dict[str, torch.Tensor]) -> Tree:
-    """The encoder's tensors, by the reference's names, in the shapes and dtypes of `abstract`'s "encoder"."""
-    abstract = abstract["encoder"]
-    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
-    for tensor in avhubert.tensors(abstract):
-        value = values[REFERENCE_ENCODER + tensor.name]
-        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
-        flat[tensor.path][tensor.index] = tensor.to_ours(value.numpy())
-    return {"encoder": jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))}
+    """As `gather`, for what `abstract` holds under "encoder"."""
+    return {"encoder": gather(abstract["encoder"], avhubert.tensors(abstract["encoder"]), values)}
 
 
 def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None) -> Any:

@@ -82,7 +82,8 @@ def hugging_face_tensors(weights: Tree) -> dict[str, np.ndarray]:
     """All weights under their Hugging Face names and in that orientation."""
     flat = flatten(weights)
     return {
-        tensor.name: np.ascontiguousarray(tensor.turned(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
+        tensor.name: np.ascontiguousarray(tensor.to_theirs(flat[tensor.path][tensor.index]))
+        for tensor in tensors(weights)
     }
 
 
@@ -124,7 +125,7 @@ def merged(
     if f"{adapter}lora/a" in adapters:
         a, b = (adapters[f"{adapter}lora/{name}"][tensor.index] for name in "ab")
         value = np.asarray(merge_adapter(value, a, b, lora))
-    return tensor.turned(value)
+    return tensor.to_theirs(value)
 
 
 def pieces(abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> list[Piece]:
