@@ -15,12 +15,12 @@ import pytest
 import scipy.stats
 import torch
 import transformers
+from whole_search import decode
 
 from viavsp_jax.decoding.search import (
     DecodingConfig,
     Search,
     best_candidates,
-    decode,
     keep_likely,
     load_decoding_config,
     result,
