@@ -10,7 +10,6 @@ Letters: T frames, E encoder width.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 
@@ -27,9 +26,9 @@ from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.data.records import SplitSource, complete_splits, open_split
 from viavsp_jax.decoding.search import load_decoding_config
 from viavsp_jax.evaluation.scoring import normalize, score
-from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_file, whole
+from viavsp_jax.runtime.tables import write_table
 
 
 def read_config(folder: str) -> ViAVSPConfig:
@@ -167,10 +166,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_model(args.model, args.llm, args.merged, args.device, dtype)
     rows = decode(model, source, args.batch_size, args.modality or "av")
-    with atomic_write(args.output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(args.output, rows)
     rates = score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
     print(json.dumps(rates, indent=2))
 
