@@ -119,10 +119,17 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
     wanted = sorted(tensors(adapters(experiment.trainable)), key=reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
     settings, ranks = experiment.settings, [found[name][:1] for name in found if ".lora_A." in name]
-    check_sizes(path, {
-        "config.lora.rank": (settings.lora.rank, set(itertools.chain(*ranks))),
-        "config.data.feature_width": (settings.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
-    })  # fmt: skip
+    widths = {*found.get("avfeat_to_llm.weight", ())[-1:]}
+    wrong = [
+        f"{name} is {ours}, its tensors have {sorted(theirs)}"
+        for name, ours, theirs in (
+            ("config.lora.rank", settings.lora.rank, {*itertools.chain(*ranks)}),
+            ("config.data.feature_width", settings.data.feature_width, widths),
+        )
+        if theirs and theirs != {ours}
+    ]
+    if wrong:
+        raise InputError(f"{path} does not fit the config: {'; '.join(wrong)}")
     shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
     check_shapes(shapes, found, path, f"does not fit the language model in {settings.llm.path}")
     return wanted
@@ -140,14 +147,6 @@ def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) ->
     weights = avhubert.tensors(encoder_weights(experiment.trainable, experiment.batch_stats))
     shapes = {tensor.reference_name: tensor.shape for tensor in weights}
     check_shapes(shapes, found, path, f"does not fit the encoder in {experiment.settings.encoder.path}")
-
-
-def check_sizes(path: str, sizes: dict[str, tuple[int, set[int]]]) -> None:
-    """InputError that names all settings, (theirs, what the tensors say), that the tensors contradict."""
-    wrong = [f"{name} is {ours}, its tensors have {sorted(theirs)}" for name, (ours, theirs) in sizes.items()
-             if theirs and theirs != {ours}]  # fmt: skip
-    if wrong:
-        raise InputError(f"{path} does not fit the config: {'; '.join(wrong)}")
 
 
 def gather(abstract: Tree, wanted: list[Tensor], values: dict[str, torch.Tensor]) -> Tree:

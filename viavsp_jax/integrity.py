@@ -21,7 +21,6 @@ _ABOUT_ALL, _ABOUT_ONE = "_METADATA", ".zarray"
 _MAY_BE = ("_sharding", "array_metadatas/*")  # without them the arrays can be read, not with half of them
 _AT_ONCE = 32  # values that are read side by side and held in memory
 
-
 ARRAYS = ("trainable", "optimizer", "batch_stats")  # the items that are trees of them; all others are JSON
 
 
