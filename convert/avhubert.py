@@ -8,7 +8,7 @@ import safetensors
 from etils import epath
 from flax import nnx, traverse_util
 
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, located
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, in_their_layout, located
 from convert.safetensors_files import DTYPES
 from viavsp_jax import encoder_folder
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -137,12 +137,8 @@ def read_weights(path: epath.Path) -> dict[str, np.ndarray]:
 
 def to_torch_names(params: Tree) -> dict[str, np.ndarray]:
     """The Flax encoder's weights (nnx.to_pure_dict form) by PyTorch's names, in its layout and dtypes."""
-    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
     return {
         # PyTorch counts BatchNorm's batches in int64.
-        tensor.name: np.asarray(
-            tensor.to_theirs(value), np.int64 if np.issubdtype(value.dtype, np.integer) else value.dtype, order="C"
-        )
-        for tensor in tensors(params)
-        for value in [flat[tensor.path][tensor.index]]
+        tensor.name: value.astype(np.int64) if np.issubdtype(value.dtype, np.integer) else value
+        for tensor, value in in_their_layout(params, tensors(params))
     }

@@ -10,11 +10,11 @@ import torch
 
 from convert.avhubert import to_torch_names
 from convert.checkpoints import BUFFERS
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, reference_order, tensors
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, in_their_layout, reference_order, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.experiment import Settings
-from viavsp_jax.optimizer import OptimizerSettings, make_optimizer
+from viavsp_jax.optimizer import FINAL_SCALE, INITIAL_SCALE, OptimizerSettings, make_optimizer
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.
@@ -62,13 +62,10 @@ def container(
 
 def in_torch(tree: Tree, wanted: list[Tensor]) -> dict[str, torch.Tensor]:
     """Learnt weights, or their moments, by the reference's names and in its orientation, float32."""
-    flat = flatten(tree)
-
-    def converted(tensor: Tensor) -> torch.Tensor:
-        value = np.asarray(flat[tensor.path])[tensor.index]
-        return torch.from_numpy(np.array(tensor.to_theirs(value), np.float32, order="C"))
-
-    return {tensor.reference_name: converted(tensor) for tensor in wanted}
+    return {
+        tensor.reference_name: torch.from_numpy(np.array(value, np.float32))
+        for tensor, value in in_their_layout(tree, wanted)
+    }
 
 
 def encoder_in_torch(weights: Tree) -> dict[str, torch.Tensor]:
@@ -163,7 +160,7 @@ def reference_config(settings: Settings, paths: dict[str, str]) -> dict[str, Any
         },
         "lr_scheduler": {
             "_name": "tri_stage", "warmup_steps": c.warmup_updates, "hold_steps": c.hold_updates,
-            "decay_steps": c.decay_updates, "phase_ratio": None, "init_lr_scale": 0.01, "final_lr_scale": 0.05,
-            "max_update": updates, "lr": rate,
+            "decay_steps": c.decay_updates, "phase_ratio": None, "init_lr_scale": INITIAL_SCALE,
+            "final_lr_scale": FINAL_SCALE, "max_update": updates, "lr": rate,
         },
     }  # fmt: skip

@@ -6,7 +6,7 @@ Letters: N layers (stacked on axis 0 here), I input width, O output width, R ran
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import EllipsisType
 from typing import Any
 
@@ -135,12 +135,10 @@ def located(
     """All tensors that hold the weights of `abstract`, a nested dict of things with a shape.
 
     Args:
-      abstract: our weights.
-      table: their name, with {layer} where ours is a stack, and the axes of `Tensor`, by our path.
-      reference_name: the name in the reference of (our path, their name).
-      what: a path lacks that is not in the table.
+      table: by our path, their name, with {layer} where ours is a stack, and the axes of `Tensor`.
+      reference_name: makes it of our path and their name.
 
-    Raises InputError that lists all our paths without a line in the table.
+    Raises InputError that lists all our paths without a line in the table, which is without `what`.
     """
     flat = flatten(abstract)
     if unknown := sorted(flat.keys() - table.keys()):
@@ -155,6 +153,13 @@ def located(
             name = pattern.format(layer=index)
             found.append(Tensor(name, reference_name(path, name), shape, path, index, axes))
     return found
+
+
+def in_their_layout(weights: Tree, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The wanted ones of our weights, in C order."""
+    flat = flatten(weights)
+    for tensor in wanted:
+        yield tensor, np.asarray(tensor.to_theirs(np.asarray(flat[tensor.path])[tensor.index]), order="C")
 
 
 def check_shapes(expected: Shapes, found: Shapes, where: str, but: str) -> None:
