@@ -7,13 +7,11 @@ Letters: B rows, M beams, G generated tokens, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from viavsp_jax.settings import check_decoding
 
 # (tokens int32[B, M], parents int32[B, M], cache) → (logits float32[B, M, V] after them, cache): beam m of row b
 # continues what beam parents[b, m] of that row was, with one more token. What is said of ended rows is ignored.
@@ -43,12 +41,6 @@ class DecodingConfig:
     top_k: int = static(0)  # draw from so many of the likeliest tokens; 0: from all
     top_p: float = 1.0  # and of these from the fewest tokens that have this probability together
     seed: int = 0  # of what is drawn
-
-
-def load_decoding_config(settings: Mapping[str, Any]) -> DecodingConfig:
-    """Checks a user's settings; InputError names those that are wrong."""
-    check_decoding(settings)
-    return DecodingConfig(**settings)
 
 
 @jax.tree_util.register_dataclass
