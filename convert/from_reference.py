@@ -180,12 +180,9 @@ def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None)
 
 
 def convert_encoder(path: epath.PathLike, avhubert: epath.PathLike, output: epath.PathLike) -> None:
-    """Writes the encoder of the reference's checkpoint.
+    """Writes the encoder of the reference's checkpoint to the folder `output`.
 
-    Args:
-      path: `checkpoint_best.pt`.
-      avhubert: the pre-trained AV-HuBERT it grew from, a fairseq `.pt` or an encoder folder; gives the config.
-      output: the encoder folder.
+    Its config is that of the pre-trained `avhubert` it grew from, a fairseq `.pt` or an encoder folder.
 
     Raises InputError that lists every missing, unknown or misshapen weight.
     """

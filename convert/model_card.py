@@ -54,7 +54,8 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
       merged: whether the language model is part of the export.
       media: whether the export goes from media to text.
     """
-    name, llm, nf4 = "FOLDER", pathlib.Path(opened.conversion["source"]).name, opened.settings.llm.quantization == "nf4"
+    name, llm = "FOLDER", pathlib.Path(opened.conversion["source"]).name
+    nf4 = opened.settings.llm.quantization == "nf4"
     base = "" if merged else ', base_model="LLM_FOLDER"'
     parts = [
         _metadata(media),

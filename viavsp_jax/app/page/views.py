@@ -43,9 +43,7 @@ class _View:
 def render(transcript: Transcript, seconds: float) -> str:
     """A transcript as HTML: its text, how it came about, and for each segment what was merged and the alternatives.
 
-    Args:
-      transcript: of a Transcriber.
-      seconds: that it took.
+    `seconds` is how long it took.
     """
     template = _environment().get_template("transcript.html")
     length = transcript.num_frames / FRAME_RATE
