@@ -14,9 +14,10 @@ convert.from_fairseq; its config comes from --avhubert, since `checkpoint_best.p
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,24 +73,22 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     told apart. Raises InputError if the checkpoint does not fit the experiment.
     """
     read = read_fairseq(path)
-    wanted = fitting(read, experiment, str(path))
-    others = adapters(experiment.trainable)
-    trainable, batch_stats = gather(others, wanted, read.model), {}
+    wanted, of_encoder, statistics = fitting(read, experiment, str(path)), [], []
     if experiment.model.encoder:
         check_encoder(read, experiment, str(path))
-        trainable |= gather_encoder(experiment.trainable, read.model)
-        batch_stats = gather_encoder(experiment.batch_stats, read.model)
+        of_encoder, statistics = encoder_tensors(experiment.trainable), encoder_tensors(experiment.batch_stats)
+    trainable = gather(experiment.trainable, wanted + of_encoder, read.model)
+    batch_stats = gather(experiment.batch_stats, statistics, read.model)
     opt_state = make_optimizer(experiment.settings.optimizer)[0].init(trainable)
     if restart:
         return TrainState(jnp.int32(0), trainable, opt_state, batch_stats)
     updates = read.num_updates
     if updates is None:
         raise InputError(f"{path}: its optimizer_history names no num_updates, expected them, or --restart")
-    adam = read_adam(path, wanted, "Adam", lambda values: gather(others, wanted, values))
+    adam = read_adam(path, wanted, adapters(experiment.trainable), "Adam")
     if not experiment.model.encoder:
         return TrainState(jnp.int32(updates), trainable, continued(opt_state, updates, adam))
-    learnt = avhubert.tensors(experiment.trainable["encoder"])
-    late = read_adam(path, learnt, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values))
+    late = read_adam(path, of_encoder, {"encoder": experiment.trainable["encoder"]}, "Adam of the encoder")
     # The encoder's schedule begins with the update in which it first learns.
     trained_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
     parts = opt_state.inner_states
@@ -100,15 +99,14 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     return TrainState(jnp.int32(updates), trainable, opt_state._replace(inner_states=inner), batch_stats)
 
 
-def read_adam(
-    path: epath.PathLike, wanted: list[Tensor], whose: str, tree_of: Callable[[dict[str, torch.Tensor]], Tree]
-) -> optax.ScaleByAdamState | None:
-    """The file's moments of some tensors; None, which is said of `whose`, where they cannot be told apart."""
+def read_adam(path: epath.PathLike, wanted: list[Tensor], abstract: Tree, whose: str) -> optax.ScaleByAdamState | None:
+    """The file's moments of all of `abstract`; None, which is said of `whose`, where they cannot be told apart."""
     moments = read_moments(path, [tensor.reference_name for tensor in wanted])
     if isinstance(moments, str):
         print(f"{path}: {moments}; {whose} starts with zero moments")
         return None
-    return optax.ScaleByAdamState(jnp.int32(moments.step), tree_of(moments.exp_avg), tree_of(moments.exp_avg_sq))
+    mu, nu = (gather(abstract, wanted, values) for values in (moments.exp_avg, moments.exp_avg_sq))
+    return optax.ScaleByAdamState(jnp.int32(moments.step), mu, nu)
 
 
 def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[Tensor]:
@@ -159,9 +157,10 @@ def gather(abstract: Tree, wanted: list[Tensor], values: dict[str, torch.Tensor]
     return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
 
 
-def gather_encoder(abstract: Tree, values: dict[str, torch.Tensor]) -> Tree:
-    """As `gather`, for what `abstract` holds under "encoder"."""
-    return {"encoder": gather(abstract["encoder"], avhubert.tensors(abstract["encoder"]), values)}
+def encoder_tensors(abstract: Tree) -> list[Tensor]:
+    """Those of what `abstract` holds under "encoder"."""
+    found = avhubert.tensors(abstract["encoder"])
+    return [dataclasses.replace(tensor, path=f"encoder/{tensor.path}") for tensor in found]
 
 
 def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None) -> Any:
