@@ -76,7 +76,6 @@ def _environment() -> jinja2.Environment:
 
 def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> _View:
     words = segment.text.split()
-    length = segment.end - segment.first
     ends = np.cumsum(segment.run_lengths)
     crops = None if transcript.mouth is None else transcript.mouth.crops[segment.first : segment.end]
     return _View(
@@ -95,7 +94,7 @@ def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> 
             for run, end in zip(segment.run_lengths, ends, strict=True)
         ],
         ticks=_ticks(segment),
-        frames=length,
+        frames=segment.end - segment.first,
     )
 
 
