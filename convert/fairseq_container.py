@@ -14,7 +14,7 @@ from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, in_the
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.experiment import Settings
-from viavsp_jax.optimizer import FINAL_SCALE, INITIAL_SCALE, OptimizerSettings, make_optimizer
+from viavsp_jax.optimizer import OptimizerSettings, make_optimizer
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.
@@ -160,7 +160,7 @@ def reference_config(settings: Settings, paths: dict[str, str]) -> dict[str, Any
         },
         "lr_scheduler": {
             "_name": "tri_stage", "warmup_steps": c.warmup_updates, "hold_steps": c.hold_updates,
-            "decay_steps": c.decay_updates, "phase_ratio": None, "init_lr_scale": INITIAL_SCALE,
-            "final_lr_scale": FINAL_SCALE, "max_update": updates, "lr": rate,
+            "decay_steps": c.decay_updates, "phase_ratio": None, "init_lr_scale": 0.01, "final_lr_scale": 0.05,
+            "max_update": updates, "lr": rate,
         },
     }  # fmt: skip

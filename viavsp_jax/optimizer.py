@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-INITIAL_SCALE, FINAL_SCALE = 0.01, 0.05  # of the peak learning rate, as the reference has them
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
@@ -25,15 +23,17 @@ class OptimizerSettings:
     freeze_updates: int  # updates before the encoder is trained, where it is
 
 
-def tri_stage(peak: float, warmup: int, hold: int, decay: int) -> optax.Schedule:
-    """Linear from INITIAL_SCALE·peak to peak, level, exponential to FINAL_SCALE·peak; lengths in updates.
+def tri_stage(
+    peak: float, warmup: int, hold: int, decay: int, initial_scale: float = 0.01, final_scale: float = 0.05
+) -> optax.Schedule:
+    """Linear from `initial_scale`·peak to peak, level, exponential to `final_scale`·peak; lengths in updates.
 
     Update k (counted from 0) uses the value at k, as fairseq's schedule of the same name does.
     """
     stages = [
-        optax.linear_schedule(INITIAL_SCALE * peak, peak, warmup),
+        optax.linear_schedule(initial_scale * peak, peak, warmup),
         optax.constant_schedule(peak),
-        optax.exponential_decay(peak, max(decay, 1), FINAL_SCALE, end_value=FINAL_SCALE * peak),
+        optax.exponential_decay(peak, max(decay, 1), final_scale, end_value=final_scale * peak),
     ]
     return optax.join_schedules(stages, [warmup, warmup + hold])
 
