@@ -11,12 +11,10 @@ or, from Python,
 
 import argparse
 import collections
-import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,7 +29,7 @@ from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
     from viavsp_jax.app.pictures import write_sheet, write_video
-    from viavsp_jax.app.transcriber import MAX_SNR, Clip, Progress, Segment, Transcriber, Transcript
+    from viavsp_jax.app.transcriber import MAX_SNR, Clip, Segment, Transcriber, Transcript
     from viavsp_jax.data.features import FRAME_RATE
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
     from viavsp_jax.settings import DTYPES, MAX_BEAMS
@@ -102,21 +100,15 @@ def check_files(files: list[Path], args: argparse.Namespace) -> None:
         check_writable(path)
 
 
-def progress_bar(name: str) -> tuple[Progress, tqdm]:
-    """What a Transcriber reports to, and the bar that shows it."""
-    bar = tqdm(total=100, desc=name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
+def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespace) -> Transcript:
+    """Transcribes one file and writes what is asked for."""
+    bar = tqdm(total=100, desc=file.name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
 
     def show(what: str, share: float) -> None:
-        bar.set_description(f"{name}: {what}", refresh=False)
+        bar.set_description(f"{file.name}: {what}", refresh=False)
         bar.n = round(100 * share)
         bar.refresh()
 
-    return show, bar
-
-
-def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespace) -> Transcript:
-    """Transcribes one file and writes what is asked for."""
-    show, bar = progress_bar(file.name)
     with bar:
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
@@ -125,35 +117,21 @@ def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespa
         for form, path in outputs(file, args).items():
             if form == "video":
                 show("writing the video", 0.99)
-            with no_room_is_said(path):
-                write_output(transcript, form, path)
+            write_output(transcript, form, path)
     return transcript
 
 
 def write_output(transcript: Transcript, form: str, path: Path) -> None:
-    """Writes one of `outputs`, whole or not at all."""
-    if form == "video":
-        write_video(transcript, path)
-    elif form == "sheet":
-        write_sheet(transcript, path)
-    else:
-        write_bytes(path, render(transcript, form).encode())
-
-
-@contextlib.contextmanager
-def no_room_is_said(path: Path) -> Iterator[None]:
-    """Around the writing of a file: what the disk or the name does not allow is bad input."""
+    """Writes one of `outputs`, whole or not at all. Raises InputError where the disk or the name does not allow it."""
     try:
-        yield
+        if form == "video":
+            write_video(transcript, path)
+        elif form == "sheet":
+            write_sheet(transcript, path)
+        else:
+            write_bytes(path, render(transcript, form).encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}), expected a folder with room for it") from error
-
-
-def lines(transcript: Transcript) -> Iterator[str]:
-    """For the terminal: times and text."""
-    for segment in transcript.segments:
-        start, end = segment.times
-        yield f"{start:8.2f} – {end:7.2f}  {segment.text}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +150,9 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         seconds += transcript.num_frames / FRAME_RATE
-        print(*lines(transcript), sep="\n")
+        for segment in transcript.segments:
+            start, end = segment.times
+            print(f"{start:8.2f} – {end:7.2f}  {segment.text}")
         print("→ " + ", ".join(map(str, outputs(file, args).values())))
     spent = time.monotonic() - start
     if seconds:

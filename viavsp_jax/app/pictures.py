@@ -62,7 +62,8 @@ def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, sam
 
 def _subtitled(transcript: Transcript) -> Iterator[np.ndarray]:
     """The pictures with text and box: uint8[H, W, 3], their sides made even, as H.264 wants them."""
-    font, texts, mouth = cv2.FontFace("sans"), _texts(transcript), transcript.mouth
+    font, mouth = cv2.FontFace("sans"), transcript.mouth
+    texts = {frame: segment.text for segment in transcript.segments for frame in range(segment.first, segment.end)}
     for number, picture in enumerate(_held(transcript.recording.frames(), transcript.num_frames)):
         height, width = picture.shape[:2]
         picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
@@ -98,11 +99,6 @@ def write_sheet(transcript: Transcript, path: os.PathLike) -> None:
         name = transcript.recording.path if transcript.recording else "the arrays"
         raise InputError(f"{name}: no mouth was looked for, so there is no picture of it (--mouths)")
     write_bytes(path, cv2.imencode(".png", sheet(transcript.mouth.crops))[1].tobytes())
-
-
-def _texts(transcript: Transcript) -> dict[int, str]:
-    """The text of each frame."""
-    return {frame: segment.text for segment in transcript.segments for frame in range(segment.first, segment.end)}
 
 
 def _draw_box(picture: np.ndarray, box: np.ndarray, seen: bool) -> None:

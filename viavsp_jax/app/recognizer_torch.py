@@ -14,12 +14,7 @@ class TorchRecognizer:
     """A recognizer.Recognizer of a folder that convert.to_hf wrote; runs no code that lies there."""
 
     def __init__(self, folder: str, llm: str | None, device: str | None, dtype: str | None = None):
-        """Loads an export.
-
-        Args:
-          llm: the base language model's folder where it moved.
-          device: cpu, cuda or cuda:N; None: cuda if there is one.
-          dtype: that the model computes in; None: that of the training.
+        """Loads an export; the rest is as in Transcriber.from_pretrained.
 
         Raises InputError if the export is not usable.
         """

@@ -4,6 +4,7 @@ Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -209,9 +210,13 @@ class Transcriber:
         for wanted, there, what in (("audio", samples is not None, "sound"), ("video", has_video, "pictures")):
             if modality in ("av", wanted) and not there:
                 raise InputError(f"{name}: has no {what}, which the modality {modality} needs")
-        mouth = None
-        if modality != "audio":
-            mouth = _checked(media.video) if recording is None else self._mouth(recording, progress)
+        if modality == "audio":
+            mouth = None
+        elif recording is None:
+            mouth = _checked(media.video)
+        else:
+            progress(_FINDING, 0.0)
+            mouth = mouth_crops(recording, self.mean_face, functools.partial(progress, _FINDING))
         samples = None if modality == "video" else samples
         heard = 0 if samples is None else -(-len(samples) // SAMPLES_PER_FRAME)
         if mouth is None:
@@ -225,10 +230,6 @@ class Transcriber:
         if not num_frames:
             raise InputError(f"{name}: is empty, expected at least one frame")
         return Utterance(crops, samples, num_frames), shown, mouth, recording
-
-    def _mouth(self, recording: Recording, progress: Progress) -> MouthTrack:
-        progress(_FINDING, 0.0)
-        return mouth_crops(recording, self.mean_face, lambda share: progress(_FINDING, share))
 
     def _segments(
         self, whole: Utterance, shown: np.ndarray, languages: tuple[str, str], num_beams: int, progress: Progress

@@ -43,9 +43,7 @@ class _View:
 def render(transcript: Transcript, seconds: float) -> str:
     """A transcript as HTML: its text, how it came about, and for each segment what was merged and the alternatives.
 
-    Args:
-      transcript: of a Transcriber.
-      seconds: that it took.
+    `seconds` is how long it took.
     """
     template = _environment().get_template("transcript.html")
     length = transcript.num_frames / FRAME_RATE
@@ -78,7 +76,6 @@ def _environment() -> jinja2.Environment:
 
 def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> _View:
     words = segment.text.split()
-    length = segment.end - segment.first
     ends = np.cumsum(segment.run_lengths)
     crops = None if transcript.mouth is None else transcript.mouth.crops[segment.first : segment.end]
     return _View(
@@ -97,7 +94,7 @@ def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> 
             for run, end in zip(segment.run_lengths, ends, strict=True)
         ],
         ticks=_ticks(segment),
-        frames=length,
+        frames=segment.end - segment.first,
     )
 
 
