@@ -28,10 +28,12 @@ from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
+    from viavsp_jax.app.inputs import USED
     from viavsp_jax.app.pictures import write_sheet, write_video
     from viavsp_jax.app.transcriber import MAX_SNR, Clip, Segment, Transcriber, Transcript
     from viavsp_jax.data.features import FRAME_RATE
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
+    from viavsp_jax.prepare.recordings.voice import THRESHOLD
     from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
@@ -112,7 +114,8 @@ def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespa
     with bar:
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
-            languages=(args.source, args.target), progress=show,
+            vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
+            progress=show,
         )  # fmt: skip
         for form, path in outputs(file, args).items():
             if form == "video":
@@ -134,6 +137,17 @@ def write_output(transcript: Transcript, form: str, path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror}), expected a folder with room for it") from error
 
 
+def print_transcript(transcript: Transcript) -> None:
+    """The text with its times, and what of the recording was used."""
+    if transcript.note:
+        print(f"note: {transcript.note}", file=sys.stderr)
+    for segment in transcript.segments:
+        start, end = segment.times
+        print(f"{start:8.2f} – {end:7.2f}  {segment.text}")
+    used = ", ".join(f"{seconds:.1f} s by {USED[modality]}" for modality, seconds in transcript.seconds.items())
+    print(f"speech: {used}" if used else "speech: none was found")
+
+
 def run(args: argparse.Namespace) -> int:
     """Transcribes all files; one that cannot be is reported, and the others are done. Returns the exit status."""
     files = [Path(file) for file in args.files]
@@ -150,9 +164,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         seconds += transcript.num_frames / FRAME_RATE
-        for segment in transcript.segments:
-            start, end = segment.times
-            print(f"{start:8.2f} – {end:7.2f}  {segment.text}")
+        print_transcript(transcript)
         print("→ " + ", ".join(map(str, outputs(file, args).values())))
     spent = time.monotonic() - start
     if seconds:
@@ -177,7 +189,20 @@ def main() -> None:
     parser.add_argument("--video", action="store_true", help="also write a copy with subtitles and the mouth's box")
     parser.add_argument("--mouths", action="store_true", help="also write a picture of the mouth as the model sees it")
     parser.add_argument(
-        "--modalities", choices=MODALITIES, help="use both, or one of them (default: what the file has)"
+        "--modalities",
+        choices=MODALITIES,
+        help="what to use of all of the file: lips and sound, sound, or lips (default: what can be heard and seen "
+        "where somebody speaks)",
+    )
+    parser.add_argument(
+        "--vad_threshold",
+        type=real("--vad_threshold", at_least=0.01, at_most=0.99),
+        default=THRESHOLD,
+        metavar="P",
+        help=f"probability of speech from which on sound is transcribed (default {THRESHOLD:g})",
+    )
+    parser.add_argument(
+        "--no_vad", "--no-vad", dest="vad", action="store_false", help="transcribe all of the file, pauses too"
     )
     parser.add_argument("--source", choices=LANGUAGES, default="vi", help="language that is spoken (default vi)")
     parser.add_argument("--target", choices=LANGUAGES, default="vi", help="language of the text (default vi)")

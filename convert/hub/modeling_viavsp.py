@@ -182,6 +182,7 @@ class ViAVSPModel(PreTrainedModel):
         audio: Clips | None = None,
         source_language: str = "vi",
         target_language: str = "vi",
+        num_frames: Sequence[int] | None = None,
         **search: Any,
     ) -> list[list[dict[str, Any]]]:
         """What is said in clips.
@@ -190,6 +191,7 @@ class ViAVSPModel(PreTrainedModel):
           video: grey mouth crops uint8[T, 96, 96] of each clip, as AV-HuBERT takes them; None: audio alone.
           audio: speech int16[n] of each clip, 16 kHz; None: video alone.
           source_language, target_language: what is spoken and what is wanted, e.g. vi and vi.
+          num_frames: T of each clip; None: as many as it has pictures or, without video, as its speech takes.
           search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5.
 
         Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
@@ -197,11 +199,13 @@ class ViAVSPModel(PreTrainedModel):
 
         Raises ExportError if the export has no encoder or no clusters, or nothing is given.
         """
-        features, counts = self.encode(video, audio)
+        features, counts = self.encode(video, audio, num_frames)
         return self.recognize(features, counts, [(source_language, target_language)] * len(features), **search)
 
     @torch.inference_mode()
-    def encode(self, video: Clips | None, audio: Clips | None) -> tuple[list[Tensor], list[Tensor]]:
+    def encode(
+        self, video: Clips | None, audio: Clips | None, num_frames: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each."""
         if self.centers is None:
             raise ExportError(
@@ -210,7 +214,9 @@ class ViAVSPModel(PreTrainedModel):
             )
         if video is None and audio is None:
             raise ExportError("neither video nor audio is given: expected at least one of them")
-        lengths = [len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio]
+        lengths = num_frames or [
+            len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio
+        ]
         heard = audio and [audio_features(samples, t) for samples, t in zip(audio, lengths, strict=True)]
         seen = video and [video_input(frames) for frames in video]
         modality = "av" if audio and video else "audio" if audio else "video"

@@ -40,7 +40,7 @@ class TorchRecognizer:
         video = None if modality == "audio" else [one.frames for one in utterances]
         audio = None if modality == "video" else [one.samples for one in utterances]
         try:
-            features, counts = self._model.encode(video, audio)
+            features, counts = self._model.encode(video, audio, [one.num_frames for one in utterances])
             found = self._model.recognize(features, counts, [languages] * len(utterances), num_beams=num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None

@@ -14,6 +14,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from viavsp_jax.app.inputs import USED
 from viavsp_jax.app.transcriber import Segment, Transcript
 from viavsp_jax.data.features import FRAME_RATE, SAMPLES_PER_FRAME
 
@@ -21,7 +22,6 @@ _FOLDER = pathlib.Path(__file__).parent
 _THUMBNAIL = 56  # pixels
 _THUMBNAIL_FRAMES = 5  # one stands for so many frames
 _PEAKS = 4  # points of the waveform for each frame
-_MODALITIES = {"av": "lips and sound", "audio": "sound alone", "video": "lips alone"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ def render(transcript: Transcript, seconds: float) -> str:
     loud = None if transcript.samples is None else peaks(transcript.samples, transcript.num_frames)
     return template.render(
         text=transcript.text,
-        modality=_MODALITIES[transcript.modality],
+        used=[(seconds, USED[modality]) for modality, seconds in transcript.seconds.items()],
+        note=transcript.note,
         length=length,
         spent=seconds,
         factor=seconds / length,
