@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from viavsp_jax.data import records
+from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.folders import Folder, Shard, missing
@@ -22,11 +23,12 @@ from viavsp_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A shard to write, its clips, and what is mixed into their audio."""
+    """A shard to write, its clips, what is mixed into their audio, and how their ends are moved."""
 
     shard: Shard
     clips: Sequence[Clip]
     noise: Noise | None
+    edges: Edges | None
 
 
 class Writer:
@@ -51,7 +53,7 @@ class Writer:
         needed = {modality for folder in todo for modality in folder.modalities}
         modalities = [modality for modality in MODALITIES if modality in needed]
         outputs = extract.encode_clips(
-            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise
+            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise, task.edges
         )
         with tqdm(outputs, desc=str(task.shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
             _write_shard(todo, task, self._centers, bar)
