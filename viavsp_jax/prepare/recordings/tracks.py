@@ -4,6 +4,14 @@ A face that is one of several speaks if its mouth opens and closes most and, whe
 loud; among faces that do so about as much, the largest speaks. A track is of one face in one shot, and it is judged as
 a whole: of two people who take turns in front of one camera, only one is followed.
 
+Recordings are out of step by up to 0.4 s. The shift is looked for, one for the whole recording: each silent face fits
+the sound at some shift, but seldom at that of the speaker. Right choices, in percent, of 2,502 pairs of a speaker and
+another face, 5 s long, of real recordings (the others silent, of another speaker, or of the same one at another time;
+smaller, larger or as large):
+
+| sound late by | -0.4 | -0.2 | 0 | 0.2 | 0.4 s |
+|---|---|---|---|---|---|
+
 Letters: T pictures, m pictures of one track.
 """
 
@@ -18,6 +26,7 @@ from viavsp_jax.prepare.recordings.sound import levels
 
 _LONGEST_GAP = FRAME_RATE  # pictures in which a face may be missed before it counts as another
 _TIE = 0.5  # a face that moves by this share of the most active one's movement may be the speaker, too
+_MOST_SHIFT = 10  # pictures by which the sound may be early or late
 _SMOOTHING = 5  # pictures over which mouth and loudness are averaged before they are compared
 _OUTER_EYES = 36, 45
 _UPPER_LIP, _LOWER_LIP = [61, 62, 63], [67, 66, 65]
@@ -82,22 +91,46 @@ def loudness(samples: np.ndarray, num_frames: int) -> np.ndarray:
     return np.log(np.pad(heard, (0, num_frames - len(heard))) + _QUIET)
 
 
-def activity(track: Track, loud: np.ndarray | None) -> float:
-    """How much the mouth of a track opens and closes, in all its pictures together; with sound, together with it.
+def activities(tracks: Sequence[Track], loud: np.ndarray | None) -> np.ndarray:
+    """How much the mouth of each track opens and closes, in all its pictures together; with sound, together with it.
 
     The opening is measured in distances of the eyes. Without sound its standard deviation counts, with the loudness
-    float64[T] its covariance with the standardised loudness, if positive.
+    float64[T] its covariance with the standardised loudness, if positive, weighed by the share of the movement that the
+    loudness explains: at that shift of the sound, one for all tracks, at which the sum over them is greatest.
+
+    Returns float64[number of tracks].
     """
+    openings = [_opening(track) for track in tracks]
+    lengths = np.array([len(opening) for opening in openings])
+    if loud is None:
+        return lengths * [opening.std() for opening in openings]
+    heard = np.pad(_smooth(loud), _MOST_SHIFT, "edge")
+    shifts = np.arange(2 * _MOST_SHIFT + 1)
+    table = np.stack(
+        [
+            _agreement(opening, heard[np.array(track.indices) + shifts[:, None]])
+            for track, opening in zip(tracks, openings, strict=True)
+        ]
+    )
+    table *= lengths[:, None]
+    return table[:, np.argmax(table.sum(0))]
+
+
+def _opening(track: Track) -> np.ndarray:
+    """How far the mouth is open, in distances of the eyes: float64[m], less their mean."""
     landmarks = track.landmarks()
     eyes = np.linalg.norm(landmarks[:, _OUTER_EYES[1]] - landmarks[:, _OUTER_EYES[0]], axis=1)
     gaps = np.linalg.norm(landmarks[:, _UPPER_LIP] - landmarks[:, _LOWER_LIP], axis=2).mean(1)
     opening = _smooth(gaps / np.median(eyes))
-    opening -= opening.mean()
-    if loud is None:
-        return len(opening) * float(opening.std())
-    heard = _smooth(loud[track.indices])
-    heard -= heard.mean()
-    return len(opening) * max(0.0, float((opening * heard).mean() / (heard.std() or 1.0)))
+    return opening - opening.mean()
+
+
+def _agreement(opening: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """Covariance of the opening with each standardised row, times their squared correlation: [m], [n, m] -> [n]."""
+    heard = heard - heard.mean(1, keepdims=True)
+    spread = opening.std() * heard.std(1)
+    correlation = np.maximum(0, heard @ opening / len(opening)) / np.where(spread > 0, spread, 1)
+    return opening.std() * correlation**3
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -108,7 +141,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def choose(tracks: Sequence[Track], loud: np.ndarray | None) -> list[Track]:
     """The tracks of the speaking face, no two at the same time, in the order of time."""
-    left = [(activity(track, loud), _size(track), track) for track in tracks]
+    if not tracks:
+        return []
+    left = [(*pair, track) for *pair, track in zip(activities(tracks, loud), map(_size, tracks), tracks, strict=True)]
     chosen: list[Track] = []
     while left:
         most = max(active for active, _, _ in left)
