@@ -4,18 +4,22 @@ A face that is one of several speaks if its mouth opens and closes most and, whe
 loud; among faces that do so about as much, the largest speaks. A track is of one face in one shot, and it is judged as
 a whole: of two people who take turns in front of one camera, only one is followed.
 
-Recordings are out of step by up to 0.4 s. The shift is looked for, one for the whole recording: each silent face fits
-the sound at some shift, but seldom at that of the speaker. Right choices, in percent, of 2,502 pairs of a speaker and
-another face, 5 s long, of real recordings (the others silent, of another speaker, or of the same one at another time;
-smaller, larger or as large):
+Recordings may be out of step by 0.4 s. The shift is looked for, one for the whole recording: a silent face, too, fits
+the sound at some shift, but seldom at the one that fits the speaker. The right choices, in percent, of 100 in videos of
+5 s, each made of a speaker and another face side by side, one larger than the other: someone silent, someone else who
+talks, or the speaker at another time.
 
-| sound late by | -0.4 | -0.2 | 0 | 0.2 | 0.4 s |
+| the sound is late by | -0.4 s | -0.2 s | 0 | 0.2 s | 0.4 s |
 |---|---|---|---|---|---|
+| covariance, no shift | 83 | 94 | 97 | 73 | 20 |
+| a shift for each track | 96 | 100 | 99 | 90 | 80 |
+| one shift | 98 | 100 | 100 | 100 | 94 |
 
 Letters: T pictures, m pictures of one track.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,6 +29,7 @@ from viavsp_jax.prepare.recordings.faces import Face, match
 from viavsp_jax.prepare.recordings.sound import levels
 
 _LONGEST_GAP = FRAME_RATE  # pictures in which a face may be missed before it counts as another
+_MOMENT = FRAME_RATE // 2  # pictures in which a face may be missed and is where it was before and is after
 _TIE = 0.5  # a face that moves by this share of the most active one's movement may be the speaker, too
 _MOST_SHIFT = 10  # pictures by which the sound may be early or late
 _SMOOTHING = 5  # pictures over which mouth and loudness are averaged before they are compared
@@ -58,7 +63,8 @@ class Speaker:
     """Where the speaking face is in each picture of a video."""
 
     landmarks: np.ndarray  # float32[T, 68, 2]
-    found: np.ndarray  # bool[T]; the others are interpolated within a track and held elsewhere
+    # bool[T]: it was seen there, or missed for a moment; the others are interpolated within a track and held elsewhere.
+    found: np.ndarray
     starts: list[int]  # pictures at which another track begins, from 0 on: nothing is smoothed across these
 
 
@@ -175,4 +181,7 @@ def fill(chosen: Sequence[Track], shots: Sequence[int], num_frames: int) -> Spea
         columns = [np.interp(here, track.indices, column) for column in points.T]
         landmarks[start:end] = np.stack(columns, 1).reshape(-1, 68, 2)
         found[track.indices] = True
+        for before, after in itertools.pairwise(track.indices):
+            if after - before <= _MOMENT + 1:
+                found[before:after] = True
     return Speaker(landmarks, found, starts)
