@@ -89,6 +89,17 @@ def test_a_small_face_that_leaves_and_another_shot(phone):
     assert [(track.first, track.last) for track in others] == [(128, 137)] * 2
 
 
+def test_a_second_small_face_that_moves_later_is_found_too(phone):
+    """For half a second, the one on the right stands still."""
+    frames = phone[0] + phone[0][::-1]
+    pictures = list(pasted(frames, 80))
+    for picture, later in zip(pictures, pasted([frames[0]] * 12 + frames[:40], 80, at=(0.3, 0.7)), strict=True):
+        picture[:, 1000:] = later[:, 1000:]
+    early, late = follow(FaceFinder().faces(pictures))[0]
+    assert early.first == 1 and early.faces[0].box[0] < 1000
+    assert 6 < late.first <= 36 and late.last == early.last == 51 and late.faces[0].box[0] > 1300
+
+
 @pytest.mark.parametrize(("size", "height"), [((1920, 1080), 60), ((2160, 3840), 120), ((1280, 720), 40)])
 def test_the_smallest_face_follows_the_size(size, height):
     assert smallest_face(size) == height
