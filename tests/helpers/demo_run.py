@@ -32,9 +32,10 @@ def demo_folder(tmp_path_factory) -> pathlib.Path:
     prepare(["shards", *encoder, "--kmeans", kmeans, "--output", shards, "--modalities", *MODALITIES])
     config = demo.get_config()
     config.llm.path, config.data.path = str(make_llm(folder / "llm")), shards
+    config.data.train = config.evaluate.names = tuple(f"{modality}_clean" for modality in MODALITIES)
     config.data.rows, config.updates, config.checkpoint.every, config.log_every = 2, 8, 8, 8
     config.optimizer.warmup_updates, config.optimizer.decay_updates = 1, 7
-    config.evaluate.names, config.evaluate.rows = tuple(f"{modality}_clean" for modality in MODALITIES), 4
+    config.evaluate.rows = 4
     config.evaluate.decoding.num_beams, config.evaluate.decoding.max_new_tokens = 3, 16
     train.train(config, folder / "run")
     evaluate.evaluate(config, folder / "run")

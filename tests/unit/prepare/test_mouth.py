@@ -249,11 +249,11 @@ def test_a_mouth_video_is_taken_as_it_is(tmp_path):
 def test_without_a_face_it_says_what_to_do(tmp_path):
     nobody = write_video(tmp_path / "nobody.mkv", first(CUT, 20))
     for least in (0.5, 0):
-        message = r"nobody.mkv: no face is seen in it, .* 40 pixels high .* are 640x360\); .*modality audio"
+        message = r"nobody.mkv: no face is seen in it, .* 40 pixels high .* are 640x360\)$"
         with pytest.raises(InputError, match=message):
             mouth.mouth_crops(read_recording(nobody), least_found=least)
     cartoon = write_video(tmp_path / "cartoon.mkv", first(CARTOON, 10))
-    with pytest.raises(InputError, match=r"cartoon.mkv: .*modality audio"):
+    with pytest.raises(InputError, match="cartoon.mkv: no face is seen in it"):
         mouth.mouth_crops(read_recording(cartoon))
     mostly = first(SPEECH, 20) + [np.zeros((240, 320, 3), np.uint8)] * 30
     path = write_video(tmp_path / "mostly.mkv", mostly)
