@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 
+_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 _MOST_OBLONG = 4  # width of a pixel by its height, or the other way round; more than that is a mistake
 
 
@@ -38,8 +39,8 @@ def upright(
     inner = [round(frame.width * oblong * scale), round(frame.height * scale)]
     left, top = max(0, width - inner[0]) // 2, max(0, height - inner[1]) // 2
     frame = frame.reformat(max(1, width - 2 * left), max(1, height - 2 * top), **wanted)
-    planes = [frame.to_ndarray()] if len(frame.planes) == 1 else map(_pixels, frame.planes)
-    return [np.rot90(plane, turns) for plane in planes]
+    planes = [frame.to_ndarray()] if len(frame.planes) == 1 else map(pixels, frame.planes)
+    return [cv2.rotate(plane, _TURNS[turns]) if turns else plane for plane in planes]
 
 
 def bordered(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -50,8 +51,8 @@ def bordered(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return picture
 
 
-def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    """What is seen of a plane of one colour: uint8[H, W]."""
+def pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    """What is seen of a plane of 8-bit numbers, which stays where it is: uint8[H, W]."""
     step = abs(plane.line_size)
     rows = np.frombuffer(plane, np.uint8, plane.height * step).reshape(plane.height, step)[:, : plane.width]
     return rows if plane.line_size > 0 else rows[::-1]
