@@ -28,6 +28,7 @@ _SHEET = (8, 3)  # columns and rows
 # Nobody sees a difference. Pictures lie in the order they are shown (bf), so that the last one is known to be the last.
 _COPY = {"crf": "18", "preset": "veryfast", "bf": "0"}
 _FRAME = Fraction(1, FRAME_RATE)  # seconds
+_LOOSE_END = Fraction(1, 5)  # seconds by which sound may be longer, as most is by a bit, and nothing is held
 _LONG = Fraction(1, 2)  # seconds: a picture that stays longer is shown again where the text changes
 
 
@@ -81,26 +82,35 @@ def _unit(own: Fraction) -> Fraction:
     return max(own / math.ceil(own * 1000), Fraction(1, 1_000_000))
 
 
+def _in_units(seconds: Fraction, unit: Fraction) -> Fraction:
+    return round(seconds / unit) * unit
+
+
 def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """The pictures, and from when to when they are shown: seconds in whole units, without gaps."""
-    changes = sorted({number * _FRAME for one in transcript.segments for number in (one.first, one.end)})
-    changes = [round(time / unit) * unit for time in changes]
-    samples = transcript.recording.samples
-    heard = 0 if samples is None else Fraction(len(samples), SAMPLE_RATE)
+    changes = [Fraction(number, FRAME_RATE) for one in transcript.segments for number in (one.first, one.end)]
+    changes = [_in_units(time, unit) for time in changes]
     before, start, end = None, None, None
     for frame, time, until in track.frames:
-        time = round(time / unit) * unit
+        time = _in_units(time, unit)
         if before is None and time > _FRAME:  # sound is ahead
             before, start = frame, Fraction(0)
         if before is not None:
             if time <= start:  # damaged: it comes too late to be shown
                 continue
             yield from _held(before, start, time, changes)
-        before, start, end = frame, time, until
+        before, start, end = frame, time, max(time + unit, _in_units(until, unit))
     if before is not None:
-        end = max(start + unit, round(max(end, heard) / unit) * unit)
-        # Players that do not know how long the last picture stays get it once more.
-        yield from _held(before, start, end, [*changes, end - round(_FRAME / unit) * unit])
+        samples = transcript.recording.samples
+        heard = 0 if samples is None else _in_units(Fraction(len(samples), SAMPLE_RATE), unit)
+        length = end - start
+        if heard - end <= _LOOSE_END:
+            yield before, start, end
+        elif heard <= 2 * end:  # at a steady rate, too, which editors like
+            count = (heard - start) // length
+            yield from ((before, start + index * length, start + (index + 1) * length) for index in range(count))
+        else:  # once more at its end, for players that do not know how long a picture stays
+            yield from _held(before, start, heard, [*changes, heard - length])
 
 
 def _held(
