@@ -12,15 +12,14 @@ _COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")  # mp4 holds mor
 _LAYOUTS = {1: "mono", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _BIT_RATE = 96_000  # of each channel that is encoded anew
 # Seconds: timestamps are rounded; where they differ by more from the end of what was before, there is a gap.
-_TOLERANCE = Fraction(1, 10)
-_ROUNDED = Fraction(1, 500)
+_TOLERANCE, _ROUNDED = Fraction(1, 10), Fraction(1, 500)
 
 
 def add_sound(container: av.container.OutputContainer, recording: Recording) -> Iterator[tuple[Fraction, av.Packet]]:
     """Adds a track with the recording's own sound, if it has any, to an mp4 that is begun.
 
-    Its packets are copied where mp4 can hold them. Other sound, and such as has gaps, is encoded as AAC at its own rate
-    and with its own channels.
+    Its packets are copied where mp4 can hold them. Other sound, and such as is damaged or has gaps, is encoded as AAC
+    at its own rate and with its own channels.
 
     Returns the packets to write and when they are due, in seconds since the recording's start.
     """
@@ -28,7 +27,7 @@ def add_sound(container: av.container.OutputContainer, recording: Recording) -> 
         if track is None:
             return iter(())
         source = track.stream.codec_context
-        if source.codec.canonical_name in _COPIED and _is_seamless(track):
+        if source.codec.canonical_name in _COPIED and track.whole and _is_seamless(track):
             return _copied(recording, container.add_stream_from_template(track.stream))
         rates = [rate for rate in av.Codec("aac", "w").audio_rates if rate >= source.sample_rate]
         rate = min(rates, default=max(av.Codec("aac", "w").audio_rates))
@@ -48,7 +47,7 @@ def _is_seamless(track: Track) -> bool:
             return False
         # Not the sum of lengths: with a clock that is a bit slow, times differ from that by more and more.
         expected = time + Fraction(length, track.stream.codec_context.sample_rate)
-    return track.whole and expected is not None
+    return expected is not None
 
 
 def _copied(recording: Recording, stream: av.stream.Stream) -> Iterator[tuple[Fraction, av.Packet]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from viavsp_jax.app.lettering import lettering
 from viavsp_jax.app.transcriber import Transcript
@@ -21,6 +21,7 @@ from viavsp_jax.prepare.recordings.upright import pixels
 
 _GREEN, _ORANGE = (60, 220, 120), (240, 140, 40)
 _LONGEST_SIDE, _MOST_PIXELS = 16_384, 139_264 * 256  # that H.264 takes
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 _SHIFT = 4  # bits of a coordinate behind its point
 
 
@@ -44,14 +45,14 @@ class Painter:
             first.color_range == ColorRange.JPEG or first.format.name.startswith("yuvj")
         )
         self._black, self._white = (0, 255) if self._full else (16, 235)
-        self._wanted: dict[str, object] = {"format": "yuv420p", "interpolation": "BICUBIC"}
+        self._wanted: dict[str, object] = {"format": "yuv420p", "interpolation": _SCALING}
         if self._full:
             self._wanted |= {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
         if first.format.is_rgb:
             self._wanted |= {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
 
     def tag(self, encoder: av.video.codeccontext.VideoCodecContext, first: av.VideoFrame) -> None:
-        """Tells an encoder what the numbers of the colours mean."""
+        """Tells an encoder how large the pictures are and what the numbers of their colours mean."""
         encoder.width, encoder.height, encoder.pix_fmt = self.width, self.height, "yuv420p"
         encoder.color_range = ColorRange.JPEG if self._full else ColorRange.MPEG
         encoder.colorspace = Colorspace.ITU709 if first.format.is_rgb else first.colorspace

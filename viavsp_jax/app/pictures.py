@@ -90,27 +90,27 @@ def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tup
     """The pictures, and from when to when they are shown: seconds in whole units, without gaps."""
     changes = [Fraction(number, FRAME_RATE) for one in transcript.segments for number in (one.first, one.end)]
     changes = [_in_units(time, unit) for time in changes]
-    before, start, end = None, None, None
+    before, start, end, count = None, None, None, 0
     for frame, time, until in track.frames:
         time = _in_units(time, unit)
-        if before is None and time > _FRAME:  # sound is ahead
+        if before is None and time > _LONG:  # sound is far ahead
             before, start = frame, Fraction(0)
         if before is not None:
             if time <= start:  # damaged: it comes too late to be shown
                 continue
             yield from _held(before, start, time, changes)
         before, start, end = frame, time, max(time + unit, _in_units(until, unit))
-    if before is not None:
-        samples = transcript.recording.samples
-        heard = 0 if samples is None else _in_units(Fraction(len(samples), SAMPLE_RATE), unit)
-        length = end - start
-        if heard - end <= _LOOSE_END:
-            yield before, start, end
-        elif heard <= 2 * end:  # at a steady rate, too, which editors like
-            count = (heard - start) // length
-            yield from ((before, start + index * length, start + (index + 1) * length) for index in range(count))
-        else:  # once more at its end, for players that do not know how long a picture stays
-            yield from _held(before, start, heard, [*changes, heard - length])
+        count += 1
+    if before is None:
+        return
+    samples = transcript.recording.samples
+    heard = 0 if samples is None else _in_units(Fraction(len(samples), SAMPLE_RATE), unit)
+    length = end - start
+    more = 0 if heard - end <= _LOOSE_END else (heard - end) // length
+    if more <= count:  # at its rate: a steady one stays steady
+        yield from ((before, start + index * length, start + (index + 1) * length) for index in range(1 + more))
+    else:  # once more at the end, for players that do not know how long a picture stays
+        yield from _held(before, start, heard, [*changes, heard - length])
 
 
 def _held(

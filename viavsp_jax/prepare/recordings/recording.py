@@ -45,7 +45,7 @@ class Track:
     stream: av.stream.Stream
     frames: Iterator[tuple[av.VideoFrame | av.AudioFrame, fractions.Fraction, fractions.Fraction]]  # with start and end
     packets: Iterator[tuple[av.Packet, fractions.Fraction | None]]  # with start, if the file says when
-    whole: bool  # not joined of several, whose settings may differ
+    whole: bool  # neither damaged, as far as is known, nor joined of several, whose settings may differ
 
 
 @dataclasses.dataclass
@@ -130,7 +130,7 @@ class Recording:
             return
         with _opened(self.path) as container:
             stream = container.streams[number]
-            whole = len(self._timeline.shifts) == 1
+            whole = len(self._timeline.shifts) == 1 and not self._reported
             yield Track(stream, self._own_frames(container, stream), self._own_packets(container, stream), whole)
 
     def _own_packets(
