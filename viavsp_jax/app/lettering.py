@@ -2,13 +2,14 @@
 
 The font is DejaVu Sans, which comes with matplotlib and has all letters of Vietnamese.
 
-Letters: H, W height and width of a picture; h, w of the part of it that the text takes. All are even, as colours are
-stored for squares of four pixels (yuv420p).
+Letters: H, W height and width of a picture; h height of the part of it that the text takes. All are even, as video
+holds colours for squares of four pixels (yuv420p).
 """
 
 import dataclasses
 import functools
 import importlib.util
+import math
 import pathlib
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -20,23 +21,20 @@ from PIL import Image, ImageDraw, ImageFont
 _SHARE = 18  # letters are so many times smaller than the shorter side
 _READABLE = 13  # pixels; smaller ones only where the text does not fit otherwise
 _EDGE = 12  # letters are so many times larger than their edge is wide
-# In sizes of the letters: the highest (two accents on a capital) above its line and the lowest below, line to line.
-_ABOVE, _BELOW, _STEP = 1.1, 0.25, 1.3
+_STEP = 1.3  # from line to line, in sizes of the letters; a capital may carry two accents
 
 
 @dataclasses.dataclass(frozen=True)
 class Lettering:
     """A text, ready to be laid on pictures of one size."""
 
-    left: int  # of the part it takes, even
-    top: int
-    layers: Sequence[tuple[np.ndarray, np.ndarray]]  # of each plane, see lay_on; uint8[h, w], twice [h / 2, w / 2]
+    top: int  # of the part it takes, even
+    layers: Sequence[tuple[np.ndarray, np.ndarray]]  # of each plane, see lay_on; uint8[h, W], twice [h / 2, W / 2]
 
     def lay_on(self, planes: Sequence[np.ndarray]) -> None:
         """Writes the text on the planes of a picture: uint8[H, W], twice [H / 2, W / 2]."""
         for plane, (kept, added), halves in zip(planes, self.layers, (1, 2, 2), strict=True):
-            left, top = self.left // halves, self.top // halves
-            part = plane[top : top + kept.shape[0], left : left + kept.shape[1]]
+            part = plane[self.top // halves :][: len(kept)]
             part[:] = cv2.add(cv2.multiply(part, kept, scale=1 / 255), added)
 
 
@@ -52,15 +50,24 @@ def lettering(text: str, width: int, height: int, black: int = 16, white: int = 
     Returns None if there is nothing to write, or no room for it.
     """
     words = "".join(one if one.isprintable() else " " for one in unicodedata.normalize("NFC", text)).split()
+    margin = 1 + min(width, height) // 40
     for size, room in _sizes(width, height) if words else ():
-        edge = max(1, round(size / _EDGE))
-        margin = edge + min(width, height) // 40
-        lines = _lines(words, _font(size), width - 2 * margin)
-        tall = round(size * (_ABOVE + _BELOW + _STEP * (len(lines) - 1))) + 2 * edge
-        if lines and tall <= room - 2 * (margin - edge):
-            covered, inside = _masks(lines, size, edge, width, tall + tall % 2)
-            top = (height - (margin - edge) - len(covered)) // 2 * 2
-            return Lettering(0, max(0, top), _layers(covered, inside, black, white))
+        font, edge = _font(size), max(1, round(size / _EDGE))
+        lines = _lines(words, font, width - 2 * (margin + edge))
+        if not lines:
+            continue
+        step = round(size * _STEP)
+        left, tops, right, lows = zip(
+            *(font.getbbox(line, anchor="ms", stroke_width=edge) for line in lines), strict=True
+        )
+        above = 1 - min(top + row * step for row, top in enumerate(tops))
+        # As far below the last line whatever is in it, so that texts that follow each other stand on the same.
+        below = 1 + max(*(low - row * step for row, low in enumerate(reversed(lows))), size // 4 + edge)
+        tall = math.ceil(above + (len(lines) - 1) * step + below)
+        above, tall = above + tall % 2, tall + tall % 2
+        if tall + margin <= room and max(right) - min(left) <= width - 2:
+            covered, inside = _masks(lines, font, edge, (width, tall), above, step)
+            return Lettering((height - margin - tall) // 2 * 2, _layers(covered, inside, black, white))
     return None
 
 
@@ -102,15 +109,23 @@ def _lines(words: Sequence[str], font: ImageFont.FreeTypeFont, width: int) -> li
     return lines
 
 
-def _masks(lines: Sequence[str], size: int, edge: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel is taken by letters with their edge, and by letters: uint8[h, W], 255 all of it."""
+def _masks(
+    lines: Sequence[str], font: ImageFont.FreeTypeFont, edge: int, size: tuple[int, int], first: float, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each pixel is taken by letters with their edge, and by letters: uint8[h, W], 255 all of it.
+
+    Args:
+      size: width and height.
+      first: where the letters of the first line stand, in pixels from above.
+      step: pixels from line to line.
+    """
     masks = []
     for around in (edge, 0):
-        image = Image.new("L", (width, height))
+        image = Image.new("L", size)
         draw = ImageDraw.Draw(image)
         for number, line in enumerate(lines):
-            at = (width / 2, edge + size * (_ABOVE + _STEP * number))
-            draw.text(at, line, 255, _font(size), anchor="ms", stroke_width=around)
+            at = (size[0] // 2, first + number * step)
+            draw.text(at, line, 255, font, anchor="ms", stroke_width=around)
         masks.append(np.array(image))
     return masks[0], np.minimum(*masks)
 
