@@ -37,7 +37,7 @@ class Painter:
         width, height = transcript.recording.size
         self._scale = min(1.0, _LONGEST_SIDE / max(width, height), math.sqrt(_MOST_PIXELS / (width * height)))
         if self._scale < 1:
-            width, height = (max(2, int(side * self._scale) // 2 * 2) for side in (width, height))
+            width, height = (max(1, int(side * self._scale)) for side in (width, height))
         self._inner = width, height
         self.width, self.height = width + width % 2, height + height % 2  # even, as H.264 wants them
         # Colours of computers (RGB) become those of HD video; what has a range of its own keeps it.
