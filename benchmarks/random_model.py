@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import peft
 import torch
 import transformers
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.vasr_clips import draw_clips, make_prompt, write_shards
@@ -24,6 +25,7 @@ from viavsp_jax import experiment, sharding, state
 from viavsp_jax.data.examples import Example
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.viavsp import ViAVSP
 
 Tree = dict[str, Any]
 
@@ -125,7 +127,7 @@ def make_model(llama: LlamaConfig, **changes: Any) -> RandomModel:
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def weights(key):
-        _, trainable, frozen = state.split(state.make_model(key, made.model))
+        _, trainable, frozen = state.split(ViAVSP(made.model, nnx.Rngs(params=key)))
         return with_adapters(trainable, key), frozen
 
     # Threefry takes seconds to compile.
@@ -165,7 +167,7 @@ def named_tensors(weights: Tree) -> dict[str, torch.Tensor]:
     """All weights under their Hugging Face names, on the device they are on."""
     flat = flatten_dict(weights, sep="/")
     return {
-        tensor.name: torch.from_dlpack(tensor.turned(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
+        tensor.name: torch.from_dlpack(tensor.to_theirs(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
     }
 
 

@@ -19,7 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 20
     config.llm.path = "runs/demo/llm"
     config.data.path = "runs/demo/shards"
-    config.data.train = ("av_clean", "audio_clean", "video_clean")
+    # Clips as they are cut, and the same with pauses at their ends, as recordings have them.
+    config.data.train = (
+        *("av_clean", "audio_clean", "video_clean"),
+        *("av_edges", "audio_edges", "video_edges"),
+    )
     config.data.feature_width = 128
     config.data.rows = 8
     config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8, "window": 256}

@@ -3,22 +3,17 @@
 PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I input width, O output width.
 """
 
-import dataclasses
-from types import EllipsisType
-
 import numpy as np
 import safetensors
 from etils import epath
 from flax import nnx, traverse_util
 
-from convert.names import Tree, check_names, flatten, wrong_shapes
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, in_their_layout, located
 from convert.safetensors_files import DTYPES
 from viavsp_jax import encoder_folder
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert, weight_norm
 from viavsp_jax.runtime.errors import InputError
-
-# Names of dtypes in safetensors headers, and numpy's.
 
 # The weights of each kind of module: our name, PyTorch's, and which of its axes ours are (None: the same).
 LINEAR = (("kernel", "weight", (1, 0)), ("bias", "bias", None))
@@ -35,9 +30,9 @@ CONV_3D = (("kernel", "weight", (3, 4, 2, 1, 0)),)
 POSITIONAL_CONV = (("v", "weight_v", (2, 1, 0)), ("g", "weight_g", (2, 1, 0)), ("bias", "bias", None))
 
 _VIDEO = "feature_extractor_video"
-_BLOCK = "encoder.layers.{block}"
+_BLOCK = "encoder.layers.{layer}"
 
-# Our module, PyTorch's, and its kind. Names with {block} are one module for each block there and one stack here.
+# Our module, PyTorch's, and its kind. Names with {layer} are one module for each block there and one stack here.
 MODULES = (
     ("audio", "feature_extractor_audio.proj", LINEAR),
     ("video/frontend", f"{_VIDEO}.resnet.frontend3D.0", CONV_3D),
@@ -80,40 +75,12 @@ TABLE = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of the PyTorch encoder, and where it lies in ours."""
-
-    name: str
-    shape: tuple[int, ...]  # there
-    path: str  # ours
-    index: int | EllipsisType  # its block in the stack; `...` when not stacked
-    axes: tuple[int, ...] | None
-
-    def to_ours(self, value: np.ndarray) -> np.ndarray:
-        return value if self.axes is None else value.transpose(self.axes)
-
-    def to_theirs(self, value: np.ndarray) -> np.ndarray:
-        return value if self.axes is None else value.transpose(np.argsort(self.axes))
-
-
 def tensors(params: Tree) -> list[Tensor]:
     """All PyTorch tensors that hold the weights of `params`, a nested dict of things with a shape.
 
     Raises InputError that lists all our paths without a line in the table.
     """
-    flat = flatten(params)
-    if unknown := sorted(flat.keys() - TABLE.keys()):
-        raise InputError(f"weights without a name in the PyTorch encoder: {', '.join(unknown)}")
-    found = []
-    for path, value in flat.items():
-        name, axes = TABLE[path]
-        stacked = "{block}" in name
-        shape = value.shape[1:] if stacked else value.shape
-        shape = tuple(shape) if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
-        for index in range(value.shape[0]) if stacked else [...]:
-            found.append(Tensor(name.format(block=index), shape, path, index, axes))
-    return found
+    return located(params, TABLE, lambda path, name: REFERENCE_ENCODER + name, "a name in the PyTorch encoder")
 
 
 def abstract_params(config: AVHubertConfig) -> Tree:
@@ -137,10 +104,9 @@ def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfi
     read = read_weights(path)
     abstract = abstract_params(config)
     wanted = tensors(abstract)
-    check_names([tensor.name for tensor in wanted], read, str(path))
     shapes = {name: value.shape for name, value in read.items()}
-    if wrong := wrong_shapes({tensor.name: tensor.shape for tensor in wanted}, shapes):
-        raise InputError(f"{path} holds other shapes than config.json says: {'; '.join(wrong)}")
+    wanted_shapes = {tensor.name: tensor.shape for tensor in wanted}
+    check_shapes(wanted_shapes, shapes, str(path), "holds other shapes than config.json says")
     weights = {name: np.empty(value.shape, value.dtype) for name, value in flatten(abstract).items()}
     for tensor in wanted:
         value = read.pop(tensor.name)
@@ -171,12 +137,8 @@ def read_weights(path: epath.Path) -> dict[str, np.ndarray]:
 
 def to_torch_names(params: Tree) -> dict[str, np.ndarray]:
     """The Flax encoder's weights (nnx.to_pure_dict form) by PyTorch's names, in its layout and dtypes."""
-    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
     return {
         # PyTorch counts BatchNorm's batches in int64.
-        tensor.name: np.asarray(
-            tensor.to_theirs(value), np.int64 if np.issubdtype(value.dtype, np.integer) else value.dtype, order="C"
-        )
-        for tensor in tensors(params)
-        for value in [flat[tensor.path][tensor.index]]
+        tensor.name: value.astype(np.int64) if np.issubdtype(value.dtype, np.integer) else value
+        for tensor, value in in_their_layout(params, tensors(params))
     }

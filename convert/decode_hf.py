@@ -10,7 +10,6 @@ Letters: T frames, E encoder width.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 
@@ -25,11 +24,11 @@ from viavsp_jax.data import media
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example
 from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.data.records import SplitSource, complete_splits, open_split
-from viavsp_jax.decoding.search import load_decoding_config
 from viavsp_jax.evaluation.scoring import normalize, score
-from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_file, whole
+from viavsp_jax.runtime.tables import write_table
+from viavsp_jax.settings import check_decoding
 
 
 def read_config(folder: str) -> ViAVSPConfig:
@@ -44,7 +43,7 @@ def read_config(folder: str) -> ViAVSPConfig:
     if not isinstance(settings, dict) or settings.get("model_type") != ViAVSPConfig.model_type:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf")
     try:
-        load_decoding_config(settings["decoding"])
+        check_decoding(settings["decoding"])
         return ViAVSPConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf: {error!r}") from None
@@ -54,11 +53,9 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
     """Loads an export of `convert.to_hf`, by this project's own code, whatever code lies in the folder.
 
     Args:
-      folder: the export.
+      folder, merged: of the export; whether to use its `merged/` in place of base and adapter.
       llm: the Hugging Face folder of the base language model; None: where it was when it was converted.
-      merged: use `merged/` in place of base and adapter.
-      device: cpu or cuda.
-      dtype: of the weights; None: that of the training.
+      device, dtype: cpu or cuda; of the weights, None: that of the training.
 
     Raises InputError when a part of the export is missing, or there is no such device.
     """
@@ -167,10 +164,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_model(args.model, args.llm, args.merged, args.device, dtype)
     rows = decode(model, source, args.batch_size, args.modality or "av")
-    with atomic_write(args.output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(args.output, rows)
     rates = score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
     print(json.dumps(rates, indent=2))
 

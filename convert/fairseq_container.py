@@ -10,7 +10,7 @@ import torch
 
 from convert.avhubert import to_torch_names
 from convert.checkpoints import BUFFERS
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, in_their_layout, reference_order, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.experiment import Settings
@@ -34,7 +34,7 @@ def container(
         which counts the encoder's parameters before the others.
       paths: settings of the reference that name files, `w2v_path` and `llm_ckpt_path`.
     """
-    trained = sorted(tensors(adapters(state.trainable)), key=lambda tensor: tensor.reference_order)
+    trained = sorted(tensors(adapters(state.trainable)), key=reference_order)
     history = {
         "criterion_name": "decoder_only_language_modeling_loss",
         "optimizer_name": "FairseqAdam",
@@ -62,13 +62,10 @@ def container(
 
 def in_torch(tree: Tree, wanted: list[Tensor]) -> dict[str, torch.Tensor]:
     """Learnt weights, or their moments, by the reference's names and in its orientation, float32."""
-    flat = flatten(tree)
-
-    def converted(tensor: Tensor) -> torch.Tensor:
-        value = np.asarray(flat[tensor.path])[tensor.index]
-        return torch.from_numpy(np.array(tensor.turned(value), np.float32, order="C"))
-
-    return {tensor.reference_name: converted(tensor) for tensor in wanted}
+    return {
+        tensor.reference_name: torch.from_numpy(np.array(value, np.float32))
+        for tensor, value in in_their_layout(tree, wanted)
+    }
 
 
 def encoder_in_torch(weights: Tree) -> dict[str, torch.Tensor]:

@@ -15,10 +15,9 @@ from types import EllipsisType
 import numpy as np
 import transformers
 from etils import epath
-from flax import traverse_util
 from tqdm import tqdm
 
-from convert.names import Tensor, Tree, check_names, tensors, wrong_shapes
+from convert.names import Tensor, check_shapes, tensors
 from convert.safetensors_files import DTYPES, Stored, open_files, refuse_adapter
 from viavsp_jax import __version__, llm_folder
 from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
@@ -31,8 +30,6 @@ from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.state import abstract_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# Names of dtypes in safetensors headers, and ours.
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -83,17 +80,14 @@ def plan(folder: epath.PathLike, dtype: str | None) -> tuple[list[Tensor], dict[
         raise InputError(f"{folder} holds {len(files)} tensors, but its config.json says {config.num_layers} layers")
     # The frozen weights do not depend on the adapter and the encoder.
     wanted = tensors(abstract_model(ModelConfig(config, LoRAConfig(), 1, np.float32))[2])
-    names = {tensor.name for tensor in wanted}
-    files = renamed(files, names | {HEAD}, folder)
+    files = renamed(files, {HEAD, *(tensor.name for tensor in wanted)}, folder)
     head = files.pop(HEAD, None) if config.tie_word_embeddings else None
     if head:  # the embedding again, or where it is stored
         files.setdefault(EMBEDDING, head)
-    check_names(names, files, str(folder))
-    headers = {tensor.name: files[tensor.name].header() for tensor in wanted}
-    shapes = {name: header.get_shape() for name, header in headers.items()}
-    if wrong := wrong_shapes({tensor.name: tensor.shape for tensor in wanted}, shapes):
-        raise InputError(f"{folder} holds other shapes than its config.json says: {'; '.join(wrong)}")
-    stored = {header.get_dtype() for header in headers.values()}
+    shapes = {name: file.header().get_shape() for name, file in files.items()}
+    wanted_shapes = {tensor.name: tensor.shape for tensor in wanted}
+    check_shapes(wanted_shapes, shapes, str(folder), "holds other shapes than its config.json says")
+    stored = {files[tensor.name].header().get_dtype() for tensor in wanted}
     known = [name for name, kind in DTYPES.items() if kind.name in llm_folder.DTYPES]
     if unknown := sorted(stored - {*known}):
         raise InputError(f"{folder} holds weights of type {', '.join(unknown)}, expected one of {', '.join(known)}")
@@ -132,22 +126,11 @@ def weights(
             value = files[tensor.name].read().astype(dtype, copy=False)
         if not np.isfinite(value).all():
             raise InputError(f"{folder}: {tensor.name} holds values that are not finite numbers in {dtype}")
-        return tensor.turned(value)
+        return tensor.to_ours(value)
 
     for tensor in tqdm(wanted, desc="converting", unit="tensor"):
         # The array is not named here: nothing must keep it while the next one is read.
         yield tensor.path.removeprefix("llm/"), tensor.index, read(tensor)
-
-
-def load_params(folder: epath.PathLike, dtype: str | None = None) -> Tree:
-    """The frozen weights of a Hugging Face folder as a nested dict of numpy arrays; `dtype` None: as stored."""
-    flat = {}
-    for path, index, value in weights(folder, *plan(folder, dtype)):
-        if index is ...:
-            flat[path] = value
-        else:
-            flat.setdefault(path, []).append(value)
-    return {"llm": traverse_util.unflatten_dict({path: np.asarray(value) for path, value in flat.items()}, sep="/")}
 
 
 def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:

@@ -14,9 +14,10 @@ convert.from_fairseq; its config comes from --avhubert, since `checkpoint_best.p
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from flax import traverse_util
 from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
-from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_names, flatten, tensors, wrong_shapes
+from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, reference_order, tensors
 from convert.work_folder import adapters, encoder_weights
 from viavsp_jax import config_file, encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
@@ -44,8 +45,6 @@ from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.runtime.run_info import run_info
 from viavsp_jax.state import TrainState
-
-Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 def convert(path: epath.PathLike, experiment: Experiment, workdir: epath.PathLike, restart: bool = False) -> None:
@@ -74,29 +73,22 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     told apart. Raises InputError if the checkpoint does not fit the experiment.
     """
     read = read_fairseq(path)
-    wanted = fitting(read, experiment, str(path))
-    others = adapters(experiment.trainable)
-    trainable, batch_stats = gather(others, wanted, lambda tensor: read.model[tensor.reference_name]), {}
+    wanted, of_encoder, statistics = fitting(read, experiment, str(path)), [], []
     if experiment.model.encoder:
         check_encoder(read, experiment, str(path))
-        trainable |= gather_encoder(experiment.trainable, read.model)
-        batch_stats = gather_encoder(experiment.batch_stats, read.model)
+        of_encoder, statistics = encoder_tensors(experiment.trainable), encoder_tensors(experiment.batch_stats)
+    trainable = gather(experiment.trainable, wanted + of_encoder, read.model)
+    batch_stats = gather(experiment.batch_stats, statistics, read.model)
     opt_state = make_optimizer(experiment.settings.optimizer)[0].init(trainable)
     if restart:
         return TrainState(jnp.int32(0), trainable, opt_state, batch_stats)
     updates = read.num_updates
     if updates is None:
         raise InputError(f"{path}: its optimizer_history names no num_updates, expected them, or --restart")
-    names = [tensor.reference_name for tensor in wanted]
-    adam = read_adam(
-        path, names, "Adam", lambda values: gather(others, wanted, lambda tensor: values[tensor.reference_name])
-    )
+    adam = read_adam(path, wanted, adapters(experiment.trainable), "Adam")
     if not experiment.model.encoder:
         return TrainState(jnp.int32(updates), trainable, continued(opt_state, updates, adam))
-    names = [REFERENCE_ENCODER + tensor.name for tensor in avhubert.tensors(experiment.trainable["encoder"])]
-    late = read_adam(
-        path, names, "Adam of the encoder", lambda values: gather_encoder(experiment.trainable, values)
-    )  # fmt: skip
+    late = read_adam(path, of_encoder, {"encoder": experiment.trainable["encoder"]}, "Adam of the encoder")
     # The encoder's schedule begins with the update in which it first learns.
     trained_for = max(0, updates - experiment.settings.optimizer.freeze_updates)
     parts = opt_state.inner_states
@@ -107,15 +99,14 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     return TrainState(jnp.int32(updates), trainable, opt_state._replace(inner_states=inner), batch_stats)
 
 
-def read_adam(
-    path: epath.PathLike, names: list[str], whose: str, tree_of: Callable[[dict[str, torch.Tensor]], Tree]
-) -> optax.ScaleByAdamState | None:
-    """The file's moments of the named parameters; None, which is said of `whose`, where they cannot be told apart."""
-    moments = read_moments(path, names)
+def read_adam(path: epath.PathLike, wanted: list[Tensor], abstract: Tree, whose: str) -> optax.ScaleByAdamState | None:
+    """The file's moments of all of `abstract`; None, which is said of `whose`, where they cannot be told apart."""
+    moments = read_moments(path, [tensor.reference_name for tensor in wanted])
     if isinstance(moments, str):
         print(f"{path}: {moments}; {whose} starts with zero moments")
         return None
-    return optax.ScaleByAdamState(jnp.int32(moments.step), tree_of(moments.exp_avg), tree_of(moments.exp_avg_sq))
+    mu, nu = (gather(abstract, wanted, values) for values in (moments.exp_avg, moments.exp_avg_sq))
+    return optax.ScaleByAdamState(jnp.int32(moments.step), mu, nu)
 
 
 def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[Tensor]:
@@ -123,15 +114,22 @@ def fitting(read: FairseqCheckpoint, experiment: Experiment, path: str) -> list[
 
     Raises InputError for another rank, width or language model.
     """
-    wanted = sorted(tensors(adapters(experiment.trainable)), key=lambda tensor: tensor.reference_order)
+    wanted = sorted(tensors(adapters(experiment.trainable)), key=reference_order)
     found = {name: tuple(value.shape) for name, value in read.model.items() if not name.startswith(REFERENCE_ENCODER)}
     settings, ranks = experiment.settings, [found[name][:1] for name in found if ".lora_A." in name]
-    check_sizes(path, {
-        "config.lora.rank": (settings.lora.rank, set(itertools.chain(*ranks))),
-        "config.data.feature_width": (settings.data.feature_width, set(found.get("avfeat_to_llm.weight", ())[-1:])),
-    })  # fmt: skip
+    widths = {*found.get("avfeat_to_llm.weight", ())[-1:]}
+    wrong = [
+        f"{name} is {ours}, its tensors have {sorted(theirs)}"
+        for name, ours, theirs in (
+            ("config.lora.rank", settings.lora.rank, {*itertools.chain(*ranks)}),
+            ("config.data.feature_width", settings.data.feature_width, widths),
+        )
+        if theirs and theirs != {ours}
+    ]
+    if wrong:
+        raise InputError(f"{path} does not fit the config: {'; '.join(wrong)}")
     shapes = {tensor.reference_name: tensor.shape for tensor in wanted}
-    check_shapes(path, shapes, found, f"the language model in {settings.llm.path}")
+    check_shapes(shapes, found, path, f"does not fit the language model in {settings.llm.path}")
     return wanted
 
 
@@ -145,42 +143,24 @@ def check_encoder(read: FairseqCheckpoint, experiment: Experiment, path: str) ->
     if not found:
         raise InputError(f"{path} holds no encoder, expected one, or --config.encoder.train=false")
     weights = avhubert.tensors(encoder_weights(experiment.trainable, experiment.batch_stats))
-    shapes = {REFERENCE_ENCODER + tensor.name: tensor.shape for tensor in weights}
-    check_shapes(path, shapes, found, f"the encoder in {experiment.settings.encoder.path}")
+    shapes = {tensor.reference_name: tensor.shape for tensor in weights}
+    check_shapes(shapes, found, path, f"does not fit the encoder in {experiment.settings.encoder.path}")
 
 
-def check_shapes(path: str, expected: Shapes, found: Shapes, what: str) -> None:
-    """InputError that lists all names missing, unknown or of another shape than `what` wants."""
-    check_names(expected, found, path)
-    if wrong := wrong_shapes(expected, found):
-        raise InputError(f"{path} does not fit {what}: {'; '.join(wrong)}")
-
-
-def check_sizes(path: str, sizes: dict[str, tuple[int, set[int]]]) -> None:
-    """InputError that names all settings, (theirs, what the tensors say), that the tensors contradict."""
-    wrong = [f"{name} is {ours}, its tensors have {sorted(theirs)}" for name, (ours, theirs) in sizes.items()
-             if theirs and theirs != {ours}]  # fmt: skip
-    if wrong:
-        raise InputError(f"{path} does not fit the config: {'; '.join(wrong)}")
-
-
-def gather(abstract: Tree, wanted: list[Tensor], read: Callable[[Tensor], torch.Tensor]) -> Tree:
-    """The reference's tensors as our stacks: a tree like `abstract`, float32."""
-    flat = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(abstract).items()}
+def gather(abstract: Tree, wanted: list[Tensor], values: dict[str, torch.Tensor]) -> Tree:
+    """Tensors by the reference's names as our stacks, in the shapes and dtypes of `abstract`."""
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
     for tensor in wanted:
-        flat[tensor.path][tensor.index] = tensor.turned(read(tensor).float().numpy())
+        value = values[tensor.reference_name]
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+        flat[tensor.path][tensor.index] = tensor.to_ours(value.numpy())
     return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
 
 
-def gather_encoder(abstract: Tree, values: dict[str, torch.Tensor]) -> Tree:
-    """The encoder's tensors, by the reference's names, in the shapes and dtypes of `abstract`'s "encoder"."""
-    abstract = abstract["encoder"]
-    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
-    for tensor in avhubert.tensors(abstract):
-        value = values[REFERENCE_ENCODER + tensor.name]
-        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
-        flat[tensor.path][tensor.index] = tensor.to_ours(value.numpy())
-    return {"encoder": jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))}
+def encoder_tensors(abstract: Tree) -> list[Tensor]:
+    """Those of what `abstract` holds under "encoder"."""
+    found = avhubert.tensors(abstract["encoder"])
+    return [dataclasses.replace(tensor, path=f"encoder/{tensor.path}") for tensor in found]
 
 
 def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None) -> Any:
@@ -199,12 +179,9 @@ def continued(opt_state: Any, updates: int, adam: optax.ScaleByAdamState | None)
 
 
 def convert_encoder(path: epath.PathLike, avhubert: epath.PathLike, output: epath.PathLike) -> None:
-    """Writes the encoder of the reference's checkpoint.
+    """Writes the encoder of the reference's checkpoint to the folder `output`.
 
-    Args:
-      path: `checkpoint_best.pt`.
-      avhubert: the pre-trained AV-HuBERT it grew from, a fairseq `.pt` or an encoder folder; gives the config.
-      output: the encoder folder.
+    Its config is that of the pre-trained `avhubert` it grew from, a fairseq `.pt` or an encoder folder.
 
     Raises InputError that lists every missing, unknown or misshapen weight.
     """

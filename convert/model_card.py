@@ -55,6 +55,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
       media: whether the export goes from media to text.
     """
     name, llm = "FOLDER", pathlib.Path(opened.conversion["source"]).name
+    nf4 = opened.settings.llm.quantization == "nf4"
     base = "" if merged else ', base_model="LLM_FOLDER"'
     parts = [
         _metadata(media),
@@ -63,7 +64,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
         "with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
         f"viavsp_jax {__version__}.\n",
         "## How to load it\n\nIt needs `torch`, `transformers` and `peft`"
-        + (", and `bitsandbytes` for the 4-bit weights that it was trained against" if _nf4(opened) else "")
+        + (", and `bitsandbytes` for the 4-bit weights that it was trained against" if nf4 else "")
         + ". `trust_remote_code` runs the Python files beside this one: read them first. Without `merged/` the base "
         f"language model (`{llm}`) is read from where it lay at conversion, or from `base_model`.\n\n"
         + _LOAD.format(name=name, base=base)
@@ -87,10 +88,6 @@ def _metadata(media: bool) -> str:
         "metrics: [wer, cer]", "---", "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _nf4(opened: WorkFolder) -> bool:
-    return opened.settings.llm.quantization == "nf4"
 
 
 def _training(opened: WorkFolder) -> str:

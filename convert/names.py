@@ -6,7 +6,7 @@ Letters: N layers (stacked on axis 0 here), I input width, O output width, R ran
 import collections
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import EllipsisType
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax import traverse_util
 from viavsp_jax.runtime.errors import InputError
 
 Tree = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]  # by name
 
 _LAYER = "model.layers.{layer}."
 _ADAPTED = "base_model.model.model.layers.{layer}.self_attn."
@@ -71,33 +72,26 @@ _NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a Hugging Face file, and where it lies in ours."""
+    """One tensor of a file for PyTorch, and where it lies in ours."""
 
     name: str
+    reference_name: str
     shape: tuple[int, ...]  # there
     path: str  # ours
     index: int | EllipsisType  # its layer in the stack; `...` when not stacked
-    transposed: bool
+    axes: tuple[int, ...] | None  # which of theirs ours are; None: the same
 
-    @property
-    def reference_name(self) -> str:
-        """Its name in the reference, where the language model is peft's model in memory, not peft's file."""
-        if "/lora/" in self.path:
-            return f"decoder.{self.name.removesuffix('weight')}default.weight"
-        if not self.path.startswith("llm/"):
-            return self.name
-        base_layer = "base_layer." if self.path in _WITH_ADAPTER else ""
-        return f"{REFERENCE_LLM}{self.name.removesuffix('weight')}{base_layer}weight"
+    def to_ours(self, value: np.ndarray) -> np.ndarray:
+        return value if self.axes is None else value.transpose(self.axes)
 
-    @property
-    def reference_order(self) -> tuple:
-        """Sorts tensors as the reference's modules hold them: layer by layer, the projector at the end."""
-        layer = -1 if self.index is ... else self.index
-        return self.path.startswith("projector/"), layer, _LINES[self.path]
+    def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        return value if self.axes is None else value.transpose(np.argsort(self.axes))
 
-    def turned(self, value: np.ndarray) -> np.ndarray:
-        """From their orientation to ours, or back."""
-        return value.T if self.transposed else value
+
+def reference_order(tensor: Tensor) -> tuple:
+    """Sorts tensors as the reference's modules hold them: layer by layer, the projector at the end."""
+    layer = -1 if tensor.index is ... else tensor.index
+    return tensor.path.startswith("projector/"), layer, _LINES[tensor.path]
 
 
 def encoder_order(name: str) -> list[int]:
@@ -118,19 +112,64 @@ def tensors(abstract: Tree) -> list[Tensor]:
 
     Raises InputError that lists all our paths without a line in the table.
     """
-    table = {ours: (theirs, transposed) for ours, theirs, transposed in TABLE}
+    table = {ours: (theirs, (1, 0) if transposed else None) for ours, theirs, transposed in TABLE}
+    return located(abstract, table, _reference_name, "a Hugging Face name")
+
+
+def _reference_name(path: str, name: str) -> str:
+    """In the reference the language model is peft's model in memory, not peft's file."""
+    if "/lora/" in path:
+        return f"decoder.{name.removesuffix('weight')}default.weight"
+    if not path.startswith("llm/"):
+        return name
+    base_layer = "base_layer." if path in _WITH_ADAPTER else ""
+    return f"{REFERENCE_LLM}{name.removesuffix('weight')}{base_layer}weight"
+
+
+def located(
+    abstract: Tree,
+    table: dict[str, tuple[str, tuple[int, ...] | None]],
+    reference_name: Callable[[str, str], str],
+    what: str,
+) -> list[Tensor]:
+    """All tensors that hold the weights of `abstract`, a nested dict of things with a shape.
+
+    Args:
+      table: by our path, their name, with {layer} where ours is a stack, and the axes of `Tensor`.
+      reference_name: makes it of our path and their name.
+
+    Raises InputError that lists all our paths without a line in the table, which is without `what`.
+    """
     flat = flatten(abstract)
     if unknown := sorted(flat.keys() - table.keys()):
-        raise InputError(f"weights without a Hugging Face name: {', '.join(unknown)}")
+        raise InputError(f"weights without {what}: {', '.join(unknown)}")
     found = []
     for path, value in flat.items():
-        name, transposed = table[path]
-        stacked = "{layer}" in name
+        pattern, axes = table[path]
+        stacked = "{layer}" in pattern
         shape = value.shape[1:] if stacked else value.shape
-        shape = tuple(reversed(shape)) if transposed else tuple(shape)
+        shape = tuple(shape) if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
         for index in range(value.shape[0]) if stacked else [...]:
-            found.append(Tensor(name.format(layer=index), shape, path, index, transposed))
+            name = pattern.format(layer=index)
+            found.append(Tensor(name, reference_name(path, name), shape, path, index, axes))
     return found
+
+
+def in_their_layout(weights: Tree, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The wanted ones of our weights, in C order."""
+    flat = flatten(weights)
+    for tensor in wanted:
+        yield tensor, np.asarray(tensor.to_theirs(np.asarray(flat[tensor.path])[tensor.index]), order="C")
+
+
+def check_shapes(expected: Shapes, found: Shapes, where: str, but: str) -> None:
+    """Raises InputError that lists all names of `found` that are missing or unknown, else all shapes that are wrong.
+
+    `but` says of what is called `where` what wrong shapes mean.
+    """
+    check_names(expected, found, where)
+    if wrong := wrong_shapes(expected, found):
+        raise InputError(f"{where} {but}: {'; '.join(wrong)}")
 
 
 def check_names(expected: Collection[str], found: Collection[str], where: str) -> None:
@@ -158,7 +197,7 @@ def check_names(expected: Collection[str], found: Collection[str], where: str) -
     raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
 
 
-def wrong_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
+def wrong_shapes(expected: Shapes, found: Shapes) -> list[str]:
     """What to say of tensors that have other shapes than expected; `found` has all names. Equal layers are one."""
     groups = collections.defaultdict(set)
     for name, shape in expected.items():

@@ -29,7 +29,7 @@ from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.hub.configuration_viavsp import CODE, ViAVSPConfig
 from convert.model_card import model_card
-from convert.names import Tensor, Tree, flatten, tensors
+from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
 from convert.safetensors_files import HEADER, Piece
 from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
 from viavsp_jax import encoder_folder
@@ -80,10 +80,7 @@ def replacing(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def hugging_face_tensors(weights: Tree) -> dict[str, np.ndarray]:
     """All weights under their Hugging Face names and in that orientation."""
-    flat = flatten(weights)
-    return {
-        tensor.name: np.ascontiguousarray(tensor.turned(flat[tensor.path][tensor.index])) for tensor in tensors(weights)
-    }
+    return {tensor.name: value for tensor, value in in_their_layout(weights, tensors(weights))}
 
 
 def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: str) -> None:
@@ -124,7 +121,7 @@ def merged(
     if f"{adapter}lora/a" in adapters:
         a, b = (adapters[f"{adapter}lora/{name}"][tensor.index] for name in "ab")
         value = np.asarray(merge_adapter(value, a, b, lora))
-    return tensor.turned(value)
+    return tensor.to_theirs(value)
 
 
 def pieces(abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> list[Piece]:

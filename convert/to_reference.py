@@ -28,7 +28,7 @@ from convert.avhubert import to_torch_names
 from convert.fairseq_container import PRETRAINED_ONLY, as_tensor, container
 from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
-from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, tensors
+from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, reference_order, tensors
 from convert.safetensors_files import DTYPES, Piece
 from convert.work_folder import WorkFolder, adapters, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
@@ -59,14 +59,14 @@ def llm_pieces(work: WorkFolder, state: TrainState) -> Iterator[Piece]:
     trainable = adapters(state.trainable)
     flat = flatten(trainable)
     dtypes = {path: value.dtype for path, value in flatten(work.frozen).items()}
-    for tensor in sorted(tensors(trainable) + tensors(work.frozen), key=lambda tensor: tensor.reference_order):
+    for tensor in sorted(tensors(trainable) + tensors(work.frozen), key=reference_order):
 
         def read(tensor=tensor) -> np.ndarray:
             if tensor.path in flat:
                 value = flat[tensor.path][tensor.index]
             else:
                 value = read_layer(work.llm, tensor.path.removeprefix("llm/"), tensor.index)
-            return tensor.turned(value)
+            return tensor.to_theirs(value)
 
         yield Piece(tensor.reference_name, tensor.shape, dtypes.get(tensor.path, np.dtype(np.float32)), read)
 

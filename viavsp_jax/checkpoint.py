@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from viavsp_jax.data.pipeline import TrainingBatches
-from viavsp_jax.integrity import check_arrays, sum_of, sums
+from viavsp_jax.integrity import check_arrays, sum_of
 from viavsp_jax.runtime.errors import InputError, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.runtime.run_info import flat
@@ -82,7 +82,7 @@ class Checkpoints:
         texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | run_info}
         if data is not None:
             texts["data"] = data.places()
-        texts["sums"] = sums(arrays | texts | {"metrics": metrics})
+        texts["sums"] = {name: sum_of(name, item) for name, item in (arrays | texts | {"metrics": metrics}).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
         with self._written():

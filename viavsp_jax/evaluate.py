@@ -1,9 +1,7 @@
 """Evaluation: decode shard folders with the best checkpoint, score them, write tables and a report."""
 
-import csv
 import dataclasses
 import functools
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +22,8 @@ from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.page import make_report, read_whole_report, write_report
 from viavsp_jax.experiment import Experiment, load_experiment, read_settings
 from viavsp_jax.runtime import distributed
-from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.tables import aligned
+from viavsp_jax.runtime.tables import aligned, write_table
 
 Batch = dict[str, jax.Array]
 
@@ -56,15 +53,6 @@ def decode_folder(
                 "seconds": int(record["cluster_counts"].sum()) / FRAME_RATE,
             })  # fmt: skip
     return sorted(rows, key=lambda row: row["id"])
-
-
-def write_table(path: epath.PathLike, rows: list[dict[str, str | float]]) -> None:
-    """Writes rows of equal keys as tab-separated values with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
 
 
 @distributed.others_alive()

@@ -23,7 +23,7 @@ from viavsp_jax.models.avhubert.config import AVHubertConfig, BatchNormStatistic
 from viavsp_jax.models.llama import LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
-from viavsp_jax.models.viavsp import ModelConfig
+from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 from viavsp_jax.optimizer import OptimizerSettings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
@@ -141,7 +141,7 @@ class Experiment:
         new = {name: tree for name, tree in self.trainable.items() if name != "encoder"}
 
         def init(key):
-            trainable = state.split(state.make_model(key, self.model))[1]
+            trainable = state.split(ViAVSP(self.model, nnx.Rngs(params=key)))[1]
             return {name: trainable[name] for name in new}
 
         shardings = jax.tree.map(lambda x: x.sharding, new)

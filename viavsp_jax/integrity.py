@@ -7,7 +7,7 @@ import collections
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,17 +21,11 @@ _ABOUT_ALL, _ABOUT_ONE = "_METADATA", ".zarray"
 _MAY_BE = ("_sharding", "array_metadatas/*")  # without them the arrays can be read, not with half of them
 _AT_ONCE = 32  # values that are read side by side and held in memory
 
-
 ARRAYS = ("trainable", "optimizer", "batch_stats")  # the items that are trees of them; all others are JSON
 
 
-def sums(items: Mapping[str, Any]) -> dict[str, int]:
-    """The manifest of a checkpoint with these items."""
-    return {name: sum_of(name, item) for name, item in items.items()}
-
-
 def sum_of(name: str, item: Any) -> int:
-    """Of one item."""
+    """What the manifest says of an item."""
     return int(checksum(item)) if name in ARRAYS else zlib.crc32(json.dumps(item, sort_keys=True).encode())
 
 

@@ -154,12 +154,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputError that lists every setting with a wrong value, too many or missing; reads no file."""
     values = flat(config)
     optional = {f"evaluate.decoding.{name}" for name in DECODING.keys() - {"max_new_tokens"}}
-    problems = _wrong(
-        values, {name: rule for name, rule in TABLE.items() if name not in optional - values.keys()}, "config."
-    )
-    if not problems:
-        problems = _inconsistent(config)
-    if problems:
+    rules = {name: rule for name, rule in TABLE.items() if name not in optional - values.keys()}
+    if problems := _wrong(values, rules, "config.") or _inconsistent(config):
         raise InputError("; ".join(problems))
 
 

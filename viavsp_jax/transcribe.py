@@ -11,12 +11,11 @@ or, from Python,
 
 import argparse
 import collections
-import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,10 +29,12 @@ from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
+    from viavsp_jax.app.inputs import USED
     from viavsp_jax.app.pictures import write_sheet, write_video
-    from viavsp_jax.app.transcriber import MAX_SNR, Clip, Progress, Segment, Transcriber, Transcript
+    from viavsp_jax.app.transcriber import MAX_SNR, Clip, Segment, Transcriber, Transcript
     from viavsp_jax.data.features import FRAME_RATE
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
+    from viavsp_jax.prepare.recordings.voice import THRESHOLD
     from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
@@ -102,35 +103,29 @@ def check_files(files: list[Path], args: argparse.Namespace) -> None:
         check_writable(path)
 
 
-def progress_bar(name: str) -> tuple[Progress, tqdm]:
-    """What a Transcriber reports to, and the bar that shows it."""
-    bar = tqdm(total=100, desc=name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
-
-    def show(what: str, share: float) -> None:
-        bar.set_description(f"{name}: {what}", refresh=False)
-        bar.n = round(100 * share)
-        bar.refresh()
-
-    return show, bar
-
-
 def transcribe_file(
     transcriber: Transcriber, file: Path, args: argparse.Namespace
 ) -> tuple[Transcript, dict[str, Path]]:
     """Transcribes one file and writes what is asked for and can be. Returns also which of `outputs` were written."""
-    show, bar = progress_bar(file.name)
+    bar = tqdm(total=100, desc=file.name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
+
+    def show(what: str, share: float) -> None:
+        bar.set_description(f"{file.name}: {what}", refresh=False)
+        bar.n = round(100 * share)
+        bar.refresh()
+
     with bar:
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
-            languages=(args.source, args.target), progress=show,
+            vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
+            progress=show,
         )  # fmt: skip
         lacks = lacking(transcript, outputs(file, args))
         written = {form: path for form, path in outputs(file, args).items() if form not in lacks}
         for form, path in written.items():
             if form == "video":
                 show("writing the video", 0.99)
-            with no_room_is_said(path):
-                write_output(transcript, form, path)
+            write_output(transcript, form, path)
     if lacks:
         why = "only its sound was used" if transcript.recording.size else "it is sound only"
         print(f"note: {file}: {why}, so there is no {' and no '.join(lacks.values())}", file=sys.stderr)
@@ -145,29 +140,27 @@ def lacking(transcript: Transcript, forms: Iterable[str]) -> dict[str, str]:
 
 
 def write_output(transcript: Transcript, form: str, path: Path) -> None:
-    """Writes one of `outputs`, whole or not at all."""
-    if form == "video":
-        write_video(transcript, path)
-    elif form == "sheet":
-        write_sheet(transcript, path)
-    else:
-        write_bytes(path, render(transcript, form).encode())
-
-
-@contextlib.contextmanager
-def no_room_is_said(path: Path) -> Iterator[None]:
-    """Around the writing of a file: what the disk or the name does not allow is bad input."""
+    """Writes one of `outputs`, whole or not at all. Raises InputError where the disk or the name does not allow it."""
     try:
-        yield
+        if form == "video":
+            write_video(transcript, path)
+        elif form == "sheet":
+            write_sheet(transcript, path)
+        else:
+            write_bytes(path, render(transcript, form).encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}), expected a folder with room for it") from error
 
 
-def lines(transcript: Transcript) -> Iterator[str]:
-    """For the terminal: times and text."""
+def print_transcript(transcript: Transcript) -> None:
+    """The text with its times, and what of the recording was used."""
+    if transcript.note:
+        print(f"note: {transcript.note}", file=sys.stderr)
     for segment in transcript.segments:
         start, end = segment.times
-        yield f"{start:8.2f} – {end:7.2f}  {segment.text}"
+        print(f"{start:8.2f} – {end:7.2f}  {segment.text}")
+    used = ", ".join(f"{seconds:.1f} s by {USED[modality]}" for modality, seconds in transcript.seconds.items())
+    print(f"speech: {used}" if used else "speech: none was found")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         seconds += transcript.num_frames / FRAME_RATE
-        print(*lines(transcript), sep="\n")
+        print_transcript(transcript)
         print("→ " + ", ".join(map(str, written.values())))
     spent = time.monotonic() - start
     if seconds:
@@ -211,7 +204,20 @@ def main() -> None:
     parser.add_argument("--video", action="store_true", help="also write a copy with subtitles and the mouth's box")
     parser.add_argument("--mouths", action="store_true", help="also write a picture of the mouth as the model sees it")
     parser.add_argument(
-        "--modalities", choices=MODALITIES, help="use both, or one of them (default: what the file has)"
+        "--modalities",
+        choices=MODALITIES,
+        help="what to use of all of the file: lips and sound, sound, or lips (default: what can be heard and seen "
+        "where somebody speaks)",
+    )
+    parser.add_argument(
+        "--vad_threshold",
+        type=real("--vad_threshold", at_least=0.01, at_most=0.99),
+        default=THRESHOLD,
+        metavar="P",
+        help=f"probability of speech from which on sound is transcribed (default {THRESHOLD:g})",
+    )
+    parser.add_argument(
+        "--no_vad", "--no-vad", dest="vad", action="store_false", help="transcribe all of the file, pauses too"
     )
     parser.add_argument("--source", choices=LANGUAGES, default="vi", help="language that is spoken (default vi)")
     parser.add_argument("--target", choices=LANGUAGES, default="vi", help="language of the text (default vi)")

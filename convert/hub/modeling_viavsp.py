@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 import tempfile
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,21 +18,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from .configuration_viavsp import ViAVSPConfig
+from .encoders_viavsp import load_encoders
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
 from .loading_viavsp import NOTHING_MISSING, check_outputs, find_export, placement, sorted_keywords, weights_dtype
-from .modeling_avhubert import AVHubert
 from .saving_viavsp import Origin, save, upload_export
+from .search_viavsp import generate, generation_config, scores
 from .segments_viavsp import nearest, run_lengths, segment_means
 
 Clips = Sequence[np.ndarray | None]
@@ -63,7 +56,7 @@ class ViAVSPModel(PreTrainedModel):
         if self.end_id is None:
             raise ExportError(f"the tokenizer has no token {config.end_token!r}, which is the end_token of config.json")
         # Replaces the language model's own, so that no repetition penalty or the like of it applies.
-        llm.generation_config = self.generation_config_with({})
+        llm.generation_config = generation_config(config.decoding, {}, self.begin_id, self.end_id)
 
     @classmethod
     def from_pretrained(
@@ -127,8 +120,7 @@ class ViAVSPModel(PreTrainedModel):
         model = cls(config, llm, projector.to(llm.device), tokenizer)
         base = os.path.abspath(base) if os.path.isdir(base) else os.fspath(base)
         model.origin = Origin(root, merged, base)
-        if config.encoder:
-            model.load_encoders(root, dtype)
+        model.encoder, model.cluster_encoder, model.centers = load_encoders(config, root, llm.device, dtype)
         return (model, NOTHING_MISSING) if output_loading_info else model
 
     @classmethod
@@ -183,21 +175,6 @@ class ViAVSPModel(PreTrainedModel):
         """An export is not trained, and one pass of it is no text."""
         raise NotImplementedError(f"an export is not called: {_USE}")
 
-    def load_encoders(self, root: pathlib.Path, dtype: torch.dtype) -> None:
-        """Reads the encoder, the one of the clusters if that is another, and the centres float32[K, E]."""
-
-        def load(name: str) -> AVHubert:
-            with torch.device("meta"):
-                encoder = AVHubert(types.SimpleNamespace(**self.config.encoder))
-            encoder.load_state_dict(load_file(root / name / "model.safetensors"), assign=True)
-            return encoder.to(device=self.llm.device, dtype=dtype).eval()
-
-        self.encoder = self.cluster_encoder = load("encoder")
-        if self.config.trained_encoder and self.config.cluster_layer:
-            self.cluster_encoder = load("cluster_encoder")
-        if self.config.cluster_layer:
-            self.centers = load_file(root / "kmeans.safetensors")["centers"].to(self.llm.device)
-
     @torch.inference_mode()
     def transcribe(
         self,
@@ -205,6 +182,7 @@ class ViAVSPModel(PreTrainedModel):
         audio: Clips | None = None,
         source_language: str = "vi",
         target_language: str = "vi",
+        num_frames: Sequence[int] | None = None,
         **search: Any,
     ) -> list[list[dict[str, Any]]]:
         """What is said in clips.
@@ -213,6 +191,7 @@ class ViAVSPModel(PreTrainedModel):
           video: grey mouth crops uint8[T, 96, 96] of each clip, as AV-HuBERT takes them; None: audio alone.
           audio: speech int16[n] of each clip, 16 kHz; None: video alone.
           source_language, target_language: what is spoken and what is wanted, e.g. vi and vi.
+          num_frames: T of each clip; None: as many as it has pictures or, without video, as its speech takes.
           search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5.
 
         Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
@@ -220,11 +199,13 @@ class ViAVSPModel(PreTrainedModel):
 
         Raises ExportError if the export has no encoder or no clusters, or nothing is given.
         """
-        features, counts = self.encode(video, audio)
+        features, counts = self.encode(video, audio, num_frames)
         return self.recognize(features, counts, [(source_language, target_language)] * len(features), **search)
 
     @torch.inference_mode()
-    def encode(self, video: Clips | None, audio: Clips | None) -> tuple[list[Tensor], list[Tensor]]:
+    def encode(
+        self, video: Clips | None, audio: Clips | None, num_frames: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each."""
         if self.centers is None:
             raise ExportError(
@@ -233,7 +214,9 @@ class ViAVSPModel(PreTrainedModel):
             )
         if video is None and audio is None:
             raise ExportError("neither video nor audio is given: expected at least one of them")
-        lengths = [len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio]
+        lengths = num_frames or [
+            len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio
+        ]
         heard = audio and [audio_features(samples, t) for samples, t in zip(audio, lengths, strict=True)]
         seen = video and [video_input(frames) for frames in video]
         modality = "av" if audio and video else "audio" if audio else "video"
@@ -254,54 +237,18 @@ class ViAVSPModel(PreTrainedModel):
     ) -> list[list[dict[str, Any]]]:
         """From encoder features on, as `transcribe`; `languages` are (source, target) of each clip."""
         x, mask = self.embed(features, counts, languages)
-        settings = self.generation_config_with(search)
+        settings = generation_config(self.config.decoding, search, self.begin_id, self.end_id)
         penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
         settings.num_return_sequences = each = 1 if settings.do_sample else settings.num_beams
-        # Positions follow from the mask: the first token of each clip has position 0. The penalty is given apart
-        # since generate's own would overlook as many generated tokens as a prompt has padding (transformers 5).
-        sequences = self.llm.generate(
-            inputs_embeds=x,
-            attention_mask=mask,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)]),
-        )
+        length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
         found = []
-        for clip, ids in enumerate(sequences.split(each)):
-            length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
-            scores = self.scores(x[clip, mask[clip].bool()], ids, length_penalty)
+        for clip, ids in enumerate(generate(self.llm, x, mask, settings, penalty).split(each)):
+            values = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_id, length_penalty)
             found.append([
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
-                for one, score in zip(ids.tolist(), scores.tolist(), strict=True)
+                for one, score in zip(ids.tolist(), values.tolist(), strict=True)
             ])  # fmt: skip
         return found
-
-    def scores(self, prompt: Tensor, ids: Tensor, length_penalty: float) -> Tensor:
-        """Log-probabilities of texts after a prompt, as beam search ranks them: [S, D] and int64[B, G] → float32[B].
-
-        By a forward pass: `generate` would keep the logits of all steps for it. A repetition penalty does not count.
-        """
-        is_end = (ids == self.end_id).long()
-        counted = is_end.cumsum(1) - is_end == 0
-        x = torch.cat([prompt.expand(len(ids), -1, -1), self.llm.get_input_embeddings()(ids[:, :-1])], 1)
-        logits = self.llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits
-        chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        return chosen.masked_fill(~counted, 0).sum(1) / counted.sum(1) ** length_penalty
-
-    def generation_config_with(self, search: dict[str, Any]) -> GenerationConfig:
-        """The search of the training, changed by `search`; all but the repetition penalty, see `recognize`."""
-        if unknown := sorted(search.keys() - {"seed", *vars(GenerationConfig())}):
-            raise TypeError(f"the search has no setting {', '.join(unknown)}")
-        settings = self.config.decoding | search
-        left_out = {"seed", "repetition_penalty"}
-        if settings.get("num_beams", 1) == 1:  # settings that would not count are warned of
-            left_out |= {"early_stopping", "length_penalty"}
-        if not settings.get("do_sample", False):
-            left_out |= {"top_k", "top_p"}
-        # Texts are filled up with the end token: a tokenizer's own padding may have no embedding in the model.
-        return GenerationConfig(
-            **{name: value for name, value in settings.items() if name not in left_out},
-            bos_token_id=self.begin_id, eos_token_id=self.end_id, pad_token_id=self.end_id,
-        )  # fmt: skip
 
     def embed(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]]

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import transformers
 from flax import nnx, traverse_util
+from hf_weights import load_params
 
-from convert.from_hf import load_params
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.llama import Llama
 from viavsp_jax.models.lora import LoRAConfig

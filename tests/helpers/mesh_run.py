@@ -20,7 +20,7 @@ from viavsp_jax.losses import label_loss
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
-from viavsp_jax.models.viavsp import ModelConfig
+from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 
 TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
 B, T, S, L, E = 8, 24, 16, 6, 10
@@ -55,7 +55,7 @@ def make_batch() -> dict[str, np.ndarray]:
 @functools.cache
 def model(quantization: str):
     return jax.device_get(
-        state.split(state.make_model(jax.random.key(0), ModelConfig(TINY, LoRAConfig(), E, "float32", quantization)))
+        state.split(ViAVSP(ModelConfig(TINY, LoRAConfig(), E, "float32", quantization), nnx.Rngs(params=0)))
     )
 
 

@@ -115,10 +115,12 @@ def encoder_and_centers(folder: Path) -> tuple[torch.nn.Module, np.ndarray]:
     return load_encoder(folder / "encoder"), kmeans.load_centers(str(folder / "kmeans"))[0]
 
 
-def alone(folder: Path, clip: Clip, modality: str, samples: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def alone(
+    folder: Path, clip: Clip, modality: str, samples: np.ndarray, frames: np.ndarray | None = None
+) -> tuple[np.ndarray, list[int]]:
     """Features float32[T, D] and run lengths of one clip, without batches, padding or the stage's code."""
     model, centers = encoder_and_centers(folder)
-    frames = media.read_video(clip.video)
+    frames = media.read_video(clip.video) if frames is None else frames
     with torch.inference_mode():
         audio = torch.from_numpy(audio_features(samples, len(frames)))[None]
         heard = None if modality == "video" else model.audio_features(audio)

@@ -14,6 +14,7 @@ from python_speech_features import logfbank
 from convert import hub, to_hf
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
+from convert.hub.search_viavsp import generation_config
 from viavsp_jax.data import features, media
 from viavsp_jax.models.avhubert import config as avhubert_config
 from viavsp_jax.prepare.features import provenance
@@ -71,7 +72,7 @@ def test_scores_are_those_of_beam_search(demo_export, clips):
     model = ViAVSPModel.from_pretrained(demo_export)
     encoded = model.encode([clip["video"] for clip in clips], [clip["audio"] for clip in clips])
     x, mask = model.embed(*encoded, [("vi", "vi")] * len(clips))
-    settings = model.generation_config_with({})
+    settings = generation_config(model.config.decoding, {}, model.begin_id, model.end_id)
     settings.num_return_sequences = settings.num_beams
     settings.return_dict_in_generate = settings.output_scores = True
     theirs = model.llm.generate(inputs_embeds=x, attention_mask=mask, generation_config=settings).sequences_scores

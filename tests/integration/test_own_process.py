@@ -11,9 +11,9 @@ from small_corpus import write_corpus
 from small_records import WIDTH, example
 
 from viavsp_jax.data import records
-from viavsp_jax.evaluate import write_table
 from viavsp_jax.evaluation.report.page import make_report, write_report
 from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
 
 ABOUT = {"checkpoint": 300, "split": "test"}

@@ -73,7 +73,7 @@ def test_a_worker_that_is_killed_costs_no_clip(clips):
     with Reader(1) as reader:
         found = reader.read([clips[:1]] * 20, None)
         items = [next(found)]
-        os.kill(reader._workers._all[0]._process.pid, signal.SIGKILL)
+        os.kill(reader._all[0]._process.pid, signal.SIGKILL)
         items += found
     assert len(items) == 20
     for (item,) in items:
@@ -118,7 +118,7 @@ from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.features.reading import Reader
 with Reader(1) as reader:
     next(reader.read([read_manifest(sys.argv[1], "train")[:1]], None))
-    print(reader._workers._all[0]._process.pid, flush=True)
+    print(reader._all[0]._process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     folder = Path(clips[0].video).parents[3] / "manifest"

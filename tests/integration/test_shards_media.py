@@ -94,7 +94,8 @@ def test_noise_from_recordings(prepared, tmp_path, capsys):
 
     def hear(clip):
         speech = media.read_audio(clip.audio)
-        return noise.mix(speech, recordings.draw(noise.rng_for(clip.id, 0), len(speech)), 2.5)
+        added = noise.draw_part(recordings, len(speech), noise.rng_for(clip.id, 0), street)
+        return noise.mix(speech, added, 2.5)
 
     assert_media(prepared, out / "media_street_2.5db", "test", hear)
     for clip in read_manifest(prepared / "manifest", "test"):

@@ -14,8 +14,9 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file
 
-from convert import from_hf, names
+from convert import names
 from convert.from_reference import gather
+from tests.helpers.hf_weights import load_params
 from tests.parity import avhubert
 from tests.parity.media import encoder_inputs
 from tests.parity.rows import MODULE, WHOLE, Golden, Row, close, exact, jit_quickly, worst
@@ -77,7 +78,7 @@ def samples(golden: Golden, kind: str) -> list[tuple[str, str]]:
 
 def learnt(abstract: Tree, tensors: Mapping[str, np.ndarray]) -> Tree:
     """The reference's tensors → ours, in the form of `abstract`."""
-    return gather(abstract, names.tensors(abstract), lambda one: torch.from_numpy(tensors[one.reference_name]))
+    return gather(abstract, names.tensors(abstract), {name: torch.from_numpy(x) for name, x in tensors.items()})
 
 
 def load_model(golden: Golden, kind: str, **encoder: Any) -> Model:
@@ -92,7 +93,7 @@ def load_model(golden: Golden, kind: str, **encoder: Any) -> Model:
     # Dropout is off in all recordings.
     lora = LoRAConfig(rank, ALPHA, 0.0)
     structure, trainable, _ = abstract_model(ModelConfig(llama_config(folder), lora, width, jnp.float32, **encoder))
-    frozen = jax.tree.map(jnp.asarray, from_hf.load_params(folder))
+    frozen = jax.tree.map(jnp.asarray, load_params(folder))
     return Model(structure, learnt(others(trainable), weights), frozen, load_prompt(folder, "</s>"))
 
 

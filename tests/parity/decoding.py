@@ -13,10 +13,11 @@ from flax import traverse_util
 
 from convert.names import flatten
 from convert.to_hf import hugging_face_tensors
+from tests.helpers.whole_search import decode
 from tests.parity.avsp import ALPHA, Model, Tree, kinds, load_model
 from tests.parity.rows import EXACT, WHOLE, Golden, Row, close, jit_quickly
 from viavsp_jax.data.prompt import one_line
-from viavsp_jax.decoding.search import DecodingConfig, decode
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
 
 RUN = re.compile(r"beam(?P<beams>\d+)_lp(?P<length>-?[\d.]+)_rp(?P<repetition>[\d.]+)")

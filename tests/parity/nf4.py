@@ -7,9 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.rows import Golden, Row, exact, worst
-from viavsp_jax.models.quantize import bitsandbytes_layout, dequantize, quantize
+from viavsp_jax.models.quantize import LEVELS, SCALE_LEVELS, dequantize, quantize
 
 STATE = "quant_state.bitsandbytes__nf4"
+
+
+def bitsandbytes_layout(stored: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """One layer's arrays as bitsandbytes keeps them, for a weight [O, I]; names are those of its quantisation state."""
+    codes, scales, nested, offset = (np.asarray(stored[k]) for k in ("codes", "scales", "nested_scales", "offset"))
+    return {
+        "packed": codes.T.reshape(-1, 1),  # uint8[O·I/2, 1]
+        "quant_map": LEVELS,
+        "absmax": scales.T.reshape(-1),  # uint8[Q]
+        "nested_absmax": nested,  # float32[⌈Q/256⌉]
+        "nested_quant_map": SCALE_LEVELS,
+        "nested_offset": offset,
+    }
 
 
 def checks(golden: Golden) -> Iterator[Row]:

@@ -11,8 +11,9 @@ import torch
 import transformers
 from flax import nnx
 from tiny_llama import FEATURES, LORA, WIDTH, frozen_shapes
+from whole_search import decode
 
-from viavsp_jax.decoding.search import DecodingConfig, decode
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import abstract_model

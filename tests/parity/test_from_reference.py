@@ -50,7 +50,7 @@ def restored(config, workdir):
 
 def by_name(tree):
     flat = flatten(tree)
-    return {tensor.reference_name: tensor.turned(flat[tensor.path][tensor.index]) for tensor in tensors(tree)}
+    return {tensor.reference_name: tensor.to_theirs(flat[tensor.path][tensor.index]) for tensor in tensors(tree)}
 
 
 @pytest.mark.parametrize("number", ["0", "1"])

@@ -17,25 +17,19 @@ import torch
 import transformers
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from hf_weights import load_params
 from small_run import DEMO_LLAMA, small_config
 
 from convert import from_hf
 from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
+from tests.parity.nf4 import bitsandbytes_layout
 from viavsp_jax import experiment, sharding, state, train
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import (
-    BLOCK,
-    LEVELS,
-    bitsandbytes_layout,
-    dequantize,
-    quantize,
-    quantize_stack,
-    round_trip,
-)
+from viavsp_jax.models.quantize import BLOCK, LEVELS, dequantize, quantize, quantize_stack, round_trip
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
@@ -211,7 +205,7 @@ def pair(tmp_path_factory) -> Pair:
     weights = dict(theirs.named_parameters())
     for tensor, value in adapters(trainable):
         weights[tensor].data = torch.tensor(value)
-    stored = flatten_dict(from_hf.load_params(folder)["llm"])
+    stored = flatten_dict(load_params(folder)["llm"])
     stored = {path: jax.jit(quantize_stack)(value) if path[-1] == "kernel" else value for path, value in stored.items()}
     assert jax.tree.map(jnp.shape, frozen["llm"]) == jax.tree.map(jnp.shape, unflatten_dict(stored))
     return Pair(structure, trainable, {"llm": unflatten_dict(stored)}, theirs)
@@ -221,7 +215,7 @@ def adapters(tree):
     """(peft's name, value in its orientation) of all adapters."""
     flat = flatten_dict({"llm": tree["llm"]}, sep="/")
     for tensor in tensors({"llm": tree["llm"]}):
-        value = np.asarray(tensor.turned(flat[tensor.path][tensor.index])).copy()
+        value = np.asarray(tensor.to_theirs(flat[tensor.path][tensor.index])).copy()
         yield tensor.name.replace(".weight", ".default.weight"), value
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from whole_search import decode
 
 from convert import from_hf
-from viavsp_jax.decoding.search import DecodingConfig, decode
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig

@@ -8,8 +8,8 @@ from bad_input import REFUSED, Bad, each, refused
 
 from convert import from_fairseq, from_hf, from_km, to_hf
 from viavsp_jax import report
-from viavsp_jax.evaluate import write_table
 from viavsp_jax.evaluation.report.page import make_report, write_report
+from viavsp_jax.runtime.tables import write_table
 
 REPORT = "report"
 HEAD = b"id\treference\thypothesis\tseconds\n"

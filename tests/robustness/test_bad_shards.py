@@ -15,7 +15,7 @@ from small_media import media_config
 from small_run import WIDTH, small_config
 
 from viavsp_jax.data import pipeline, records
-from viavsp_jax.data.examples import FEATURES, MEDIA
+from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
@@ -56,7 +56,7 @@ def record(change, splits=("train", "valid", "test")):
             examples = list(records.open_split(folder, split, kind))
             examples[2] = examples[2] | change(examples[2])
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(records, "validate", lambda *_: None)
+                patch.setattr(Kind, "validate", lambda *_: None)
                 records.write_shard(records.shard_path(folder, split, 0, 1, kind), examples, kind)
 
     return make
@@ -90,7 +90,7 @@ def other_dtype(folder):
         examples = list(records.open_split(folder, split))
         wide = [one | {"features": one["features"].astype(np.float32)} for one in examples]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(records, "validate", lambda *_: None)
+            patch.setattr(Kind, "validate", lambda *_: None)
             records.write_shard(records.shard_path(folder, split, 0, 1), wide, kind)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from etils import epath
+from hf_weights import load_params
 from hostile_pickles import Call
 from hostile_reading import limited, refused
 from sklearn.cluster import KMeans
@@ -80,7 +81,7 @@ def test_an_index_that_names_files_elsewhere(tmp_path, name):
     index = tmp_path / "model.safetensors.index.json"
     weights = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": weights | {"model.norm.weight": name}}))
-    refused("index.json (names|is not an index)", from_hf.load_params, tmp_path)
+    refused("index.json (names|is not an index)", load_params, tmp_path)
 
 
 @pytest.mark.parametrize("layers", [10**6, 10**9, 1 << 62])
@@ -88,7 +89,7 @@ def test_a_config_of_endless_layers(tmp_path, layers):
     write_hf(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
-    refused(f"config.json(: num_layers is| says) {layers}", from_hf.load_params, tmp_path)
+    refused(f"config.json(: num_layers is| says) {layers}", load_params, tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"num_layers": 10**6}, {"num_layers": 1 << 70}, {"conv_pos": 1 << 40}])

@@ -177,7 +177,7 @@ def write_recordings(folder: pathlib.Path) -> None:
 def write_corpus(folder: pathlib.Path) -> None:
     """A corpus in the VASR layout, whose media are empty."""
     rows = [(f"clip-{n}", "0", 25.0, 16_000, f"câu số {n}", 5, 3200, "train") for n in range(8)]
-    pd.DataFrame(rows, columns=manifest._COLUMNS).to_parquet(folder / "metadata.parquet")
+    pd.DataFrame(rows, columns=manifest.COLUMNS).to_parquet(folder / "metadata.parquet")
     mapping = [{"id": row[0], "channel": f"kênh {number % 2}"} for number, row in enumerate(rows)]
     (folder / "mapping.json").write_text(json.dumps(mapping), encoding="utf-8")
     for row in rows:

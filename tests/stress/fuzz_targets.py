@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import avhubert, from_fairseq, from_hf, from_km
+from convert import avhubert, from_fairseq, from_km
 from convert.checkpoints import read_fairseq, read_moments
 from convert.decode_hf import read_config
+from tests.helpers.hf_weights import load_params
 from tests.stress import fuzz_files as files
 from viavsp_jax import llm_folder
 from viavsp_jax.checkpoint import Checkpoints
@@ -145,7 +146,7 @@ TARGETS = (
     Target("km", files.write_km, from_km.read_centers, 4),
     Target("centers", files.write_centers, kmeans.load_centers, 3),
     Target("face", files.write_face, mouth.load_mean_face, 2),
-    Target("hf", files.write_hf, of_folder(from_hf.load_params), 2, 128),
+    Target("hf", files.write_hf, of_folder(load_params), 2, 128),
     Target("llm", files.write_llm, read_llm, 1.5, 128),
     Target("tokenizer", files.write_tokenizer, of_folder(load_prompt, "</s>"), 1, 128),
     Target("encoder", files.write_encoder, read_encoder, 1, 128),

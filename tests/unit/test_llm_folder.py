@@ -11,10 +11,10 @@ import pytest
 import tensorstore
 import torch
 from flax import traverse_util
+from hf_weights import load_params
 from small_run import DEMO_LLAMA
 from tiny_llama import frozen_shapes
 
-from convert.from_hf import load_params
 from viavsp_jax import llm_folder
 from viavsp_jax.runtime.errors import InputError
 

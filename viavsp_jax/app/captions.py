@@ -13,7 +13,7 @@ def render(transcript: Transcript, form: str) -> str:
     """A transcript in one of FORMATS.
 
     Subtitles leave out segments in which nothing was recognised. JSON holds all of them, with the times in seconds, the
-    alternatives and the run lengths of frames.
+    modality that was used (av, audio or video), the alternatives and the run lengths of frames.
     """
     return {"txt": _txt, "srt": _srt, "vtt": _vtt, "json": _json}[form](transcript)
 
@@ -55,6 +55,7 @@ def _json(transcript: Transcript) -> str:
             "start": segment.times[0],
             "end": segment.times[1],
             "text": segment.text,
+            "modality": segment.modality,
             "score": round(segment.score, 4),
             "alternatives": [{"text": one.text, "score": round(one.score, 4)} for one in segment.hypotheses[1:]],
             "run_lengths": segment.run_lengths.tolist(),
@@ -65,6 +66,8 @@ def _json(transcript: Transcript) -> str:
         "text": transcript.text,
         "modality": transcript.modality,
         "seconds": transcript.num_frames / FRAME_RATE,
+        "seconds_used": {modality: round(seconds, 2) for modality, seconds in transcript.seconds.items()},
+        "note": transcript.note,
         "segments": segments,
     }
     return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"

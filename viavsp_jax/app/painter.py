@@ -33,7 +33,10 @@ class Painter:
         first: picture of the recording; the copy has its colours' range and meaning.
         """
         self._transcript = transcript
-        self._texts = {number: one.text for one in transcript.segments for number in range(one.first, one.end)}
+        self._texts = {}  # of each of 25 frames a second
+        for segment in transcript.segments:
+            first, end = (round(time * FRAME_RATE) for time in segment.times)
+            self._texts |= dict.fromkeys(range(first, end), segment.text)
         width, height = transcript.recording.size
         self._scale = min(1.0, _LONGEST_SIDE / max(width, height), math.sqrt(_MOST_PIXELS / (width * height)))
         if self._scale < 1:

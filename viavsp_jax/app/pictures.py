@@ -88,8 +88,7 @@ def _in_units(seconds: Fraction, unit: Fraction) -> Fraction:
 
 def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """The pictures, and from when to when they are shown: seconds in whole units, without gaps."""
-    changes = [Fraction(number, FRAME_RATE) for one in transcript.segments for number in (one.first, one.end)]
-    changes = [_in_units(time, unit) for time in changes]
+    changes = [_in_units(Fraction(time), unit) for segment in transcript.segments for time in segment.times]
     before, start, end, count = None, None, None, 0
     for frame, time, until in track.frames:
         time = _in_units(time, unit)

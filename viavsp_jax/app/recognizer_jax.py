@@ -36,15 +36,9 @@ class JaxRecognizer:
         kmeans: epath.PathLike | None = None,
         dtype: str | None = None,
     ):
-        """Loads the checkpoint and what it was trained around.
+        """Loads the checkpoint and what it was trained around, to decode at most `batch_size` utterances at a time.
 
-        Args:
-          workdir: of the training.
-          batch_size: the most utterances that are decoded at a time.
-          step: best, latest or a number.
-          llm, encoder, kmeans: the language model, and the encoder and centres that the shards were made with, where
-            they are not where they were.
-          dtype: that the model computes in; None: that of the training.
+        The rest is as in Transcriber.from_pretrained; encoder and centres are those that the shards were made with.
 
         Raises InputError if one of them is not there or does not fit.
         """

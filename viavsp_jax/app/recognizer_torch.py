@@ -14,12 +14,7 @@ class TorchRecognizer:
     """A recognizer.Recognizer of a folder that convert.to_hf wrote; runs no code that lies there."""
 
     def __init__(self, folder: str, llm: str | None, device: str | None, dtype: str | None = None):
-        """Loads an export.
-
-        Args:
-          llm: the base language model's folder where it moved.
-          device: cpu, cuda or cuda:N; None: cuda if there is one.
-          dtype: that the model computes in; None: that of the training.
+        """Loads an export; the rest is as in Transcriber.from_pretrained.
 
         Raises InputError if the export is not usable.
         """
@@ -45,7 +40,7 @@ class TorchRecognizer:
         video = None if modality == "audio" else [one.frames for one in utterances]
         audio = None if modality == "video" else [one.samples for one in utterances]
         try:
-            features, counts = self._model.encode(video, audio)
+            features, counts = self._model.encode(video, audio, [one.num_frames for one in utterances])
             found = self._model.recognize(features, counts, [languages] * len(utterances), num_beams=num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None

@@ -3,49 +3,57 @@
 Letters: T video frames (25 a second), n audio samples (16,000 a second), U runs of frames.
 """
 
+import collections
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from viavsp_jax.app import windows
-from viavsp_jax.app.recognizer import Hypothesis, Recognizer, Utterance
-from viavsp_jax.data import noise
+from viavsp_jax.app.inputs import Clip, Progress, Source, read_source
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Recognizer, Utterance
+from viavsp_jax.app.windows import Window, plan, samples_of
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLES_PER_FRAME
+from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.prompt import instruction_text
-from viavsp_jax.prepare.recordings.mouth import MouthTrack, given_crops, mouth_crops
-from viavsp_jax.prepare.recordings.recording import Recording, read_recording
-from viavsp_jax.prepare.recordings.tracks import loudness
+from viavsp_jax.prepare.recordings.mouth import MouthTrack
+from viavsp_jax.prepare.recordings.recording import Recording
+from viavsp_jax.prepare.recordings.voice import THRESHOLD
 from viavsp_jax.runtime.atomic import check_utf_8
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
-# Called with what is being done and the share of it that is done.
-Progress = Callable[[str, float], None]
-
 MAX_SNR = 100.0  # dB of noise, above or below: more is all of the one or of the other
 
-_LOOSE_END = 5  # frames by which sound may be longer than the pictures without being read to its end
-_LEAST_SHOWN = 0.5  # share of a window in which a mouth has to be shown for lips to be read
-_FINDING, _READING = "finding the mouth", "reading lips and speech"
+_LISTENING, _READING = "finding speech", "reading lips and speech"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """What is said in one window."""
 
-    first: int  # frame, 25 a second
-    end: int  # the frame after its last
+    window: Window
+    text: str  # of the best hypothesis, less a word that the segment before ends with, where both hear it
     hypotheses: tuple[Hypothesis, ...]  # best first
     run_lengths: np.ndarray  # int32[U], of frames that were averaged; they sum to end - first
 
     @property
-    def text(self) -> str:
-        return self.hypotheses[0].text
+    def first(self) -> int:
+        """The first frame that the model got, 25 a second."""
+        return self.window.first
+
+    @property
+    def end(self) -> int:
+        """The frame after the last that the model got."""
+        return self.window.end
+
+    @property
+    def modality(self) -> str:
+        """That was used: av, audio or video."""
+        return self.window.modality
 
     @property
     def score(self) -> float:
@@ -53,33 +61,35 @@ class Segment:
 
     @property
     def times(self) -> tuple[float, float]:
-        """Start and end in seconds."""
-        return self.first / FRAME_RATE, self.end / FRAME_RATE
+        """Start and end in seconds. No two segments overlap."""
+        return self.window.cut[0] / FRAME_RATE, self.window.cut[1] / FRAME_RATE
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
     """What is said in a recording."""
 
-    segments: tuple[Segment, ...]  # without windows in which there is nothing to hear
-    modality: str  # that was used: av, audio or video
+    segments: tuple[Segment, ...]  # where somebody speaks
+    modality: str  # what there was to use: av, audio or video; each segment has its own
     num_frames: int  # T
     mouth: MouthTrack | None  # None where no video was used
     samples: np.ndarray | None  # int16[n] as the model heard it; None where no audio was used
     recording: Recording | None  # None for arrays
+    note: str | None  # why something that the recording has was not used, a sentence
 
     @property
     def text(self) -> str:
         """All of it."""
         return " ".join(segment.text for segment in self.segments if segment.text)
 
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A recording as arrays."""
-
-    video: np.ndarray | None = None  # uint8[T, 96, 96], grey mouth crops, 25 a second
-    audio: np.ndarray | None = None  # int16[n], 16 kHz mono
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long somebody speaks, by the modality that was used."""
+        found = collections.Counter()
+        for segment in self.segments:
+            start, end = segment.times
+            found[segment.modality] += end - start
+        return {modality: found[modality] for modality in MODALITIES if found[modality]}
 
 
 class Transcriber:
@@ -154,6 +164,7 @@ class Transcriber:
         modality: str | None = None,
         languages: tuple[str, str] = ("vi", "vi"),
         num_beams: int | None = None,
+        vad_threshold: float | None = THRESHOLD,
         noise_snr: float | None = None,
         max_seconds: float | None = None,
         progress: Progress | None = None,
@@ -162,122 +173,80 @@ class Transcriber:
 
         Args:
           media: a video or audio file of any length, arrays, or a list of such.
-          modality: av, audio or video; None: what the recording has.
+          modality: av, audio or video, for all of it; None: where somebody speaks, what can be heard and seen there.
           languages: what is spoken and what is wanted.
           num_beams: of the search; None: that of the model's config.
+          vad_threshold: probability of speech from which on the sound is transcribed; None: all of it is.
           noise_snr: babble of the recording's own voice is added, so many dB below (above, if negative) it; None: none.
+            Speech is found without it.
           max_seconds: longer files are refused; None: none are.
           progress: called now and then.
 
-        Raises InputError if a recording cannot be read, is too long or silent, or has no face or no sound where they
-        are wanted.
+        Where nobody speaks, there are no segments.
+
+        Raises InputError if a recording cannot be read, is too long, or has no face or no sound where it is wanted.
         """
         if isinstance(media, list | tuple):
-            options = {"modality": modality, "languages": languages, "num_beams": num_beams, "noise_snr": noise_snr}
-            return [self(one, max_seconds=max_seconds, progress=progress, **options) for one in media]
+            options = {
+                "modality": modality, "languages": languages, "num_beams": num_beams, "vad_threshold": vad_threshold,
+                "noise_snr": noise_snr, "max_seconds": max_seconds, "progress": progress,
+            }  # fmt: skip
+            return [self(one, **options) for one in media]
         if modality not in (None, *MODALITIES):
             raise InputError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
         if num_beams is not None and not 1 <= num_beams <= MAX_BEAMS:
             raise InputError(f"num_beams is {num_beams}, expected from 1 to {MAX_BEAMS}")
+        if vad_threshold is not None and not 0 < vad_threshold < 1:
+            raise InputError(f"vad_threshold is {vad_threshold}, expected a number between 0 and 1")
         if noise_snr is not None and not abs(noise_snr) <= MAX_SNR:
             raise InputError(f"noise_snr is {noise_snr}, expected from {-MAX_SNR:g} to {MAX_SNR:g} dB")
         instruction_text(*languages)  # raises for one that has no name
         progress = progress or (lambda what, share: None)
-        whole, shown, mouth, recording = self._read(media, modality, max_seconds, progress)
-        name = recording.path if recording else "the arrays"
-        if whole.samples is not None and noise_snr is not None:
-            whole = dataclasses.replace(whole, samples=_with_babble(whole.samples, noise_snr, str(name)))
-        segments = self._segments(whole, shown, languages, num_beams or self.recognizer.num_beams, progress)
-        if not segments:
-            raise InputError(f"{name}: there is nothing to hear in it; read lips alone with the modality video")
-        return Transcript(segments, whole.modality, whole.num_frames, mouth, whole.samples, recording)
-
-    def _read(
-        self, media: str | os.PathLike | Clip, modality: str | None, max_seconds: float | None, progress: Progress
-    ) -> tuple[Utterance, np.ndarray, MouthTrack | None, Recording | None]:
-        """All of it as one utterance, and where a mouth is shown: bool[T]."""
-        if isinstance(media, Clip):
-            recording, name = None, "the arrays"
-            samples, has_video = media.audio, media.video is not None
-            if samples is not None and (samples.dtype != np.int16 or samples.ndim != 1):
-                raise InputError(f"the audio is {samples.dtype}{list(samples.shape)}, expected 16 kHz mono, int16[n]")
-        else:
-            recording, name = read_recording(media, max_seconds), media
-            samples, has_video = recording.samples, recording.size is not None
-        if modality is None:
-            modality = "video" if samples is None else "av" if has_video else "audio"
-        for wanted, there, what in (("audio", samples is not None, "sound"), ("video", has_video, "pictures")):
-            if modality in ("av", wanted) and not there:
-                raise InputError(f"{name}: has no {what}, which the modality {modality} needs")
-        mouth = None
-        if modality != "audio":
-            mouth = _checked(media.video) if recording is None else self._mouth(recording, progress)
-        samples = None if modality == "video" else samples
-        heard = 0 if samples is None else -(-len(samples) // SAMPLES_PER_FRAME)
-        if mouth is None:
-            num_frames, crops, shown = heard, None, np.zeros(heard, bool)
-        else:
-            num_frames, crops, shown = len(mouth.crops), mouth.crops, mouth.shown
-            if num_frames and heard - num_frames > _LOOSE_END:
-                more = heard - num_frames
-                crops = np.concatenate([crops, np.repeat(crops[-1:], more, 0)])
-                num_frames, shown = heard, np.pad(shown, (0, more))
-        if not num_frames:
-            raise InputError(f"{name}: is empty, expected at least one frame")
-        return Utterance(crops, samples, num_frames), shown, mouth, recording
-
-    def _mouth(self, recording: Recording, progress: Progress) -> MouthTrack:
-        progress(_FINDING, 0.0)
-        return mouth_crops(recording, self.mean_face, lambda share: progress(_FINDING, share))
+        source = read_source(media, modality, self.mean_face, max_seconds, progress)
+        listening = functools.partial(progress, _LISTENING)
+        windows = plan(source, modality, vad_threshold, self.recognizer.longest, listening)
+        if noise_snr is not None:
+            source = source.with_babble(noise_snr)
+        segments = self._segments(source, windows, languages, num_beams or self.recognizer.num_beams, progress)
+        return Transcript(
+            segments, source.modality, source.num_frames, source.mouth, source.samples, source.recording, source.note
+        )
 
     def _segments(
-        self, whole: Utterance, shown: np.ndarray, languages: tuple[str, str], num_beams: int, progress: Progress
+        self, source: Source, windows: list[Window], languages: tuple[str, str], num_beams: int, progress: Progress
     ) -> tuple[Segment, ...]:
-        if whole.samples is None:
-            activity = windows.motion(whole.frames)
-        else:
-            activity = loudness(whole.samples, whole.num_frames)
-        pieces = [
-            (start, piece)
-            for start, end in windows.cut(activity, self.recognizer.longest)
-            if (piece := _piece(whole, shown, start, end)).samples is None or not windows.is_silent(piece.samples)
-        ]
-        found: dict[int, Segment] = {}
         # Windows of one modality and like length share a batch.
-        pieces.sort(key=lambda one: (one[1].modality, -one[1].num_frames))
-        for batch in self._batches(pieces):
-            progress(_READING, len(found) / len(pieces))
-            recognized = self.recognizer([piece for _, piece in batch], languages, num_beams)
-            for (start, piece), one in zip(batch, recognized, strict=True):
-                found[start] = Segment(start, start + piece.num_frames, one.hypotheses, one.run_lengths)
+        order = sorted(windows, key=lambda window: (window.modality, window.first - window.end))
+        found: dict[Window, Recognition] = {}
+        for batch in self._batches(order):
+            progress(_READING, len(found) / len(windows))
+            utterances = [_utterance(source, window) for window in batch]
+            found |= zip(batch, self.recognizer(utterances, languages, num_beams), strict=True)
         progress(_READING, 1.0)
-        return tuple(found[start] for start in sorted(found))
+        segments: list[Segment] = []
+        for window in windows:
+            one = found[window]
+            text = one.hypotheses[0].text
+            if segments and window.goes_on:
+                text = _without_repeated(text, segments[-1].text)
+            segments.append(Segment(window, text, one.hypotheses, one.run_lengths))
+        return tuple(segments)
 
-    def _batches(self, pieces: list[tuple[int, Utterance]]) -> Iterator[list[tuple[int, Utterance]]]:
-        """Pieces that are sorted by modality, at most `batch_size` of one at a time."""
-        for _, alike in itertools.groupby(pieces, key=lambda one: one[1].modality):
+    def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:
+        """Windows that are sorted by modality, at most `batch_size` of one at a time."""
+        for _, alike in itertools.groupby(windows, key=lambda window: window.modality):
             alike = list(alike)
             yield from (alike[first : first + self.batch_size] for first in range(0, len(alike), self.batch_size))
 
 
-def _piece(whole: Utterance, shown: np.ndarray, start: int, end: int) -> Utterance:
-    """A window; where sound is heard, but no mouth shown in most of it, by sound alone."""
-    blind = whole.samples is not None and shown[start:end].mean() < _LEAST_SHOWN
-    frames = None if whole.frames is None or blind else whole.frames[start:end]
-    samples = None if whole.samples is None else windows.samples_of(whole.samples, start, end)
-    return Utterance(frames, samples, end - start)
+def _utterance(source: Source, window: Window) -> Utterance:
+    """What the model gets of a window."""
+    frames = None if window.modality == "audio" else source.frames[window.first : window.end]
+    samples = None if window.modality == "video" else samples_of(source.samples, window.first, window.end)
+    return Utterance(frames, samples, window.end - window.first)
 
 
-def _checked(crops: np.ndarray) -> MouthTrack:
-    """Crops that somebody made already."""
-    if crops.ndim != 3 or crops.shape[1:] != (FRAME_SIZE, FRAME_SIZE) or crops.dtype != np.uint8:
-        raise InputError(f"the video is {crops.dtype}{list(crops.shape)}, expected grey mouth crops, uint8[T, 96, 96]")
-    return given_crops(crops)
-
-
-def _with_babble(samples: np.ndarray, snr_db: float, name: str) -> np.ndarray:
-    """Several voices at once, made of the recording's own, are added: int16[n] → int16[n]."""
-    if windows.is_silent(samples):
-        raise InputError(f"{name}: there is nothing to hear in it, so no noise can be measured against it")
-    rng = noise.rng_for("transcribe", 0)
-    return noise.mix(samples, noise.babble([samples] * noise.NUM_TALKERS, len(samples), rng), snr_db)
+def _without_repeated(text: str, before: str) -> str:
+    """A text without its first word, if the one before ends with it: what both hear has room for one word."""
+    words, last = text.split(), before.split()[-1:]
+    return " ".join(words[1:] if words[:1] == last else words)

@@ -1,30 +1,126 @@
-"""Cuts a recording into windows as long as the clips that a model was trained on, at pauses.
+"""What of a recording is transcribed: windows of speech, no longer than the clips that a model was trained on.
+
+Speech is found by the sound and, where there is none, by the movement of the lips. Windows begin and end a little
+outside of it. Speech that is longer is cut where it is quietest; there, each window also hears a little of the other.
 
 Letters: T video frames (25 a second), n audio samples (16,000 a second).
 """
 
+import dataclasses
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
+from viavsp_jax.app.inputs import Source
 from viavsp_jax.data.features import SAMPLES_PER_FRAME
-from viavsp_jax.prepare.recordings.sound import SILENCE
+from viavsp_jax.prepare.recordings import voice
+from viavsp_jax.prepare.recordings.sound import SILENCE, is_silent, levels
+from viavsp_jax.prepare.recordings.tracks import loudness
 
 # A sound that reaches the analysis windows of a frame may lie up to so many samples behind the frame.
 _OVERLAP = 240
 # Each cut costs as much as one in this share of the range from the quietest to the loudest frame.
 _COST = 0.1
+_BEFORE, _AFTER = 5, 4  # frames by which a window is longer than its speech
+_BOTH_HEAR = 3  # frames on either side of a cut that both windows hear: a short syllable in all
+_LEAST_SEEN = 0.8  # share of a window in which a mouth has to be seen for lips to be read
 
 
-def motion(crops: np.ndarray) -> np.ndarray:
-    """How much each frame differs from the one before: uint8[T, 96, 96] → float64[T], in grey levels."""
-    steps = [
-        float(np.abs(after.astype(np.int16) - before).mean()) for before, after in zip(crops, crops[1:], strict=False)
-    ]
-    return np.array([0.0, *steps])
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of a recording that the model gets at once."""
+
+    first: int  # frame, 25 a second
+    end: int  # the frame after its last
+    cut: tuple[int, int]  # frames [start, end) that are its own; what it hears beyond a cut is another's, too
+    modality: str  # av, audio or video
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it begins amid what the window before it ends with."""
+        return self.cut[0] > self.first
 
 
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether there is nothing to hear in int16[n]."""
-    return not len(samples) or float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) < SILENCE
+def plan(
+    source: Source,
+    modality: str | None,
+    threshold: float | None,
+    longest: int,
+    progress: Callable[[float], None] | None = None,
+) -> list[Window]:
+    """The windows of a recording, in the order of time.
+
+    Args:
+      source: sound, mouth crops or both.
+      modality: that of all windows; None: for each what can be heard and seen there.
+      threshold: probability from which on a frame is speech; None: all of the recording is transcribed, but for what
+        is silent.
+      longest: frames of a window, at least 9.
+      progress: called now and then with the share that is done.
+    """
+    windows = []
+    if source.samples is not None:
+        loud = loudness(source.samples, source.num_frames)
+        for span in _heard(source, threshold, progress):
+            for own in _cut_up(loud, span, longest):
+                if not is_silent(samples_of(source.samples, *own)):
+                    chosen = modality or ("av" if _shows_mouth(source, own) else "audio")
+                    windows.append(_window(own, span, chosen))
+    if source.frames is not None and modality in (None, "video"):
+        movement = voice.lip_movement(source.frames, source.seen)
+        for span in _mouthed(source, movement, threshold):
+            windows += [_window(own, span, "video") for own in _cut_up(movement, span, longest)]
+    return sorted(windows, key=lambda window: window.first)
+
+
+def _heard(source: Source, threshold: float | None, progress: Callable[[float], None] | None) -> voice.Spans:
+    """Speech that can be heard, with margins that do not reach into digital silence."""
+    if threshold is None:
+        return [(0, source.num_frames)]
+    level = levels(source.samples)[: source.num_frames]
+    silent = np.pad(level, (0, source.num_frames - len(level))) < SILENCE
+    probability = voice.speech_probability(source.samples, source.num_frames, progress)
+    return list(_widened(voice.spoken(probability, threshold), silent))
+
+
+def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> voice.Spans:
+    """Speech that can only be seen, with margins: where there is no sound."""
+    heard = np.zeros(source.num_frames, bool)
+    if source.samples is not None:
+        heard = ~voice.without_sound(source.samples, source.num_frames)
+    if threshold is None:
+        return [] if heard.any() else [(0, source.num_frames)]
+    return list(_widened(voice.mouthed(np.where(heard, 0, movement)), heard))
+
+
+def _shows_mouth(source: Source, own: tuple[int, int]) -> bool:
+    return source.frames is not None and float(source.seen[slice(*own)].mean()) >= _LEAST_SEEN
+
+
+def _widened(spans: voice.Spans, closed: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Spans with margins, which end in the middle of a pause, and where `closed`, bool[T], begins."""
+    least = 0
+    for number, (start, end) in enumerate(spans):
+        most = len(closed) if number + 1 == len(spans) else (end + spans[number + 1][0]) // 2
+        first, last = start, end
+        while first > max(least, start - _BEFORE) and not closed[first - 1]:
+            first -= 1
+        while last < min(most, end + _AFTER) and not closed[last]:
+            last += 1
+        yield first, last
+        least = most
+
+
+def _cut_up(activity: np.ndarray, span: tuple[int, int], longest: int) -> voice.Spans:
+    """A span in parts; parts of a longer one leave room for what is heard beyond a cut. `activity` is of all frames."""
+    start, end = span
+    parts = [(0, end - start)] if end - start <= longest else cut(activity[start:end], longest - 2 * _BOTH_HEAR)
+    return [(start + first, start + last) for first, last in parts]
+
+
+def _window(own: tuple[int, int], span: tuple[int, int], modality: str) -> Window:
+    """A part of a span, with what it hears beyond cuts."""
+    return Window(max(span[0], own[0] - _BOTH_HEAR), min(span[1], own[1] + _BOTH_HEAR), own, modality)
 
 
 def cut(activity: np.ndarray, longest: int) -> list[tuple[int, int]]:

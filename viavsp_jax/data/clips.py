@@ -98,18 +98,15 @@ class ClipLoader:
             video = media.crop(media.decode_video(record["video"], where), *place)
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
-        audio = np.zeros((frames, AUDIO_DIM), np.float32)
-        if has_audio:
-            audio = audio_features(samples, frames)
+        audio = audio_features(samples, frames) if has_audio else np.zeros((frames, AUDIO_DIM), np.float32)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
-        clip = {
+        return texts | {
             "video": video,
             "audio": audio,
             "has_audio": has_audio,
             "has_video": has_video,
             "cluster_counts": counts,
         }
-        return texts | clip
 
     def _kept(self, modality: str, rng: np.random.Generator) -> str:
         """What modality dropout leaves of an audio-visual clip."""

@@ -4,7 +4,6 @@ FFmpeg gets the open file and nothing else: playlists and lists of files, by whi
 or addresses, are refused, as only formats that hold the media themselves are let in.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -12,9 +11,8 @@ import av
 from av.stream import Disposition
 
 
-@contextlib.contextmanager
-def opened(file: BinaryIO, formats: str, max_pixels: int) -> Iterator[av.container.InputContainer]:
-    """A file as a container of one of FFmpeg's `formats` (their names with commas), as a context.
+def opened(file: BinaryIO, formats: str, max_pixels: int) -> av.container.InputContainer:
+    """A file as a container of one of FFmpeg's `formats` (their names with commas), which is a context.
 
     Larger pictures are not decoded: a picture of one colour is a thousand times smaller as a file than in memory.
 
@@ -23,11 +21,11 @@ def opened(file: BinaryIO, formats: str, max_pixels: int) -> Iterator[av.contain
     limits = {"max_pixels": str(max_pixels)}
     # The last: of a broadcast or of files appended to each other, whose tracks change their numbers, but go on.
     options = {"format_whitelist": formats, "protocol_whitelist": "none", "merge_pmt_versions": "1", **limits}
-    with av.open(file, options=options, metadata_errors="replace") as container:
-        for stream in container.streams.video:
-            if stream.codec_context is not None:
-                stream.codec_context.options = limits
-        yield container
+    container = av.open(file, options=options, metadata_errors="replace")
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = limits
+    return container
 
 
 def tracks(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
@@ -48,16 +46,10 @@ def demuxed(
     container: av.container.InputContainer, streams: Sequence[av.stream.Stream], report: Callable[[str], None]
 ) -> Iterator[av.Packet]:
     """The packets of some tracks; where the file cannot be read on, this is reported and they end."""
-    packets = container.demux(streams)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (OSError, av.FFmpegError, IndexError) as error:  # the last: a track that was not there at the start
-            report(str(getattr(error, "strerror", None) or error))
-            return
-        if packet is None:
-            return
-        yield packet
+    try:
+        yield from container.demux(streams)
+    except (OSError, av.FFmpegError, IndexError) as error:  # the last: a track that was not there at the start
+        report(str(getattr(error, "strerror", None) or error))
 
 
 def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iterator[av.VideoFrame | av.AudioFrame]:

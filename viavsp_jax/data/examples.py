@@ -20,11 +20,13 @@ to 8 grey levels.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from viavsp_jax.runtime.errors import InputError
 
@@ -44,8 +46,6 @@ class Kind:
     description: str
     counts: tuple[str, ...]  # the fields that hold run lengths
     content: Callable[[int | None], Fields]  # the TFDS features of the other fields that are no text, by width
-    # Encoder width: of an example or, by the shapes there, of a TFDS schema. None where nothing has one.
-    width: Callable[[Mapping[str, Any]], int | None]
     num_frames: Callable[[Example, str], int]  # checks the content, too
 
     def schema(self, width: int | None) -> tfds.features.FeaturesDict:
@@ -55,11 +55,12 @@ class Kind:
         counts = {name: _array((None,), np.int32) for name in self.counts}
         return tfds.features.FeaturesDict(texts | counts | self.content(width))
 
-    def validate(self, example: Example, where: str) -> None:
-        """Checks what the schema cannot say: content, counts that cover the frames, a transcript.
+    def validate(self, example: Example, path: epath.PathLike, index: int) -> None:
+        """Checks what the schema cannot say, texts as str: content, counts that cover the frames, a transcript.
 
-        Raises InputError that begins with `where`.
+        Raises InputError naming the shard, the record's place in it and the clip.
         """
+        where = f"{os.fspath(path)}: record {index} (id {example['id']!r})"
         num_frames = self.num_frames(example, where)
         for name in self.counts:
             counts = example[name]
@@ -70,6 +71,11 @@ class Kind:
                 )
         if not example["transcript"].strip():
             raise InputError(f"{where} has an empty transcript.")
+
+
+def width_of(fields: Mapping[str, Any]) -> int | None:
+    """The encoder width of an example or, by the shapes there, of a TFDS schema. None where nothing has one."""
+    return fields["features"].shape[1] if "features" in fields else None
 
 
 def _array(shape: tuple[int | None, ...], dtype: np.typing.DTypeLike) -> tfds.features.Tensor:
@@ -99,17 +105,9 @@ def _feature_content(width: int | None) -> Fields:
     return {"features": _array((None, width), np.float16)}
 
 
-def _feature_width(fields: Mapping[str, Any]) -> int:
-    return fields["features"].shape[1]
-
-
 def _media_content(_: int | None) -> Fields:
     # A tensor of one string is bytes, as they are; TFDS's own Video would decode them.
     return {"video": tfds.features.Tensor(shape=(), dtype=np.object_), "audio": _array((None,), np.int16)}
-
-
-def _no_width(_: Mapping[str, Any]) -> None:
-    return None
 
 
 # Named functions: Grain sends what reads records to its workers, and a lambda cannot be sent.
@@ -119,7 +117,6 @@ FEATURES = Kind(
     description="Encoder features of talking faces.",
     counts=("cluster_counts",),
     content=_feature_content,
-    width=_feature_width,
     num_frames=_num_feature_frames,
 )
 MEDIA = Kind(
@@ -128,6 +125,5 @@ MEDIA = Kind(
     description="Videos of mouths and what is said.",
     counts=tuple(f"cluster_counts_{modality}" for modality in MODALITIES),
     content=_media_content,
-    width=_no_width,
     num_frames=_num_video_frames,
 )

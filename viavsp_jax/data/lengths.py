@@ -66,18 +66,17 @@ def check(data: DataSettings, prompt: Prompt, workdir: epath.PathLike) -> LeftOu
     Raises InputError if there are some and none is to be left out, or all of them are; also for a shard folder or a
     split that is missing, and for languages that the prompt does not know.
     """
-    chosen = data.too_long
     opened = {split: open_sources(data, data.train, split) for split in ("train", "valid")}
     found: list[TooLong] = []
     for split, sources in opened.items():
         before, total = len(found), sum(map(len, sources))
         for name, source in zip(data.train, sources, strict=True):
             found += _too_long(data, prompt, name, source)
-        if chosen == "skip" and len(found) - before == total:
+        if data.too_long == "skip" and len(found) - before == total:
             _write(workdir, found)
             raise InputError(f"none of the {total} records of split {split!r} fits a row, the first: {found[before]}")
     _write(workdir, found)
-    if found and chosen == "error":
+    if found and data.too_long == "error":
         raise InputError(_complaint(found, sum(len(one) for group in opened.values() for one in group), workdir))
     left_out: dict[tuple[str, str], set[str]] = {}
     for one in found:

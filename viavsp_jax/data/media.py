@@ -87,11 +87,11 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    with contextlib.ExitStack() as closing:
-        try:
-            container = closing.enter_context(opened(io.BytesIO(data), _FORMATS, _MOST_PIXELS))
-        except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
-            raise InputError(f"{where}: not a readable video file ({error.strerror or error})") from error
+    try:
+        container = opened(io.BytesIO(data), _FORMATS, _MOST_PIXELS)
+    except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
+        raise InputError(f"{where}: not a readable video file ({error.strerror or error})") from error
+    with container:
         if not container.streams.video:
             raise InputError(f"{where}: not a readable video file (it has no pictures)")
         found = tracks(container, "video")

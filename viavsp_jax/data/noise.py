@@ -126,10 +126,6 @@ class Recordings(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         return media.read_audio(self.paths[index])
 
-    def draw(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """See `draw_part`."""
-        return draw_part(self, length, rng, self.folder)
-
 
 def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

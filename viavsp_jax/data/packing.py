@@ -131,12 +131,16 @@ class ToUtterance(grain.transforms.Map):
     of_clips: bool = False
 
     def map(self, record: Arrays) -> Arrays:
-        """The arrays of the module's table for one utterance, unpadded."""
+        """The arrays of the module's table for one utterance, unpadded.
+
+        Raises InputError if the record does not fit; `lengths.check` finds that earlier, and for all records.
+        """
         label = self.prompt.label(record["transcript"])
         utterance = speech_prompt(record, self.prompt)
         start = len(utterance["tokens"])
         frame_slot = utterance["frame_slot"]
-        self._check(record, start + len(label) - 1, len(label), len(frame_slot))
+        for size in self.shape.too_small(len(frame_slot), start + len(label) - 1, len(label), self.of_clips):
+            raise InputError(f"record {record['id']} {size}: raise config.data.row.{size.option} or drop the record")
         return {
             **speech_frames(record, frame_slot, self.shape.clip_frames if self.of_clips else None, self.dtype),
             # The last label token is predicted, never read.
@@ -156,11 +160,6 @@ class ToUtterance(grain.transforms.Map):
             **dict.fromkeys(("tokens", "is_speech"), shape.positions),
             **dict.fromkeys(("label_index", "targets", "weights"), shape.labels),
         }
-
-    def _check(self, record: Arrays, positions: int, labels: int, frames: int) -> None:
-        """Raises InputError if the record does not fit; `lengths.check` finds that earlier, and for all records."""
-        for size in self.shape.too_small(frames, positions, labels, self.of_clips):
-            raise InputError(f"record {record['id']} {size}: raise config.data.row.{size.option} or drop the record")
 
 
 def to_row(packed: Arrays, shape: RowShape) -> Arrays:

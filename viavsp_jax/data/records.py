@@ -25,7 +25,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-from viavsp_jax.data.examples import FEATURES, TEXT_FIELDS, Example, Kind
+from viavsp_jax.data.examples import FEATURES, TEXT_FIELDS, Example, Kind, width_of
 from viavsp_jax.runtime.atomic import atomic_write, remove_leftovers, write_bytes
 from viavsp_jax.runtime.errors import InputError
 
@@ -38,11 +38,6 @@ _BROKEN = (
     ValueError, LookupError, AttributeError, TypeError, RuntimeError, OSError, ImportError, DecodeError, ParseError,
 )  # fmt: skip
 _TFDS_FEATURES = "tensorflow_datasets.core.features."
-
-
-def validate(example: Example, path: epath.PathLike, index: int, kind: Kind = FEATURES) -> None:
-    """Raises InputError naming shard, record and clip if an example, texts as str, is not valid (see `Kind`)."""
-    kind.validate(example, f"{os.fspath(path)}: record {index} (id {example['id']!r})")
 
 
 def shard_path(folder: epath.PathLike, split: str, index: int, num_shards: int, kind: Kind = FEATURES) -> epath.Path:
@@ -66,9 +61,9 @@ class ShardWriter:
         return self
 
     def write(self, example: Example) -> None:
-        """Adds an example, texts as str. Raises InputError if it is not valid (see `validate`)."""
-        validate(example, self.path, self.num_records, self.kind)
-        self._schema = self._schema or self.kind.schema(self.kind.width(example))
+        """Adds an example, texts as str. Raises InputError if it is not valid (see `Kind.validate`)."""
+        self.kind.validate(example, self.path, self.num_records)
+        self._schema = self._schema or self.kind.schema(width_of(example))
         self._writer.write(self._schema.serialize_example(example))
         self.num_records += 1
 
@@ -105,10 +100,7 @@ def complete_splits(folder: epath.PathLike, kind: Kind = FEATURES) -> dict[str, 
 def write_metadata(folder: epath.PathLike, width: int | None, splits: Iterable[str], kind: Kind = FEATURES) -> None:
     """Writes dataset_info.json and features.json for the named splits, counting the records of their shards.
 
-    `width` is that of the features, None for media.
-
-    Raises:
-      InputError: a split has no complete set of shards.
+    `width` is that of the features, None for media. Raises InputError if a split has no complete set of shards.
     """
     folder, complete = epath.Path(folder), complete_splits(folder, kind)
     template = tfds.core.ShardedFileTemplate(
@@ -141,11 +133,8 @@ def write_metadata(folder: epath.PathLike, width: int | None, splits: Iterable[s
 
 def _num_records(path: epath.Path) -> int:
     try:
-        reader = ArrayRecordReader(os.fspath(path))
-        try:
+        with contextlib.closing(ArrayRecordReader(os.fspath(path))) as reader:
             return reader.num_records()
-        finally:
-            reader.close()
     except RuntimeError as error:
         raise InputError(
             f"{os.fspath(path)}: a shard that cannot be read ({_first_line(error)}), expected a whole one: delete it, "
@@ -190,7 +179,7 @@ class SplitSource(Sequence):
                 f"be read, expected an example of {self.kind.name}"
                 f"{f' with features of width {self.width}' if self.width else ''} ({_first_line(error)})."
             ) from error
-        validate(example, path, position, self.kind)
+        self.kind.validate(example, path, position)
         return example
 
     def __repr__(self) -> str:
@@ -205,8 +194,7 @@ def _first_line(error: BaseException) -> str:
 def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> SplitSource:
     """Opens one split of a dataset folder for random access.
 
-    Raises:
-      InputError: the folder, the split or one of its shards is missing, or the folder holds something else.
+    Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -252,8 +240,8 @@ def _checked_width(folder: epath.Path, info: tfds.core.DatasetInfo, kind: Kind) 
             f"version {kind.version}; write it again with the shards stage."
         )
     try:
-        width = kind.width(info.features)
-    except (LookupError, AttributeError):
+        width = width_of(info.features)
+    except (LookupError, AttributeError, TypeError):
         width = None
     if info.features.to_json() != kind.schema(width).to_json():
         raise InputError(f"{folder}: features.json is not that of {kind.name} {kind.version}.")

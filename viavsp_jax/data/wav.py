@@ -1,4 +1,4 @@
-"""Reads wav files of 16-bit PCM: where their samples lie, and whether all of them are there.
+"""Wav files of 16-bit PCM: where their samples lie, whether all of them are there, and how speech is written.
 
 The standard library's reader knows neither sizes left open by what writes to a pipe nor, in Python 3.11, extensible
 headers, which FFmpeg writes for some layouts.
@@ -7,10 +7,13 @@ headers, which FFmpeg writes for some layouts.
 import dataclasses
 import os
 import struct
+import wave
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from viavsp_jax.data.features import SAMPLE_RATE
 
 _PCM, _EXTENSIBLE = 0x0001, 0xFFFE
 _CODINGS = {0x0003: "floating point", 0x0006: "A-law", 0x0007: "mu-law", 0x0002: "ADPCM", 0x0055: "MP3"}
@@ -45,6 +48,13 @@ def read_samples(path: str | Path, layout: Layout) -> np.ndarray:
     with open(path, "rb") as file:
         file.seek(layout.start)
         return np.frombuffer(file.read(layout.found // 2 * 2), "<i2").astype(np.int16)
+
+
+def write_speech(path: str | Path, samples: np.ndarray) -> None:
+    """Writes int16[n] as 16 kHz, mono."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def _read(file: BinaryIO, length: int) -> Layout:

@@ -7,16 +7,14 @@ Letters: B rows, M beams, G generated tokens, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from viavsp_jax.settings import check_decoding
-
 # (tokens int32[B, M], parents int32[B, M], cache) → (logits float32[B, M, V] after them, cache): beam m of row b
-# continues what beam parents[b, m] of that row was, with one more token.
+# continues what beam parents[b, m] of that row was, with one more token. What is said of ended rows is ignored.
 Extend = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -45,12 +43,6 @@ class DecodingConfig:
     seed: int = 0  # of what is drawn
 
 
-def load_decoding_config(settings: Mapping[str, Any]) -> DecodingConfig:
-    """Checks a user's settings; InputError names those that are wrong."""
-    check_decoding(settings)
-    return DecodingConfig(**settings)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -66,37 +58,18 @@ class State:
     finished_scores: jax.Array | None  # float32[B, M], with the length penalty, best first
 
 
-def decode(
-    extend: Extend, logits: jax.Array, cache: Any, config: DecodingConfig, end_id: int, keys: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Continues every row, in one loop that can be jitted; a row's result does not depend on the other rows.
-
-    Args:
-      extend: runs the model one token further. It is called for ended rows too; what it says of them is ignored.
-      logits: float32[B, V] after the prompt.
-      cache: what `extend` needs to know of the past, any pytree of arrays.
-      config: its num_beams is M.
-      end_id: ends a hypothesis; also fills it up.
-      keys: PRNG keys [B], one a row, to sample with.
-
-    Returns tokens and scores as `result` has them.
-    """
-    search = Search(config, end_id)
-    return result(search.run(extend, search.start(logits, keys), cache, config.max_new_tokens)[0])
-
-
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A search that can pause, as `decode` runs it from start to end in one go."""
+    """A search that can pause; a row's result does not depend on the other rows."""
 
     config: DecodingConfig
-    end_id: int
+    end_id: int  # ends a hypothesis; also fills it up
     # Makes a function of arrays [B, ...] and single numbers run apart on every device's own rows. Without it rows that
     # are spread over devices would be gathered: XLA cuts no `top_k`.
     by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
 
     def start(self, logits: jax.Array, keys: jax.Array | None = None) -> State:
-        """The search after its first token."""
+        """The search after its first token: float32[B, V] after the prompt, and, to sample with, PRNG keys [B]."""
         (rows, vocabulary), beams = logits.shape, self.config.num_beams
         tokens = jnp.full((rows, beams, self.config.max_new_tokens), self.end_id, jnp.int32)
         none = jnp.full((rows, beams), -jnp.inf)

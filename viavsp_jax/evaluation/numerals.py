@@ -81,7 +81,6 @@ _TIME = re.compile(
     rf"{_FROM}{_ALONE}(?P<hours>[01]?[0-9]|2[0-4])[hg:](?P<minutes>[0-5][0-9])(?::(?P<seconds>[0-5][0-9]))?"
     rf"(?: ?(?:phút|ph|p|'))?{_TO}"
 )
-_MONTHS = {4: "tư"}
 _ORDINALS = {"thứ 1": "thứ nhất", "thứ 4": "thứ tư", "tháng 4": "tháng tư", "tháng 04": "tháng tư"}
 _ORDINAL = re.compile(rf"\b(?:{'|'.join(_ORDINALS)}){_TO}(?!{_DASH}[0-9])")
 
@@ -101,7 +100,7 @@ def _date(match: re.Match) -> str:
     day, month, year = (int(parts.get(name) or 0) for name in ("day", "month", "year"))
     if not year and not parts.get("on") and day <= month:  # a fraction, maybe
         return match[0]
-    words = f"tháng {_MONTHS.get(month, cardinal(month))}"
+    words = f"tháng {'tư' if month == 4 else cardinal(month)}"
     before, after = cardinal(day) if day else "", f"năm {cardinal(year)}" if year else ""
     return f"{parts.get('on') or ''}{before} {words} {after}".strip()
 

@@ -161,16 +161,3 @@ def round_trip(kernel: jax.Array) -> jax.Array:
     """The kernel a quantised model computes with: any float [..., I, O] → NF4 and back, in the same dtype."""
     stack = kernel.reshape(-1, *kernel.shape[-2:])
     return jax.lax.map(lambda one: dequantize(quantize(one)).astype(one.dtype), stack).reshape(kernel.shape)
-
-
-def bitsandbytes_layout(stored: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """One layer's arrays as bitsandbytes keeps them, for a weight [O, I]; names are those of its quantisation state."""
-    codes, scales, nested, offset = (np.asarray(stored[k]) for k in ("codes", "scales", "nested_scales", "offset"))
-    return {
-        "packed": codes.T.reshape(-1, 1),  # uint8[O·I/2, 1]
-        "quant_map": LEVELS,
-        "absmax": scales.T.reshape(-1),  # uint8[Q]
-        "nested_absmax": nested,  # float32[⌈Q/256⌉]
-        "nested_quant_map": SCALE_LEVELS,
-        "nested_offset": offset,
-    }

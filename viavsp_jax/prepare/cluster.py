@@ -5,6 +5,7 @@ since the work writes files; and there one item that cannot be done ends all oth
 they call the same actor again, and when its machine is lost all are spent within seconds, before Ray knows.
 """
 
+import argparse
 import functools
 import itertools
 import logging
@@ -19,6 +20,17 @@ _ATTEMPTS = 4  # at an item whose worker died; the cause may be the item itself
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def add_arguments(parser: argparse.ArgumentParser, local: str, ray: str) -> None:
+    """The options of a stage that can work on a cluster; `local` and `ray` say who does the work."""
+    parser.add_argument(
+        "--runner", choices=["local", "ray"], default="local", help=f"local: {local}; ray: {ray} (default local)"
+    )
+    parser.add_argument(
+        "--ray_address",
+        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
+    )
 
 
 class _Worker:

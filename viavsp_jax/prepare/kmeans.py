@@ -177,8 +177,7 @@ def save_centers(path: epath.PathLike, centers: np.ndarray, metadata: dict[str, 
 def load_centers(path: str) -> tuple[np.ndarray, int]:
     """Reads (centres float32[K, D], the layer they belong to).
 
-    Raises:
-      InputError: the file is missing or is not one that this stage wrote.
+    Raises InputError if the file is missing or is not one that this stage wrote.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file, expected the centres that the kmeans stage wrote.")

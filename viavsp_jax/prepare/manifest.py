@@ -27,15 +27,14 @@ from viavsp_jax.data.ids import Files, id_text, read_channels
 from viavsp_jax.evaluation.vietnamese import normalize, visible
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.parquet import read_parquet
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whole
 
 SPLITS = ("train", "valid", "test")
 MAX_FRAMES = 500
 
-_COLUMNS = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
+COLUMNS = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _NAMES = ("id", "shard")  # of files
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
@@ -106,11 +105,11 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file, expected the table of clips of a corpus in the VASR layout.")
     try:
         with path.open("rb") as file:
-            metadata = read_parquet(file, _COLUMNS, _NAMES)
+            metadata = read_parquet(file, COLUMNS, _NAMES)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: not a parquet file ({' '.join(str(error).split())}).") from error
-    if wrong := [name for name in _COLUMNS if list(metadata.columns).count(name) != 1]:
-        raise InputError(f"{path}: columns {wrong} are missing or there twice, expected {list(_COLUMNS)}.")
+    if wrong := [name for name in COLUMNS if list(metadata.columns).count(name) != 1]:
+        raise InputError(f"{path}: columns {wrong} are missing or there twice, expected {list(COLUMNS)}.")
     if not len(metadata):
         raise InputError(f"{path}: has no rows, expected one for each clip.")
     _check_ids(metadata, path)
@@ -236,8 +235,7 @@ def _reason_to_skip(row: object, transcript: str) -> str | None:
 def read_manifest(folder: epath.PathLike, split: str) -> list[Clip]:
     """Reads `{split}.tsv` and `{split}.wrd`; ids are in NFC, and paths as on the disk, whatever form they have there.
 
-    Raises:
-      InputError: naming file and line, if one is missing, they disagree or a line is not of this form.
+    Raises InputError, naming file and line, if one is missing, they disagree or a line is not of this form.
     """
     tsv, wrd = epath.Path(folder) / f"{split}.tsv", epath.Path(folder) / f"{split}.wrd"
     root, *lines = read_lines(tsv)

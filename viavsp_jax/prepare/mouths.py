@@ -29,13 +29,11 @@ from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.manifest import MAX_FRAMES, SPLITS, is_file_name
-from viavsp_jax.prepare.parquet import read_parquet
+from viavsp_jax.prepare.manifest import COLUMNS, MAX_FRAMES, SPLITS, is_file_name
+from viavsp_jax.prepare.parquet import read_parquet, write_parquet
 from viavsp_jax.prepare.recordings import faces
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
-from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import new_folder, whole
 
@@ -48,7 +46,6 @@ _NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
 # Seconds for a second of a recording, all of its sound, or for writing a clip; what takes longer will not end.
 _PATIENCE = 1800
-_METADATA = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _TRANSCRIPT_COLUMNS = ["id", "transcript", "split"]
 _PARQUET = b"PAR1"  # how a file of parquet begins
 
@@ -83,16 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole("--workers", 0),
         help="processes, each with one recording at a time; 0: only this one (default: as many as there are cores)",
     )
-    parser.add_argument(
-        "--runner",
-        choices=["local", "ray"],
-        default="local",
-        help="local: processes of this machine; ray: those of all machines of a Ray cluster (default local)",
-    )
-    parser.add_argument(
-        "--ray_address",
-        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
-    )
+    cluster.add_arguments(parser, "processes of this machine", "those of all machines of a Ray cluster")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -159,7 +147,8 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
         elif not path.is_file():
             reason = "no such file, but a link or the like."
         if reason:
-            id, shown = (_shown(text) for text in (id, os.fspath(path)))
+            # Not all names of files are UTF-8.
+            id, shown = (os.fsencode(text).decode(errors="backslashreplace") for text in (id, path))
             skipped.append({"id": id, "reason": f"{shown}: {reason}"})
             continue
         shard = f"{zlib.crc32(id.encode()) % _NUM_SHARDS:04d}"  # the same when recordings are added
@@ -173,11 +162,6 @@ def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) 
 def _clip_id(text: str) -> str:
     """With single spaces, as ids of recordings and of transcripts are compared."""
     return " ".join(text.split())
-
-
-def _shown(text: str) -> str:
-    """Part of a path as text that can be written: not all names of files are UTF-8."""
-    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[tuple]:
@@ -244,7 +228,7 @@ def _write_tables(
         first = skipped[0]["reason"]
         raise InputError(f"{output}: none of the {len(skipped)} recordings gave a clip, the first: {first}")
     clips = pd.DataFrame(notes).rename(columns={"path": "source"})
-    _write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
+    write_parquet(output / "mouths.parquet", clips[["id", "shard", "source", "frames", "samples", "found"]])
     where = f", see {output / SKIPPED_FILE}" if skipped else ""
     log.info("%s: %d clips, %d skipped%s", output, len(clips), len(skipped), where)
     if long := int((clips["frames"] > MAX_FRAMES).sum()):
@@ -260,11 +244,6 @@ def _write_tables(
             f"{output}: no clip has a transcript, expected ids like {clips['id'].iloc[0]!r} in --transcripts."
         )
     metadata = metadata.assign(fps=FRAME_RATE, sampling_rate=SAMPLE_RATE)
-    _write_parquet(output / "metadata.parquet", metadata[list(_METADATA)])
+    write_parquet(output / "metadata.parquet", metadata[list(COLUMNS)])
     without = len(clips) - len(metadata), len(transcripts) - len(metadata)
     log.info("%d clips have a transcript, %d have none, %d transcripts have no clip", len(metadata), *without)
-
-
-def _write_parquet(path: epath.Path, table: pd.DataFrame) -> None:
-    with atomic_write(path) as temporary:
-        table.to_parquet(temporary, index=False)

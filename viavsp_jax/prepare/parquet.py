@@ -1,4 +1,4 @@
-"""Reads parquet files that come from elsewhere."""
+"""Parquet files: read whatever wrote them, written whole."""
 
 import os
 from collections.abc import Collection
@@ -6,8 +6,10 @@ from typing import BinaryIO
 
 import pandas as pd
 import pyarrow.parquet
+from etils import epath
 
 from viavsp_jax.data.ids import id_text
+from viavsp_jax.runtime.atomic import atomic_write
 
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")  # texts, as writers of old have them
@@ -38,6 +40,12 @@ def read_parquet(file: BinaryIO, columns: Collection[str], ids: Collection[str])
         if table.column_names.count(name) == 1:  # the caller says what is wrong otherwise
             frame[name] = pd.Series(_ids(table[name]), dtype=object)
     return frame
+
+
+def write_parquet(path: epath.PathLike, table: pd.DataFrame) -> None:
+    """Writes a table without its index, at once or not at all."""
+    with atomic_write(path) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
 def _ids(column: pyarrow.ChunkedArray) -> list[str]:

@@ -1,8 +1,8 @@
 """Stage 3: runs every clip through the encoder once and writes ArrayRecord shards (see prepare/features/folders.py).
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
-av_clean, audio_clean, video_clean, audio_babble_0db, …. The counts of a modality come from that modality's own encoder
-pass: when only audio can be heard, nothing else is known to cluster by.
+av_clean, audio_clean, video_clean, audio_babble_0db, av_edges, …. The counts of a modality come from that modality's
+own encoder pass: when only audio can be heard, nothing else is known to cluster by.
 
 Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
 counts of all three modalities.
@@ -15,6 +15,7 @@ lists. Clips that cannot be read are left out and listed in skipped.jsonl.
 import argparse
 import contextlib
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -26,20 +27,20 @@ from tqdm import tqdm
 
 from viavsp_jax import encoder_folder
 from viavsp_jax.data import noise
+from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.features import extract, provenance
-from viavsp_jax.prepare.features.folders import Folder, Shard, missing
+from viavsp_jax.prepare.features.folders import CLIPS_PER_SHARD, Folder, Shard, chosen_shards, cut_into_shards, missing
 from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
 from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
-
-_CLIPS_PER_SHARD = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_shards",
         type=whole("--num_shards", 1),
-        help=f"shards of each split, at most one a clip (default: one for each {_CLIPS_PER_SHARD:,} clips)",
+        help=f"shards of each split, at most one a clip (default: one for each {CLIPS_PER_SHARD:,} clips)",
     )
     parser.add_argument(
         "--shard_index", type=whole("--shard_index", 0), help="write only this shard, from 0 (default: all)"
@@ -85,17 +86,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help="signal-to-noise ratio in dB, with --noise",
     )
-    parser.add_argument("--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of the noise (default 0)")
     parser.add_argument(
-        "--runner",
-        choices=["local", "ray"],
-        default="local",
-        help="local: this process; ray: worker processes that write a shard each, on all machines of a Ray cluster, "
-        "each with --workers cores and, unless --device is cpu, a GPU if there is one (default local)",
+        "--edges",
+        type=real("--edges", at_least=0.04, at_most=10),
+        metavar="SECONDS",
+        help="move the ends of the clips: up to so many seconds of pause at each, or 0.12 s less, so that a model does "
+        "not depend on how clips are cut",
     )
     parser.add_argument(
-        "--ray_address",
-        help="of a running cluster: host:port, or auto for the one of this machine (default: starts Ray here)",
+        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of noise and edges (default 0)"
+    )
+    cluster.add_arguments(
+        parser,
+        local="this process",
+        ray="worker processes that write a shard each, on all machines of a Ray cluster, each with --workers cores "
+        "and, unless --device is cpu, a GPU if there is one",
     )
     parser.add_argument(
         "--ray_workers", type=whole("--ray_workers", 1), help="workers at most (default: as many as there is room for)"
@@ -116,9 +121,9 @@ def run(args: argparse.Namespace) -> None:
     recordings = noise.Recordings(args.noise) if args.noise not in (None, noise.BABBLE) else None
     manifest = epath.Path(args.manifest)
     clips = _read_manifests(manifest, args.split)
-    shards = {split: _shards(split, len(clips[split]), args.num_shards) for split in clips}
+    shards = {split: cut_into_shards(split, len(clips[split]), args.num_shards) for split in clips}
     process, processes = _join_processes(args)
-    chosen = _chosen_shards(shards, args.shard_index)[process::processes]
+    chosen = chosen_shards(shards, args.shard_index)[process::processes]
     centers, layer = load_centers(args.kmeans)
     config = encoder_folder.read_config(args.encoder)
     _check_centers(args, config, centers, layer)
@@ -127,13 +132,16 @@ def run(args: argparse.Namespace) -> None:
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
     _check_provenance(args, recordings, folders, layer, clips, shards)
 
+    def finish(*splits: str) -> None:
+        for split, folder in itertools.product(splits, folders):
+            folder.finish(shards[split], manifest, config.embed_dim)
+
     todo = [shard for shard in chosen if missing(folders, shard)]
     tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
-    finish = functools.partial(_finish, folders, shards, manifest, config.embed_dim)
     splits = dict.fromkeys(shard.split for shard in chosen)
     if args.runner == "ray":
         failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
-        finish(splits)
+        finish(*splits)
         if failed:
             shard, reason = next(iter(failed.items()))
             raise InputError(
@@ -144,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
         for split in splits:
             for task in tasks(shard for shard in todo if shard.split == split):
                 writer.write(task, reader, show_progress=True)
-            finish([split])
+            finish(split)
     if processes > 1:
         _wait_for_others(folders, shards)
 
@@ -154,6 +162,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
     if args.noise and args.kind != "media" and "video" in args.modalities:
         raise InputError("--noise does not change video features, leave video out of --modalities.")
+    if args.edges and args.kind != "features":
+        raise InputError("--edges goes with --kind features: records of media hold the clips' own files.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
     if args.runner == "ray" and args.backend == "jax":
@@ -184,20 +194,6 @@ def _read_manifests(manifest: epath.Path, splits: Sequence[str] | None) -> dict[
     return {split: read_manifest(manifest, split) for split in splits}
 
 
-def _shards(split: str, num_clips: int, num_shards: int | None) -> list[Shard]:
-    """Cuts a split into shards of neighbouring clips, as equal as can be."""
-    num_shards = min(num_shards or -(-num_clips // _CLIPS_PER_SHARD), num_clips)
-    ends = [index * num_clips // num_shards for index in range(num_shards + 1)]
-    return [Shard(split, i, num_shards, range(ends[i], ends[i + 1])) for i in range(num_shards)]
-
-
-def _chosen_shards(shards: dict[str, list[Shard]], index: int | None) -> list[Shard]:
-    most = max(map(len, shards.values()))
-    if index is not None and not 0 <= index < most:
-        raise InputError(f"--shard_index is {index}, expected 0 to {most - 1}.")
-    return [shard for group in shards.values() for shard in group if index in (None, shard.index)]
-
-
 def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np.ndarray, layer: int) -> None:
     if centers.shape[1] != config.embed_dim or not 0 <= layer <= config.num_layers:
         raise InputError(
@@ -208,12 +204,10 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
 
 def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
     name = recordings.name if recordings else args.noise
-    condition = f"{name}_{args.snr:g}db" if args.noise else "clean"
-    output, modalities = epath.Path(args.output), []
-    if args.kind != "media":
-        modalities += args.modalities
-    if args.kind != "features":
-        modalities.append(None)
+    parts = [f"{name}_{args.snr:g}db"] if args.noise else []
+    condition = "_".join([*parts, "edges"] if args.edges else parts or ["clean"])
+    output = epath.Path(args.output)
+    modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
     there = {id_text(path.name): path for path in output.iterdir()} if output.is_dir() else {}
     names = [f"{modality or 'media'}_{condition}" for modality in modalities]
@@ -239,17 +233,24 @@ def _check_provenance(
         "layer": layer,
         "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
     }
+    if args.edges:
+        settings["edges"] = {"seconds": args.edges, "seed": args.seed}
     splits = {
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
             "num_shards": len(shards[split]),
-            "longest_clip": max(clip.num_frames for clip in clips[split]),
+            "longest_clip": max(clip.num_frames for clip in clips[split]) + 2 * _pause(args),
         }
         for split in shards
     }
     for folder in folders:
         own = {"schema": folder.kind.version, "modality": folder.modality}
         provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
+
+
+def _pause(args: argparse.Namespace) -> int:
+    """Frames by which an end of a clip is moved at most."""
+    return round((args.edges or 0) * FRAME_RATE)
 
 
 def _tasks(
@@ -260,7 +261,7 @@ def _tasks(
         if args.noise:
             source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
             added = Noise(source, args.snr, args.seed).for_clips(here)
-        yield Task(shard, here, added)
+        yield Task(shard, here, added, Edges(_pause(args), args.seed) if args.edges else None)
 
 
 def _write_on_cluster(
@@ -284,14 +285,6 @@ def _write_on_cluster(
                 failed[task.shard] = error
                 bar.write(f"{task.shard}: {error}", file=sys.stderr)
     return failed
-
-
-def _finish(
-    folders: Sequence[Folder], shards: dict[str, list[Shard]], manifest: epath.Path, width: int, splits: Iterable[str]
-) -> None:
-    for split in splits:
-        for folder in folders:
-            folder.finish(shards[split], manifest, width)
 
 
 def _wait_for_others(folders: Sequence[Folder], shards: dict[str, list[Shard]]) -> None:

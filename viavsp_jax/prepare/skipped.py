@@ -11,7 +11,7 @@ from etils import epath
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.runtime.errors import InputError
 
-FILE = "skipped.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 
 
 def write_skipped(folder: epath.PathLike, skipped: Iterable[dict[str, str]], split: str | None = None) -> None:
@@ -19,7 +19,7 @@ def write_skipped(folder: epath.PathLike, skipped: Iterable[dict[str, str]], spl
 
     Raises InputError if what is there is not such a list.
     """
-    path = epath.Path(folder) / FILE
+    path = epath.Path(folder) / SKIPPED_FILE
     others = [] if split is None else [line for line in read_skipped(folder) if line.get("split") != split]
     lines = [*others, *skipped]
     if lines:
@@ -30,7 +30,7 @@ def write_skipped(folder: epath.PathLike, skipped: Iterable[dict[str, str]], spl
 
 def read_skipped(folder: epath.PathLike) -> list[dict[str, str]]:
     """What a stage left out; nothing where there is no list. Raises InputError if it is not such a list."""
-    path = epath.Path(folder) / FILE
+    path = epath.Path(folder) / SKIPPED_FILE
     if not path.exists():
         return []
     try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 _ALIVE = None  # in place of an answer
 _to_starter: Connection | None = None  # in a process of Workers, to the one that started it
@@ -55,9 +55,9 @@ class Workers:
         """
         self._count, self._seconds, self._closed = count, seconds, False
         self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(count)
+        self._threads = ThreadPoolExecutor(max(1, count))  # it takes no 0
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> Self:
         self._all = [_Process() for _ in range(self._count)]
         for process in self._all:
             self._free.put(process)

@@ -1,5 +1,6 @@
 """What a checkpoint is made by: code, packages, devices and data. Kept with it, shown by --mode=describe."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -98,14 +99,11 @@ def _packages() -> dict[str, str]:
     """The versions of what this project needs to train, as far as it is installed."""
     needed = [line for line in importlib.metadata.requires("viavsp_jax") or () if "extra ==" not in line]
     names = sorted({re.match(r"[\w.-]+", line)[0] for line in needed} | set(_PARTS_OF_JAX))
-    return {name: version for name in names if (version := _version(name))}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

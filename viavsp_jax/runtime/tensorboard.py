@@ -9,17 +9,15 @@ class Writer:
     """TensorBoard files of a work folder, written by the first process only."""
 
     def __init__(self, workdir: epath.PathLike):
-        first = jax.process_index() == 0
-        self._summary = SummaryWriter(str(epath.Path(workdir) / "tensorboard")) if first else None
+        folder = str(epath.Path(workdir) / "tensorboard")
+        self._summary = SummaryWriter(folder, write_to_disk=jax.process_index() == 0)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds one point to each named curve."""
-        if self._summary:
-            for name, value in scalars.items():
-                self._summary.add_scalar(name, value, step)
-            self._summary.flush()
+        for name, value in scalars.items():
+            self._summary.add_scalar(name, value, step)
+        self._summary.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        if self._summary:
-            self._summary.close()
+        self._summary.close()

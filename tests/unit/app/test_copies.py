@@ -13,6 +13,7 @@ from real_videos import SPEECH
 from viavsp_jax.app import lettering, painter, pictures
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Segment, Transcript
+from viavsp_jax.app.windows import Window
 from viavsp_jax.prepare.recordings.mouth import MouthTrack
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.runtime.errors import InputError
@@ -21,15 +22,17 @@ from viavsp_jax.runtime.errors import InputError
 def copied(path, *texts, boxes=None):
     """A copy; each text stays for a second, the boxes (x, y, side, angle) are those of each 1/25 s."""
     recording = read_recording(path)
-    runs = np.array([25], np.int32)
-    segments = [Segment(25 * i, 25 * i + 25, (Hypothesis(text, 0.0),), runs) for i, text in enumerate(texts)]
+    segments = []
+    for first, text in zip(range(0, 25 * len(texts), 25), texts, strict=True):  # what the model hears overlaps
+        window = Window(max(0, first - 5), first + 30, (first, first + 25), "audio")
+        segments.append(Segment(window, text, (Hypothesis(text, 0.0),), np.int32([window.end - window.first])))
     mouth = None
     if boxes is not None:
         found = np.arange(len(boxes)) < len(boxes) // 2
         mouth = MouthTrack(
             np.zeros((len(boxes), 96, 96), np.uint8), found, np.float32(boxes), np.ones(len(boxes), bool)
         )
-    transcript = Transcript(tuple(segments), "audio", 25 * len(texts), mouth, recording.samples, recording)
+    transcript = Transcript(tuple(segments), "audio", 25 * len(texts), mouth, recording.samples, recording, None)
     copy = path.with_name(f"{path.name}.copy.mp4")
     pictures.write_video(transcript, copy)
     return copy

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hf_weights import load_params
 from places import GOLDEN
 from safetensors.torch import load_file, save_file
 from tiny_llama import LORA, frozen_shapes, write_llama
@@ -54,7 +55,7 @@ def test_round_trip_is_bit_exact(tmp_path, monkeypatch, dtype, tied, sharded, kv
 
     abstract = {"llm": frozen_shapes(folder, jnp.dtype(dtype))}
     weights = load_llm(folder, abstract["llm"])
-    loaded = from_hf.load_params(source)["llm"]
+    loaded = load_params(source)["llm"]
     jax.tree.map(np.testing.assert_array_equal, weights, loaded)
     assert {str(x.dtype) for x in jax.tree.leaves(weights)} == {dtype}
 
@@ -111,8 +112,8 @@ def test_inverse_frequencies_and_a_tied_head_are_accepted(tmp_path):
         weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(5)
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
 
-    changed = from_hf.load_params(edit(tmp_path / "tied", tmp_path / "changed", change))
-    jax.tree.map(np.testing.assert_array_equal, changed, from_hf.load_params(tmp_path / "tied"))
+    changed = load_params(edit(tmp_path / "tied", tmp_path / "changed", change))
+    jax.tree.map(np.testing.assert_array_equal, changed, load_params(tmp_path / "tied"))
     assert "head" not in changed["llm"]
 
 
@@ -136,23 +137,23 @@ def test_values_that_are_not_finite(raw, tmp_path, value, dtype):
     jax.tree.map(
         np.testing.assert_array_equal,
         load_llm(tmp_path / "llm", frozen_shapes(raw)),
-        from_hf.load_params(raw)["llm"],
+        load_params(raw)["llm"],
     )
 
 
 def test_files_that_cannot_be_read(raw, tmp_path):
     (tmp_path / "config.json").write_text((raw / "config.json").read_text())
     with pytest.raises(InputError, match="no model.safetensors"):
-        from_hf.load_params(tmp_path)
+        load_params(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"\*\.bin only.*save_pretrained"):
-        from_hf.load_params(tmp_path)
+        load_params(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}')
     with pytest.raises(InputError, match="lacks files that its index names: gone.safetensors"):
-        from_hf.load_params(tmp_path)
+        load_params(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((raw / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(InputError, match="model.safetensors is not a safetensors file, or damaged"):
-        from_hf.load_params(tmp_path)
+        load_params(tmp_path)
 
 
 def test_mixed_dtypes_need_a_choice(raw, tmp_path):
@@ -161,8 +162,8 @@ def test_mixed_dtypes_need_a_choice(raw, tmp_path):
 
     folder = edit(raw, tmp_path / "hf", change)
     with pytest.raises(InputError, match="mixes weights of type BF16, F32: choose one with --dtype"):
-        from_hf.load_params(folder)
-    assert from_hf.load_params(folder, "float32")["llm"]["final_norm"]["scale"].dtype == np.float32
+        load_params(folder)
+    assert load_params(folder, "float32")["llm"]["final_norm"]["scale"].dtype == np.float32
 
 
 def test_folders_that_are_no_output(raw, llm):

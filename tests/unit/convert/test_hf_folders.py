@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hf_weights import load_params
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_llama import write_llama
@@ -197,11 +198,11 @@ READ_TIED = {
 def read_as_transformers(folder):
     """All weights of the one are those of the other."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    ours = from_hf.load_params(folder)
+    ours = load_params(folder)
     flat, found = flatten(ours), tensors(ours)
     assert {tensor.name for tensor in found} >= theirs.keys() - {"lm_head.weight"}
     for tensor in found:
-        value = np.asarray(tensor.turned(flat[tensor.path][tensor.index]), np.float32)
+        value = np.asarray(tensor.to_theirs(flat[tensor.path][tensor.index]), np.float32)
         np.testing.assert_array_equal(value, theirs[tensor.name].float(), err_msg=tensor.name)
     return ours["llm"], theirs
 
@@ -306,6 +307,6 @@ def test_a_chosen_dtype_rounds_as_transformers(raw, tmp_path):
     folder = tmp_path / "hf"
     shutil.copytree(raw, folder)
     stored_as(torch.float32, dtype="bfloat16")(folder)
-    ours = from_hf.load_params(folder, "bfloat16")["llm"]["embedding"]
+    ours = load_params(folder, "bfloat16")["llm"]["embedding"]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).model.embed_tokens.weight
     np.testing.assert_array_equal(ours.astype(np.float32), theirs.detach().float())

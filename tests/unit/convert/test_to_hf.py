@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_llama import DECODING, FEATURES, LORA, WHOLE, frozen_shapes, structure, write_checkpoints, write_llama
 
 from convert import from_hf, safetensors_files, to_hf
-from viavsp_jax.decoding.search import load_decoding_config
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.runtime.errors import InputError
 
@@ -60,7 +60,7 @@ def test_projector_and_settings(trained, export):
     np.testing.assert_array_equal(projector["avfeat_to_llm.bias"], trained[1]["projector"]["bias"])
     settings = json.loads((export / "config.json").read_text())
     assert settings["feature_width"] == FEATURES and settings["step"] == 3
-    assert settings["decoding"] == dataclasses.asdict(load_decoding_config(DECODING))
+    assert settings["decoding"] == dataclasses.asdict(DecodingConfig(**DECODING))
     assert transformers.AutoConfig.from_pretrained(export / "merged").dtype == torch.float32
     generation = transformers.GenerationConfig.from_pretrained(export / "merged")
     assert generation.eos_token_id == 2 and generation.repetition_penalty in (None, 1.0)

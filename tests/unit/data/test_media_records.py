@@ -143,14 +143,17 @@ def test_recordings_are_cut_at_random_and_repeated(tmp_path):
     recordings, rng = noise.Recordings(tmp_path), noise.rng_for("clip", 0)
     assert [Path(path).name for path in recordings.paths] == ["long.wav", "short.wav"]
     starts = set()
-    for part in (recordings.draw(rng, 500) for _ in range(40)):
+    for part in (noise.draw_part(recordings, 500, rng, tmp_path) for _ in range(40)):
         assert part.dtype == np.int16 and part.shape == (500,)
         starts.add(int(part[0]))
         size, first = (2000, 1) if part[0] > 0 else (10, -10)
         np.testing.assert_array_equal(part - first, (part[0] - first + np.arange(500)) % size)
     assert len(starts) > 15 and min(starts) < 0 < max(starts)
-    again = noise.Recordings(tmp_path).draw(noise.rng_for("clip", 0), 500)
-    np.testing.assert_array_equal(again, recordings.draw(noise.rng_for("clip", 0), 500))
+    again, found = (
+        noise.draw_part(one, 500, noise.rng_for("clip", 0), tmp_path)
+        for one in (noise.Recordings(tmp_path), recordings)
+    )
+    np.testing.assert_array_equal(again, found)
 
 
 def test_recordings_with_silence_and_of_other_formats(tmp_path):
@@ -158,10 +161,11 @@ def test_recordings_with_silence_and_of_other_formats(tmp_path):
         noise.Recordings(tmp_path)
     write_wav(tmp_path / "half.wav", np.concatenate([np.zeros(3000), np.ones(1000)]))
     recordings = noise.Recordings(tmp_path)
-    assert all(recordings.draw(np.random.default_rng(seed), 100).any() for seed in range(20))
+    parts = [noise.draw_part(recordings, 100, np.random.default_rng(seed), tmp_path) for seed in range(20)]
+    assert all(part.any() for part in parts)
     write_wav(tmp_path / "half.wav", np.zeros(300))
     with pytest.raises(InputError, match=f"{tmp_path}: 10 parts in a row are silent"):
-        recordings.draw(np.random.default_rng(0), 100)
+        noise.draw_part(recordings, 100, np.random.default_rng(0), tmp_path)
     write_wav(tmp_path / "sub/other.wav", np.ones(300), rate=8000)
     with pytest.raises(InputError, match="sub/other.wav: audio is 8000 Hz.* expected 16000 Hz"):
         noise.Recordings(tmp_path)

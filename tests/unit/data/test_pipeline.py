@@ -10,6 +10,7 @@ from small_run import DEMO_LLAMA, WIDTH, make_example, make_shards, small_config
 from benchmarks import vasr_clips
 from configs import final
 from viavsp_jax.data import packing, pipeline, records
+from viavsp_jax.data.examples import FEATURES
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.runtime.errors import InputError
@@ -233,4 +234,4 @@ def test_features_reach_the_model_in_its_dtype(config, prompt):
 
 def test_examples_are_valid_records():
     example = make_example(np.random.default_rng(0), "x", "một hai")
-    records.validate(example, "memory", 0)
+    FEATURES.validate(example, "memory", 0)

@@ -131,13 +131,13 @@ def weights(layers: int, adapted: bool, tied: bool) -> names.Tree:
 def test_names_of_the_language_model_go_forth_and_back(layers, adapted, tied):
     ours = weights(layers, adapted, tied)
     found = names.tensors(ours)
-    for name in ("name", "reference_name", "reference_order"):
-        assert len({getattr(tensor, name) for tensor in found}) == len(found)
+    for told_apart in (lambda tensor: tensor.name, lambda tensor: tensor.reference_name, names.reference_order):
+        assert len({told_apart(tensor) for tensor in found}) == len(found)
     theirs = hugging_face_tensors(ours)
     assert {tensor.name: tensor.shape for tensor in found} == {name: value.shape for name, value in theirs.items()}
     back = {path: np.full_like(value, np.nan) for path, value in names.flatten(ours).items()}
     for tensor in found:
-        back[tensor.path][tensor.index] = tensor.turned(theirs[tensor.name])
+        back[tensor.path][tensor.index] = tensor.to_ours(theirs[tensor.name])
     jax.tree.map(np.testing.assert_array_equal, back, names.flatten(ours))
 
 

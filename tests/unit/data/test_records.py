@@ -6,7 +6,7 @@ from odd_folders import ODD_NAMES
 from small_records import WIDTH, assert_same, example
 
 from viavsp_jax.data import records
-from viavsp_jax.data.examples import FEATURES
+from viavsp_jax.data.examples import FEATURES, Kind
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -76,8 +76,8 @@ def test_records_are_stored_one_by_one_and_without_waste(tmp_path):
 def test_invalid_examples_are_refused_by_shard_record_and_id(tmp_path, change, words):
     rng = np.random.default_rng(0)
     good, bad = example(1, rng), example(2, rng) | change
-    records.validate(good, "a", 0)
-    records.validate(good | {"features": np.full((5, WIDTH), 65504, np.float16)}, "a", 0)
+    FEATURES.validate(good, "a", 0)
+    FEATURES.validate(good | {"features": np.full((5, WIDTH), 65504, np.float16)}, "a", 0)
     path = records.shard_path(tmp_path, "train", 0, 1)
     with pytest.raises(InputError) as caught:
         records.write_shard(path, [good, bad])
@@ -90,7 +90,7 @@ def test_a_stored_record_is_validated_when_read(dataset, monkeypatch):
     folder, examples = dataset
     bad = examples[3] | {"cluster_counts": np.array([1], np.int32)}
     with monkeypatch.context() as patch:
-        patch.setattr(records, "validate", lambda *_: None)
+        patch.setattr(Kind, "validate", lambda *_: None)
         records.write_shard(records.shard_path(folder, "train", 1, 3), [examples[2], bad, examples[4]])
     source = records.open_split(folder, "train")
     assert_same(source[2], examples[2])

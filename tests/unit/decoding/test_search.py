@@ -15,18 +15,18 @@ import pytest
 import scipy.stats
 import torch
 import transformers
+from whole_search import decode
 
 from viavsp_jax.decoding.search import (
     DecodingConfig,
     Search,
     best_candidates,
-    decode,
     keep_likely,
-    load_decoding_config,
     result,
     running,
 )
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.settings import check_decoding
 
 V, END, LIMIT = 7, 2, 12
 SAMPLING = DecodingConfig(max_new_tokens=LIMIT, do_sample=True, top_p=0.9)
@@ -232,11 +232,11 @@ def test_beam_sampling_draws_from_the_exact_distribution():
 ])  # fmt: skip
 def test_wrong_settings_are_named(name, value):
     settings = {"max_new_tokens": 8, "num_beams": 5}
-    assert load_decoding_config(settings) == DecodingConfig(8, 5)
+    check_decoding(settings)
     with pytest.raises(InputError, match=name):
-        load_decoding_config(settings | {name: value})
+        check_decoding(settings | {name: value})
 
 
 def test_length_is_asked_for():
     with pytest.raises(InputError, match="max_new_tokens is missing"):
-        load_decoding_config({"num_beams": 5})
+        check_decoding({"num_beams": 5})

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from tensorboard_events import scalars
 
-from viavsp_jax.evaluate import score_table, write_table
+from viavsp_jax.evaluate import score_table
 from viavsp_jax.evaluation.report import analysis
 from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.evaluation.report.page import make_report, render, write_report
 from viavsp_jax.evaluation.vietnamese import TONES
+from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
 
 ABOUT = {"checkpoint": 300, "split": "test"}

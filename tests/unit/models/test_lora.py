@@ -67,7 +67,7 @@ def adapted(tmp_path_factory) -> Adapted:
     params = traverse_util.unflatten_dict(flat)
     for tensor in tensors({"llm": with_only_adapters(params)}):
         value = traverse_util.flatten_dict({"llm": params}, sep="/")[tensor.path][tensor.index]
-        weights[tensor.name.replace(".weight", ".default.weight")].data = torch.tensor(tensor.turned(value).copy())
+        weights[tensor.name.replace(".weight", ".default.weight")].data = torch.tensor(tensor.to_theirs(value).copy())
     return Adapted(graph, params, base, theirs, tokens)
 
 
@@ -95,7 +95,7 @@ def test_logits_and_gradients_equal_peft(adapted):
     assert len(compared) == 3 * 3 * 2  # layers, projections, a and b
     for tensor in compared:
         expected = weights[tensor.name.replace(".weight", ".default.weight")].grad.numpy()
-        error = np.abs(tensor.turned(ours[tensor.path][tensor.index]) - expected).max() / np.abs(expected).max()
+        error = np.abs(tensor.to_theirs(ours[tensor.path][tensor.index]) - expected).max() / np.abs(expected).max()
         assert error < 1e-4, (tensor.name, error)
 
 

@@ -5,20 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_llama import FEATURES, LORA, SENTENCES
 
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
-from viavsp_jax.state import make_model
 
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def model(llm) -> ViAVSP:
-    made = make_model(jax.random.key(0), ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))
+    made = ViAVSP(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32), nnx.Rngs(params=0))
     for projection in (made.llm.layers.q, made.llm.layers.k, made.llm.layers.v):
         projection.lora.b[...] = jax.random.normal(jax.random.key(1), projection.lora.b.shape)
     return made

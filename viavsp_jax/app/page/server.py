@@ -46,12 +46,7 @@ _FONTS = ["system-ui", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"]
 
 
 def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
-    """The page, for `serve`.
-
-    Args:
-      transcriber: the model.
-      max_minutes: longer recordings are refused.
-    """
+    """The page, for `serve`; recordings of more than `max_minutes` are refused."""
     with gr.Blocks(title=_TITLE, analytics_enabled=False) as blocks:
         gr.HTML(f"<h1>{_TITLE}</h1><p lang='vi'>Nhận dạng tiếng Việt từ khẩu hình và tiếng nói</p>", elem_id="title")
         with gr.Row():
@@ -103,12 +98,9 @@ def build(transcriber: Transcriber, max_minutes: float = 10.0) -> gr.Blocks:
 
 
 def serve(blocks: gr.Blocks, host: str, port: int, own: pathlib.Path) -> None:
-    """Shows the page until the process is interrupted.
+    """Shows the page that `build` made until the process is interrupted.
 
-    Args:
-      blocks: of `build`.
-      host, port: where to listen.
-      own: folder for temporary files; what visitors send and get lies in it, in the folder that Gradio uses.
+    What visitors send and get lies in the folder `own`, for temporary files, in the folder that Gradio uses.
 
     Raises InputError if the page cannot be had at that host and port.
     """

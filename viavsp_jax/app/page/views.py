@@ -14,6 +14,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from viavsp_jax.app.inputs import USED
 from viavsp_jax.app.transcriber import Segment, Transcript
 from viavsp_jax.data.features import FRAME_RATE, SAMPLES_PER_FRAME
 
@@ -21,7 +22,6 @@ _FOLDER = pathlib.Path(__file__).parent
 _THUMBNAIL = 56  # pixels
 _THUMBNAIL_FRAMES = 5  # one stands for so many frames
 _PEAKS = 4  # points of the waveform for each frame
-_MODALITIES = {"av": "lips and sound", "audio": "sound alone", "video": "lips alone"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +43,15 @@ class _View:
 def render(transcript: Transcript, seconds: float) -> str:
     """A transcript as HTML: its text, how it came about, and for each segment what was merged and the alternatives.
 
-    Args:
-      transcript: of a Transcriber.
-      seconds: that it took.
+    `seconds` is how long it took.
     """
     template = _environment().get_template("transcript.html")
     length = transcript.num_frames / FRAME_RATE
     loud = None if transcript.samples is None else peaks(transcript.samples, transcript.num_frames)
     return template.render(
         text=transcript.text,
-        modality=_MODALITIES[transcript.modality],
+        used=[(seconds, USED[modality]) for modality, seconds in transcript.seconds.items()],
+        note=transcript.note,
         length=length,
         spent=seconds,
         factor=seconds / length,
@@ -78,7 +77,6 @@ def _environment() -> jinja2.Environment:
 
 def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> _View:
     words = segment.text.split()
-    length = segment.end - segment.first
     ends = np.cumsum(segment.run_lengths)
     crops = None if transcript.mouth is None else transcript.mouth.crops[segment.first : segment.end]
     return _View(
@@ -97,7 +95,7 @@ def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> 
             for run, end in zip(segment.run_lengths, ends, strict=True)
         ],
         ticks=_ticks(segment),
-        frames=length,
+        frames=segment.end - segment.first,
     )
 
 

@@ -60,18 +60,11 @@ def training_figures(curves: Mapping[str, Curve]) -> list[Markup]:
         ("Token accuracy", "%", ("train/accuracy", "valid/accuracy"), 100),
         ("Learning rate", "", ("train/learning_rate",), 1),
     )
-    return [
-        _figure(
-            f"{title} over the updates",
-            _draw_training,
-            title,
-            unit,
-            {x: curves[x] for x in names if x in curves},
-            factor,
-        )
-        for title, unit, names, factor in plots
-        if any(name in curves for name in names)
-    ]
+    found = []
+    for title, unit, names, factor in plots:
+        if shown := {name: curves[name] for name in names if name in curves}:
+            found.append(_figure(f"{title} over the updates", _draw_training, title, unit, shown, factor))
+    return found
 
 
 def _draw_training(axes: Axes, title: str, unit: str, curves: Mapping[str, Curve], factor: float) -> None:

@@ -9,25 +9,15 @@ network.
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
 from etils import epath
 from markupsafe import Markup
 
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.evaluation.report import analysis, figures
+from viavsp_jax.evaluation.report import analysis, figures, results
 from viavsp_jax.evaluation.report.events import Curve, read_curves
-from viavsp_jax.evaluation.report.results import (
-    ABOUT,
-    FILE,
-    About,
-    Report,
-    key_of,
-    not_a_report,
-    read_report,
-    search_of,
-)
+from viavsp_jax.evaluation.report.results import About, Report
 from viavsp_jax.evaluation.vietnamese import TONES
 from viavsp_jax.runtime.atomic import write_bytes
 
@@ -37,7 +27,7 @@ def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], chan
 
     `about` goes in front: checkpoint, split, search. `channels` is what `ids.read_channels` gives.
     """
-    keys = {name: key_of(name, about) for name in tables}
+    keys = {name: results.key_of(name, about) for name in tables}
     return {
         **about,
         **{keys[name]: analysis.score(rows) for name, rows in tables.items()},
@@ -49,7 +39,7 @@ def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], chan
 def write_report(workdir: epath.PathLike, report: Report) -> None:
     """Writes report.json and, with the curves of the training there, report.html to the work folder."""
     workdir = epath.Path(workdir)
-    write_bytes(workdir / FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(workdir / results.FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     write_bytes(workdir / "report.html", render(report, read_curves(workdir / "tensorboard")).encode())
 
 
@@ -58,11 +48,11 @@ def read_whole_report(workdir: epath.PathLike) -> Report | None:
 
     Raises InputError if something of it is damaged, which would only be met when new results are there to be written.
     """
-    if report := read_report(workdir):
+    if report := results.read_report(workdir):
         try:
             render(report, {})
         except Exception as error:  # what a template raises for other things than it expects is of every kind
-            raise not_a_report(workdir, error) from error
+            raise results.not_a_report(workdir, error) from error
     return report
 
 
@@ -99,7 +89,7 @@ def render(report: Report, curves: Mapping[str, Curve]) -> str:
 def _of_last(key: str, report: Report) -> bool:
     """Whether results are of the checkpoint, split and search of the last evaluation: these may be compared."""
     about = report["evaluations"][key]
-    return all(about.get(name) == report.get(name) for name in about.keys() | set(ABOUT))
+    return all(about.get(name) == report.get(name) for name in about.keys() | set(results.ABOUT))
 
 
 def _made_with(about: About, report: Report) -> dict[str, str]:
@@ -107,23 +97,18 @@ def _made_with(about: About, report: Report) -> dict[str, str]:
     update = str(about["checkpoint"])
     if about["checkpoint"] == report["checkpoint"] and about.get("weights") != report.get("weights"):
         update += " of another training"
-    return {"checkpoint": update, "split": about["split"], "search": search_of(about)}
-
-
-def _known(report: Report) -> dict[str, dict[str, Any]]:
-    """The condition of the shard folders whose names tell it, and whose clips are recognised, in the last evaluation.
-
-    Or in earlier ones that were made with the same.
-    """
-    conditions = {key: part["condition"] for key, part in report["analysis"].items() if _of_last(key, report)}
-    return {key: known for key, known in conditions.items() if known and "wer" in report[key]}
+    return {"checkpoint": update, "split": about["split"], "search": results.search_of(about)}
 
 
 def _conditions(report: Report) -> dict[tuple[str | None, float | None], dict[str, str]]:
-    """Name of the shard folder by (noise, SNR), then by modality; clean first, then by noise from high SNR to low."""
+    """Name of the shard folder by (noise, SNR), then by modality; clean first, then by noise from high SNR to low.
+
+    Of those whose names tell it and whose clips are recognised, in the last evaluation or in others made with the same.
+    """
     found: dict[tuple[str | None, float | None], dict[str, str]] = {}
-    for name, known in _known(report).items():
-        found.setdefault((known["noise"], known["snr_db"]), {})[known["modality"]] = name
+    for name, part in report["analysis"].items():
+        if (known := part["condition"]) and _of_last(name, report) and "wer" in report[name]:
+            found.setdefault((known["noise"], known["snr_db"]), {})[known["modality"]] = name
     return dict(sorted(found.items(), key=lambda item: (item[0][0] or "", -(item[0][1] or 0.0))))
 
 

@@ -32,8 +32,10 @@ class AVHubertConfig:
     conv_pos_groups: int = 16
 
     def __post_init__(self) -> None:
-        # JSON has no tuples.
-        object.__setattr__(self, "resnet_channels", _as_tuple(self.resnet_channels))
+        channels = self.resnet_channels
+        if not isinstance(channels, list | tuple):
+            raise ValueError(f"AV-HuBERT config: resnet_channels must be a list of integers, not {channels!r}")
+        object.__setattr__(self, "resnet_channels", tuple(channels))  # JSON has no tuples
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.type is int}
         sizes |= {f"resnet_channels[{i}]": size for i, size in enumerate(self.resnet_channels)}
         for name, size in sizes.items():
@@ -88,9 +90,3 @@ class EncoderTraining:
 
 
 PLAIN_TRAINING = EncoderTraining()
-
-
-def _as_tuple(value: object) -> tuple:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"AV-HuBERT config: resnet_channels must be a list of integers, not {value!r}")
-    return tuple(value)

@@ -8,9 +8,7 @@ import functools
 import itertools
 import json
 import multiprocessing
-import os
 import random
-import wave
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +19,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from viavsp_jax.data import wav
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from viavsp_jax.prepare.demo.face import SIZE, Face, render
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 from viavsp_jax.prepare.demo.speech import SILENCE, Phoneme, Speaker, synthesize
 from viavsp_jax.prepare.demo.visemes import VISEMES
+from viavsp_jax.prepare.parquet import write_parquet
 from viavsp_jax.prepare.workers import deaf_to_ctrl_c
+from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
 CLIPS_PER_SHARD = 500
@@ -36,7 +37,8 @@ PHONEMES: tuple[str, ...] = (SILENCE, *sorted(set(VISEMES) - {SILENCE}))
 """Names of the frame labels; index 0 is silence."""
 
 _VOICES = ("vi", "vi-vn-x-central", "vi-vn-x-south")
-# Variants are disjoint: a speaker of another split differs in timbre, not only in pitch and speed.
+# Variants are disjoint: a speaker of another split differs in timbre, not only in pitch and speed. In this order
+# speakers are numbered.
 _VARIANTS = {
     "train": ("m1", "m2", "m3", "m6", "m7", "f1", "f2", "f4"),
     "valid": ("m5", "f5"),
@@ -45,37 +47,31 @@ _VARIANTS = {
 }
 
 
-def _cast(split: str, first_number: int) -> tuple[Speaker, ...]:
-    speakers = []
-    pairs = itertools.product(_VOICES, _VARIANTS[split])
-    for number, (voice, variant) in enumerate(pairs, start=first_number):
-        speaker_id = f"spk{number:02d}"
-        rng = random.Random(speaker_id)
-        speakers.append(
-            Speaker(
-                id=speaker_id,
-                voice=voice,
-                variant=variant,
-                pitch=rng.randint(35, 65),
-                pitch_range=rng.randint(40, 70),
-                rate=rng.randint(160, 205),
-                loudness=rng.uniform(-30, -22),
-            )
-        )
-    return tuple(speakers)
+def _speaker(number: int, voice: str, variant: str) -> Speaker:
+    speaker_id = f"spk{number:02d}"
+    rng = random.Random(speaker_id)
+    return Speaker(
+        id=speaker_id,
+        voice=voice,
+        variant=variant,
+        pitch=rng.randint(35, 65),
+        pitch_range=rng.randint(40, 70),
+        rate=rng.randint(160, 205),
+        loudness=rng.uniform(-30, -22),
+    )
 
 
-def _all_casts() -> dict[str, tuple[Speaker, ...]]:
-    casts, count = {}, 0
-    for split in ("train", "valid", "test", "pretrain"):
-        casts[split] = _cast(split, count)
-        count += len(casts[split])
+def _casts() -> dict[str, tuple[Speaker, ...]]:
+    casts, numbers = {}, itertools.count()
+    for split, variants in _VARIANTS.items():
+        pairs = itertools.product(_VOICES, variants)
+        casts[split] = tuple(_speaker(next(numbers), voice, variant) for voice, variant in pairs)
     # Pre-training hears the training speakers too, and never those of validation and test.
     casts["pretrain"] = casts["train"] + casts["pretrain"]
     return casts
 
 
-SPEAKERS: dict[str, tuple[Speaker, ...]] = _all_casts()
+SPEAKERS: dict[str, tuple[Speaker, ...]] = _casts()
 """Split -> its speakers. Validation and test share none with any other split."""
 
 
@@ -132,22 +128,14 @@ def frame_labels(phonemes: tuple[Phoneme, ...], num_frames: int) -> tuple[np.nda
     return names[at], tones[at]
 
 
-@functools.cache
-def _face_of(speaker_id: str) -> Face:
-    return Face.random(zlib.crc32(speaker_id.encode()))
-
-
 def render_clip(clip: Clip) -> RenderedClip:
     """Speaks and draws one clip. Raises InputError as `synthesize` and `render` do."""
     speech = synthesize(clip.transcript, clip.speaker)
     num_frames = len(speech.samples) // SAMPLES_PER_FRAME
-    frames = render(speech.phonemes, num_frames, _face_of(clip.speaker.id), np.random.default_rng(clip.seed))
+    face = Face.random(zlib.crc32(clip.speaker.id.encode()))
+    frames = render(speech.phonemes, num_frames, face, np.random.default_rng(clip.seed))
     labels, tones = frame_labels(speech.phonemes, num_frames)
     return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, clip.speaker.id)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
 
 
 def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
@@ -157,7 +145,7 @@ def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
         return
     # Spawned, not forked: the caller may hold threads of JAX or PyTorch.
     with deaf_to_ctrl_c():
-        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
+        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,))
     with pool:
         yield from pool.imap(function, clips, chunksize=4)
 
@@ -181,18 +169,10 @@ def _write_video(path: Path, frames: np.ndarray) -> None:
     writer.release()
 
 
-def _write_audio(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(samples.astype("<i2").tobytes())
-
-
 def _write_clip(clip: Clip, output: Path) -> None:
     rendered = render_clip(clip)
     video, audio = _media_paths(output, clip)
-    jobs = ((video, _write_video, rendered.frames), (audio, _write_audio, rendered.samples))
+    jobs = ((video, _write_video, rendered.frames), (audio, wav.write_speech, rendered.samples))
     for path, write, content in jobs:
         # OpenCV chooses the container by the suffix, so the unfinished file keeps it. What a run that was stopped left
         # of one is replaced.
@@ -201,13 +181,8 @@ def _write_clip(clip: Clip, output: Path) -> None:
         unfinished.replace(path)
 
 
-def _num_samples(path: Path) -> int:
-    with wave.open(str(path), "rb") as file:
-        return file.getnframes()
-
-
 def _write_metadata(output: Path, clips: list[Clip]) -> None:
-    num_samples = [_num_samples(_media_paths(output, clip)[1]) for clip in clips]
+    num_samples = [wav.read_layout(_media_paths(output, clip)[1]).size // 2 for clip in clips]
     table = pd.DataFrame(
         {
             "id": [clip.id for clip in clips],
@@ -221,24 +196,15 @@ def _write_metadata(output: Path, clips: list[Clip]) -> None:
         }
     )
     mapping = [{"id": c.id, "shard": c.shard, "split": c.split, "channel": c.speaker.id, "topic": TOPIC} for c in clips]
-    (output / ".mapping.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (output / ".mapping.json").replace(output / "mapping.json")
-    table.to_parquet(output / ".metadata.parquet", index=False)
-    (output / ".metadata.parquet").replace(output / "metadata.parquet")
+    write_bytes(output / "mapping.json", (json.dumps(mapping, ensure_ascii=False, indent=1) + "\n").encode())
+    write_parquet(output / "metadata.parquet", table)
 
 
-def write_corpus(
-    output: str | Path,
-    num_train: int = 1500,
-    num_valid: int = 100,
-    num_test: int = 100,
-    seed: int = 0,
-    workers: int | None = None,
-) -> None:
+def write_corpus(output: str | Path, num_train: int, num_valid: int, num_test: int, *, seed: int, workers: int) -> None:
     """Writes visual/, audio/, mapping.json and, last of all, metadata.parquet under `output`.
 
-    `workers` defaults to the number of processors. A finished corpus is left as it is, an unfinished one is
-    completed. Raises InputError if `output` holds a corpus made with other counts or another seed.
+    A finished corpus is left as it is, an unfinished one is completed. Raises InputError if `output` holds a corpus
+    made with other counts or another seed.
     """
     output = Path(output)
     clips: list[Clip] = []
@@ -261,6 +227,6 @@ def write_corpus(
     missing = [clip for clip in clips if not all(path.exists() for path in _media_paths(output, clip))]
     write = functools.partial(_write_clip, output=output)
     with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="demo corpus") as bar:
-        for _ in _map_clips(write, missing, workers or os.cpu_count() or 1):
+        for _ in _map_clips(write, missing, workers):
             bar.update()
     _write_metadata(output, clips)

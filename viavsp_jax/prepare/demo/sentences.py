@@ -117,15 +117,3 @@ def sample_sentences(seed: int, count: int, split: str) -> list[str]:
         if MIN_SYLLABLES <= len(sentence.split()) <= MAX_SYLLABLES and split_of(sentence) == split:
             found[sentence] = None
     return list(found)
-
-
-def _all_syllables() -> tuple[str, ...]:
-    phrases = [phrase for times, aspects in _TENSES.values() for phrase in times + aspects]
-    phrases += [*_SUBJECTS, *_NUMBERS, *_COMPANY, *_PLACES]
-    for verb, objects in _VERBS:
-        phrases.append(verb)
-        phrases += [word for item in objects for word in (item.classifier, item.noun, *item.adjectives)]
-    return tuple(sorted(set(unicodedata.normalize("NFC", " ".join(phrases)).split())))
-
-
-SYLLABLES = _all_syllables()

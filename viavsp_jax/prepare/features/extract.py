@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from viavsp_jax.data.edges import Edges
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.reading import Media, Noise, Reader
 from viavsp_jax.prepare.manifest import Clip
@@ -92,6 +93,10 @@ class Encoded:
     final: np.ndarray
 
 
+# Index of the clip, and its media with {modality: outputs} or, if it cannot be read, the reason.
+EncodedClip = tuple[int, tuple[Media, dict[str, Encoded]] | str]
+
+
 def encode_clips(
     encoder: Encoder,
     clips: Sequence[Clip],
@@ -100,15 +105,12 @@ def encode_clips(
     batch_size: int,
     reader: Reader,
     noise: Noise | None = None,
-) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
-    """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed.
-
-    Yields:
-      (index into clips, (its media, {modality: outputs})) or, for a clip that cannot be read, (index, the reason).
-    """
+    edges: Edges | None = None,
+) -> Iterator[EncodedClip]:
+    """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed."""
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    read = reader.read(([clips[index] for index in batch] for batch in batches), noise)
+    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, edges)
     before = None
     for batch, items in zip(batches, read, strict=True):
         # A clip that cannot be read keeps its place, as zeros, so that the others are computed in the same
@@ -127,7 +129,7 @@ def encode_clips(
 
 def _each_clip(
     encoder: Encoder, batch: Sequence[int], items: Sequence[Media | str], outputs: dict[str, tuple[Any, Any]]
-) -> Iterator[tuple[int, tuple[Media, dict[str, Encoded]] | str]]:
+) -> Iterator[EncodedClip]:
     arrays = {name: [encoder.to_host(array) for array in both] for name, both in outputs.items()}
     for row, (index, item) in enumerate(zip(batch, items, strict=True)):
         if isinstance(item, str):

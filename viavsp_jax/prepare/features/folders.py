@@ -19,9 +19,10 @@ from viavsp_jax.prepare.features.extract import Encoded
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.lines import read_lines, write_lines
 from viavsp_jax.prepare.manifest import Clip
-from viavsp_jax.prepare.skipped import FILE as SKIPPED_FILE
-from viavsp_jax.prepare.skipped import write_skipped
+from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
+
+CLIPS_PER_SHARD = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,21 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.split} {self.index + 1}/{self.num_shards}"
+
+
+def cut_into_shards(split: str, num_clips: int, num_shards: int | None) -> list[Shard]:
+    """Cuts a split into shards of neighbouring clips, as equal as can be."""
+    num_shards = min(num_shards or -(-num_clips // CLIPS_PER_SHARD), num_clips)
+    ends = [index * num_clips // num_shards for index in range(num_shards + 1)]
+    return [Shard(split, i, num_shards, range(ends[i], ends[i + 1])) for i in range(num_shards)]
+
+
+def chosen_shards(shards: dict[str, list[Shard]], index: int | None) -> list[Shard]:
+    """All of them, or those with an index. Raises InputError if no split has so many."""
+    most = max(map(len, shards.values()))
+    if index is not None and not 0 <= index < most:
+        raise InputError(f"--shard_index is {index}, expected 0 to {most - 1}.")
+    return [shard for group in shards.values() for shard in group if index in (None, shard.index)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +120,12 @@ class Folder:
 
     def _write_skipped(self) -> None:
         """Writes skipped.jsonl (split, id, reason) from the notes of all shards that are there."""
-        skipped = []
-        for path in sorted((self.path / "notes").glob("*.jsonl")):
-            split = path.name.rsplit("-", 3)[0]
-            for note in _read_notes(path):
-                if "reason" in note:
-                    skipped.append({"split": split, "id": note["id"], "reason": note["reason"]})
+        skipped = [
+            {"split": path.name.rsplit("-", 3)[0], "id": note["id"], "reason": note["reason"]}
+            for path in sorted((self.path / "notes").glob("*.jsonl"))
+            for note in _read_notes(path)
+            if "reason" in note
+        ]
         write_skipped(self.path, skipped)
 
 

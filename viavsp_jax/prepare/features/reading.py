@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from viavsp_jax.data import media, noise
+from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
 from viavsp_jax.prepare.manifest import MAX_FRAMES, Clip, lengths_differ
 from viavsp_jax.prepare.workers import WorkerDied, Workers
@@ -71,7 +72,7 @@ class Noise:
         """
         rng = noise.rng_for(clip.id, self.seed)
         if isinstance(self.source, noise.Recordings):
-            added = self.source.draw(rng, len(samples))
+            added = noise.draw_part(self.source, len(samples), rng, self.source.folder)
         else:
             added = noise.babble_of(self.source, clip.id, len(samples), rng)
         return noise.mix(samples, added, self.snr_db)
@@ -84,8 +85,10 @@ class Noise:
         return dataclasses.replace(self, source=self.source.some({index for indices in drawn for index in indices}))
 
 
-def read_media(clip: Clip, added: Noise | None) -> Media:
-    """Reads and decodes one clip. Raises InputError if its video or audio cannot be read, or is of another length."""
+def read_media(clip: Clip, added: Noise | None, edges: Edges | None = None) -> Media:
+    """Reads and decodes one clip; its ends are moved, then noise is added.
+
+    Raises InputError if its video or audio cannot be read, or is of another length."""
     frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
     if abs(len(frames) - clip.num_frames) > _MISCOUNTED or len(frames) > MAX_FRAMES:
         raise InputError(
@@ -95,16 +98,18 @@ def read_media(clip: Clip, added: Noise | None) -> Media:
     if lengths_differ(len(frames), len(samples)):
         heard, seen = len(samples) / SAMPLE_RATE, len(frames) / FRAME_RATE
         raise InputError(f"{clip.audio}: lasts {heard:.2f} s, expected {seen:.2f} s as video.")
+    if edges is not None:
+        frames, samples = edges.move(clip.id, frames, samples)
     if added is not None:
         samples = added.add(clip, samples)
     return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
 
 
-def _read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]:
+def _read_batch(clips: Sequence[Clip], added: Noise | None, edges: Edges | None) -> list[Media | str]:
     found = []
     for clip in clips:
         try:
-            found.append(read_media(clip, added))
+            found.append(read_media(clip, added, edges))
         except InputError as error:
             found.append(str(error))
         except MemoryError:
@@ -114,7 +119,7 @@ def _read_batch(clips: Sequence[Clip], added: Noise | None) -> list[Media | str]
     return found
 
 
-class Reader:
+class Reader(Workers):
     """Worker processes that read clips, as a context; without workers this process reads them itself.
 
     A clip at which a worker dies, or which takes minutes, is tried once more, alone, before it is given up. Without
@@ -122,40 +127,33 @@ class Reader:
     """
 
     def __init__(self, workers: int):
-        self._count = workers
+        super().__init__(workers, _PATIENCE)
 
-    def __enter__(self) -> "Reader":
-        if self._count:
-            self._workers = Workers(self._count, _PATIENCE).__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._count:
-            self._workers.__exit__(*error)
-
-    def read(self, batches: Iterable[Sequence[Clip]], added: Noise | None) -> Iterator[list[Media | str]]:
+    def read(
+        self, batches: Iterable[Sequence[Clip]], added: Noise | None, edges: Edges | None = None
+    ) -> Iterator[list[Media | str]]:
         """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
         if not self._count:
             for batch in batches:
-                yield _read_batch(batch, added)
+                yield _read_batch(batch, added, edges)
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self._workers.submit(self._read, batch, added and added.for_clips(batch)))
+            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), edges))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, batch: Sequence[Clip], added: Noise | None) -> list[Media | str]:
+    def _read(self, batch: Sequence[Clip], added: Noise | None, edges: Edges | None) -> list[Media | str]:
         try:
-            return self._workers.do(_read_batch, batch, added)
+            return self.do(_read_batch, batch, added, edges)
         except WorkerDied:
-            return [self._read_alone(clip, added) for clip in batch]
+            return [self._read_alone(clip, added, edges) for clip in batch]
 
-    def _read_alone(self, clip: Clip, added: Noise | None) -> Media | str:
+    def _read_alone(self, clip: Clip, added: Noise | None, edges: Edges | None) -> Media | str:
         try:
-            (found,) = self._workers.do(_read_batch, [clip], added)
+            (found,) = self.do(_read_batch, [clip], added, edges)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "

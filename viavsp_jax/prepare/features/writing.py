@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from viavsp_jax.data import records
+from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.folders import Folder, Shard, missing
-from viavsp_jax.prepare.features.reading import Media, Noise, Reader
+from viavsp_jax.prepare.features.reading import Noise, Reader
 from viavsp_jax.prepare.kmeans import assign, run_lengths
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.manifest import Clip
@@ -22,11 +23,12 @@ from viavsp_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A shard to write, its clips, and what is mixed into their audio."""
+    """A shard to write, its clips, what is mixed into their audio, and how their ends are moved."""
 
     shard: Shard
     clips: Sequence[Clip]
     noise: Noise | None
+    edges: Edges | None
 
 
 class Writer:
@@ -45,24 +47,20 @@ class Writer:
 
     def write(self, task: Task, reader: Reader, show_progress: bool = False) -> None:
         """Writes the shard in those folders where it is missing. Raises InputError if none of its clips is readable."""
-        todo, shard = missing(self._folders, task.shard), task.shard
+        todo = missing(self._folders, task.shard)
         if not todo:
             return
         needed = {modality for folder in todo for modality in folder.modalities}
         modalities = [modality for modality in MODALITIES if modality in needed]
         outputs = extract.encode_clips(
-            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise
+            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise, task.edges
         )
-        with tqdm(outputs, desc=str(shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
-            _write_shard(todo, shard, task.clips, self._centers, bar)
+        with tqdm(outputs, desc=str(task.shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
+            _write_shard(todo, task, self._centers, bar)
 
 
 def _write_shard(
-    folders: Sequence[Folder],
-    shard: Shard,
-    clips: Sequence[Clip],
-    centers: np.ndarray,
-    outputs: Iterable[tuple[int, tuple[Media, dict[str, extract.Encoded]] | str]],
+    folders: Sequence[Folder], task: Task, centers: np.ndarray, outputs: Iterable[extract.EncodedClip]
 ) -> None:
     """Writes one shard in each folder, and before it gets its name its notes.
 
@@ -70,6 +68,7 @@ def _write_shard(
 
     Raises InputError if none of the clips could be read; then there is no shard.
     """
+    shard, clips = task.shard, task.clips
     notes = [[{} for _ in clips] for _ in folders]
     with contextlib.ExitStack() as stack:
         writers = [

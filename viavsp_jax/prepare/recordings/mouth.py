@@ -66,8 +66,15 @@ def load_mean_face(path: epath.PathLike) -> np.ndarray:
     return points.astype(np.float64)
 
 
+class NoFace(InputError):
+    """There is no face in a recording, or in too little of it."""
+
+
 def mouth_crops(
-    recording: Recording, mean_face: np.ndarray | None = None, progress: Callable[[float], None] | None = None
+    recording: Recording,
+    mean_face: np.ndarray | None = None,
+    progress: Callable[[float], None] | None = None,
+    least_found: float = LEAST_FOUND,
 ) -> MouthTrack:
     """Finds the speaking face in a recording and cuts its mouth out. A video of 96x96 is a mouth crop already.
 
@@ -76,8 +83,10 @@ def mouth_crops(
     Args:
       mean_face: floating [68, 2], as `load_mean_face` gives it (default: our own).
       progress: called for each second of pictures with the share of the work that is done.
+      least_found: share of the pictures in which a face has to be seen; 0 for any, `found` then tells where it is.
 
-    Raises InputError if there are no pictures, no face in most of them, or dlib is not installed.
+    Raises NoFace if there is no face in any or in too few of the pictures, InputError if there are no pictures or dlib
+    is not installed.
     """
     if recording.size is None:
         raise InputError(f"{recording.path}: has sound only, so there is no mouth in it, expected a video.")
@@ -86,7 +95,7 @@ def mouth_crops(
         frames = _watched(recording, progress, 0.0, 1.0, shown)
         crops = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames])
         return given_crops(crops, np.array(shown))
-    speaker = _find_speaker(recording, progress)
+    speaker = _find_speaker(recording, progress, least_found)
     transforms = align(speaker.landmarks, speaker.starts, mean_face)
     centers = np.rint(apply(transforms, speaker.landmarks[:, MOUTH].mean(1)))
     crops = np.empty((len(centers), FRAME_SIZE, FRAME_SIZE), np.uint8)
@@ -107,17 +116,19 @@ def given_crops(crops: np.ndarray, shown: np.ndarray | None = None) -> MouthTrac
     return MouthTrack(crops, everywhere, np.tile(whole, (len(crops), 1)), everywhere if shown is None else shown)
 
 
-def _find_speaker(recording: Recording, progress: Callable[[float], None] | None) -> Speaker:
+def _find_speaker(
+    recording: Recording, progress: Callable[[float], None] | None, least_found: float = LEAST_FOUND
+) -> Speaker:
     found = FaceFinder().faces(_watched(recording, progress, 0.0, _FINDING, []))
     tracks, shots, num_frames = follow(found)
     loud = None if recording.samples is None else loudness(recording.samples, num_frames)
     chosen = choose(tracks, loud)
     share = sum(len(track.indices) for track in chosen) / max(1, num_frames)
-    if share < LEAST_FOUND:
+    if not chosen or share < least_found:
         seen = f"a face is seen in only {100 * share:.0f} % of its pictures" if chosen else "no face is seen in it"
-        raise InputError(
+        raise NoFace(
             f"{recording.path}: {seen}, expected one that looks towards the camera in at least "
-            f"{100 * LEAST_FOUND:.0f} %; without it, use the sound alone (modality audio)."
+            f"{100 * least_found:.0f} %; without it, use the sound alone (modality audio)."
         )
     return fill(chosen, shots, num_frames)
 

@@ -3,25 +3,24 @@
 import dataclasses
 import hashlib
 import json
-import wave
 
 import av
-import cv2
 import numpy as np
 from av.video.reformatter import ColorRange
 from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
+from viavsp_jax.data.wav import write_speech
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.recordings.faces import require_packages
 from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings.recording import Recording, read_recording
 from viavsp_jax.prepare.recordings.sound import SILENCE, levels
+from viavsp_jax.prepare.recordings.voice import moves
 from viavsp_jax.prepare.workers import sign_of_life
 from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError
 
-_STILL = 0.2  # mean difference of successive crops, in grey levels; 0.04 in a coded still, 1.2 and more in speech
 _SPEECH = 0.1  # share of the level of loud speech from which on sound is taken for speech
 _MOST_UNSEEN = 0.2  # seconds of speech without pictures; tracks never end at quite the same time
 # 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
@@ -83,9 +82,8 @@ class ClipMaker:
         crops, found = self._mouth(recording)
         with atomic_write(visual) as path:
             write_video(path, crops)
-        with atomic_write(audio) as path, wave.open(path, "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
-            file.writeframes(recording.samples.astype("<i2").tobytes())
+        with atomic_write(audio) as path:
+            write_speech(path, recording.samples)
         return {"frames": len(crops), "samples": len(recording.samples), "found": found}
 
     def _mouth(self, recording: Recording) -> tuple[np.ndarray, float]:
@@ -103,7 +101,7 @@ class ClipMaker:
 def _check_mouth_is_shown(recording: Recording, track: MouthTrack) -> None:
     """Raises InputError if there is speech while no picture, or one that stands still, is shown."""
     loud = levels(recording.samples)
-    seen = (track.shown & moves(track.crops))[: len(loud)]
+    seen = (track.shown & moves(track.crops, FRAME_RATE))[: len(loud)]
     seen = np.pad(seen, (0, len(loud) - len(seen)))
     unseen = (~seen & (loud >= max(SILENCE, _SPEECH * np.percentile(loud, 95)))).sum() / FRAME_RATE
     if unseen > _MOST_UNSEEN:
@@ -111,17 +109,6 @@ def _check_mouth_is_shown(recording: Recording, track: MouthTrack) -> None:
             f"{recording.path}: for {unseen:.1f} s there is sound as loud as speech, but no picture or one that stands "
             "still, expected a video of all that is said."
         )
-
-
-def moves(crops: np.ndarray) -> np.ndarray:
-    """Where pictures do not stand still for a second or more: uint8[T, 96, 96] -> bool[T]."""
-    steps = [
-        cv2.norm(before, after, cv2.NORM_L1) / before.size for before, after in zip(crops, crops[1:], strict=False)
-    ]
-    if len(steps) < FRAME_RATE:
-        return np.ones(len(crops), bool)
-    still = np.convolve(steps, np.full(FRAME_RATE, 1 / FRAME_RATE), "valid") < _STILL
-    return np.convolve(still, np.ones(FRAME_RATE + 1)) == 0
 
 
 def _read_note(path: epath.Path) -> dict:

@@ -230,16 +230,16 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
 def _opened(path: epath.Path) -> Iterator[av.container.InputContainer]:
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a video or audio file.")
-    with contextlib.ExitStack() as closing:
-        file = closing.enter_context(path.open("rb"))  # not the name, which could be an address or a pattern
+    with path.open("rb") as file:  # not the name, which could be an address or a pattern
         try:
-            container = closing.enter_context(opened(file, _CONTAINERS, _MOST_PIXELS))
+            container = opened(file, _CONTAINERS, _MOST_PIXELS)
         except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
             reason = error.strerror or error
             raise InputError(
                 f"{path}: not a media file that can be read ({reason}), expected a video or audio file, as mp4 or wav."
             ) from error
-        yield container
+        with container:
+            yield container
 
 
 def _read_first_picture(recording: Recording, videos: Sequence[int]) -> fractions.Fraction:

