@@ -35,8 +35,8 @@ class Painter:
         self._transcript = transcript
         self._texts = {}  # of each of 25 frames a second
         for segment in transcript.segments:
-            first, end = (round(time * FRAME_RATE) for time in segment.times)
-            self._texts |= dict.fromkeys(range(first, end), segment.text)
+            numbers = range(*(round(time * FRAME_RATE) for time in segment.times))
+            self._texts |= dict.fromkeys(numbers, segment.text)
         width, height = transcript.recording.size
         self._scale = min(1.0, _LONGEST_SIDE / max(width, height), math.sqrt(_MOST_PIXELS / (width * height)))
         if self._scale < 1:
