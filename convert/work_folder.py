@@ -21,6 +21,7 @@ from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.settings import completed
 from viavsp_jax.state import TrainState, abstract_model
@@ -73,6 +74,7 @@ def open_work_folder(
     """
     if not (epath.Path(workdir) / "checkpoints").exists():
         raise InputError(f"{workdir} holds no checkpoints: train first, or give another --workdir")
+    start_devices()
     checkpoints = Checkpoints(workdir)
     chosen = checkpoints.choose(step)
     config = checkpoints.restore_config(chosen)

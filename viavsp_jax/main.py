@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
         from viavsp_jax.evaluate import evaluate
         from viavsp_jax.runtime import distributed
         from viavsp_jax.runtime.atomic import check_utf_8, check_writable
+        from viavsp_jax.runtime.backends import start_devices
         from viavsp_jax.runtime.compilation_cache import keep_programs
         from viavsp_jax.train import train
 
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "describe":
             return describe(_WORKDIR.value, _OUTPUT.value)
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        start_devices()
         keep_programs(_WORKDIR.value)
         {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
 

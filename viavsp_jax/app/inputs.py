@@ -96,9 +96,11 @@ def read_source(
         try:
             mouth = _mouth(media if recording is None else recording, modality, mean_face, progress)
         except NoFace as error:
-            if modality is not None or samples is None:
+            if samples is None:
                 raise
-            note = f"{error} The sound alone is used."
+            if modality is not None:
+                raise InputError(f"{error}; the sound alone can be used (modality audio)") from None
+            note = f"{error}; the sound alone is used"
     heard = 0 if samples is None else -(-len(samples) // SAMPLES_PER_FRAME)
     frames, seen, num_frames = None, np.zeros(heard, bool), heard
     if mouth is not None:

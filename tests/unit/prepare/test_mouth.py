@@ -214,24 +214,25 @@ def test_the_face_that_moves_with_the_sound_is_chosen():
 
 
 def test_missed_faces_are_interpolated_and_cuts_are_not(speech):
-    """25 pictures of one person, hidden in 6 of them; 15 without anyone; 20 of another person."""
+    """45 pictures of one person, hidden in 6 and in 14 of them; 15 without anyone; 20 of another person."""
     whole, _, _ = speech
-    pictures = [frame.copy() for frame in first(SPEECH, 25)]
-    for picture in pictures[12:18]:
+    pictures = [frame.copy() for frame in first(SPEECH, 45)]
+    for picture in pictures[6:12] + pictures[22:36]:
         picture[:130, 150:260] = 100
     for path, count in ((CUT, 15), (PHONE, 20)):
         pictures += [cv2.resize(frame, (320, 240)) for frame in first(path, count)]
     speaker = speaking(pictures)
-    assert not speaker.found[12:18].any() and speaker.found[:12].all() and speaker.found[18:25].all()
-    assert not speaker.found[25:40].any() and speaker.found[40:].all()
-    assert speaker.starts == [0, 40]
-    expected = whole.landmarks[:25]
-    distances = np.linalg.norm(speaker.landmarks[:25] - expected, axis=2).mean(1)
-    assert (distances < 0.1 * np.linalg.norm(expected[:, 45] - expected[:, 36], axis=1)).all()
-    np.testing.assert_array_equal(speaker.landmarks[25:40], np.tile(speaker.landmarks[24], (15, 1, 1)))
+    # Missed for a moment, it is where it was.
+    assert speaker.found[:22].all() and not speaker.found[22:36].any() and speaker.found[36:45].all()
+    assert not speaker.found[45:60].any() and speaker.found[60:].all()
+    assert speaker.starts == [0, 60]
+    expected = whole.landmarks[:45]
+    distances = np.linalg.norm(speaker.landmarks[:45] - expected, axis=2).mean(1)
+    assert (distances < 0.2 * np.linalg.norm(expected[:, 45] - expected[:, 36], axis=1)).all()
+    np.testing.assert_array_equal(speaker.landmarks[45:60], np.tile(speaker.landmarks[44], (15, 1, 1)))
     # Nothing of the first face is in the transforms of the second.
     got = mouth.align(speaker.landmarks, speaker.starts)
-    np.testing.assert_allclose(got[40:], mouth.align(speaker.landmarks[40:]))
+    np.testing.assert_allclose(got[60:], mouth.align(speaker.landmarks[60:]))
 
 
 def test_a_mouth_video_is_taken_as_it_is(tmp_path):
@@ -247,15 +248,20 @@ def test_a_mouth_video_is_taken_as_it_is(tmp_path):
 
 def test_without_a_face_it_says_what_to_do(tmp_path):
     nobody = write_video(tmp_path / "nobody.mkv", first(CUT, 20))
-    with pytest.raises(InputError, match=r"nobody.mkv: no face is seen in it, .*modality audio"):
-        mouth.mouth_crops(read_recording(nobody))
+    for least in (0.5, 0):
+        message = r"nobody.mkv: no face is seen in it, .* 40 pixels high .* are 640x360\); .*modality audio"
+        with pytest.raises(InputError, match=message):
+            mouth.mouth_crops(read_recording(nobody), least_found=least)
     cartoon = write_video(tmp_path / "cartoon.mkv", first(CARTOON, 10))
     with pytest.raises(InputError, match=r"cartoon.mkv: .*modality audio"):
         mouth.mouth_crops(read_recording(cartoon))
     mostly = first(SPEECH, 20) + [np.zeros((240, 320, 3), np.uint8)] * 30
     path = write_video(tmp_path / "mostly.mkv", mostly)
-    with pytest.raises(InputError, match=r"mostly.mkv: a face is seen in only 40 % of its pictures"):
+    message = r"mostly.mkv: a face is seen in only 40 % of its pictures, .* in at least 50 % \(.* 320x240\)"
+    with pytest.raises(InputError, match=message):
         mouth.mouth_crops(read_recording(path))
+    track = mouth.mouth_crops(read_recording(path), least_found=0)
+    assert track.found.tolist() == [True] * 20 + [False] * 30 and len(track.crops) == len(track.boxes) == 50
     sound = write_wav(tmp_path / "sound.wav", RNG.integers(-99, 99, 999).astype(np.int16))
     with pytest.raises(InputError, match=r"sound.wav: has sound only"):
         mouth.mouth_crops(read_recording(sound))

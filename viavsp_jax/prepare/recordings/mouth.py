@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE
-from viavsp_jax.prepare.recordings.faces import FaceFinder
+from viavsp_jax.prepare.recordings.faces import FaceFinder, smallest_face
 from viavsp_jax.prepare.recordings.recording import Recording
 from viavsp_jax.prepare.recordings.tracks import Speaker, choose, fill, follow, loudness
 from viavsp_jax.runtime.errors import InputError
@@ -30,6 +30,7 @@ from viavsp_jax.runtime.errors import InputError
 STABLE_POINTS = [33, 36, 39, 42, 45]  # base of the nose, corners of the eyes
 MOUTH = slice(48, 68)
 LEAST_FOUND = 0.5  # share of the pictures in which a face has to be found
+_BRIEF = FRAME_RATE // 2  # pictures; what is taken for a face for a shorter time is seldom one
 _WINDOW = 12
 _EYE_DISTANCE = 90
 # Of dlib's mean face, in shares of its width.
@@ -43,7 +44,8 @@ class MouthTrack:
     """The mouth of the speaking face in each picture."""
 
     crops: np.ndarray  # uint8[T, 96, 96] grey
-    found: np.ndarray  # bool[T]: the face was seen; the others show where it is likely to be
+    # bool[T]: the face was seen, or missed for half a second at most; the others show where it is likely to be.
+    found: np.ndarray
     # float32[T, 4]: the crop in the recording's own picture, as x and y of its centre, the length of its sides, and its
     # angle in degrees: cv2.boxPoints(((x, y), (side, side), angle)) are its corners.
     boxes: np.ndarray
@@ -121,16 +123,19 @@ def _find_speaker(
 ) -> Speaker:
     found = FaceFinder().faces(_watched(recording, progress, 0.0, _FINDING, []))
     tracks, shots, num_frames = follow(found)
+    lasting = [track for track in tracks if len(track.indices) >= min(_BRIEF, num_frames / 2)]
     loud = None if recording.samples is None else loudness(recording.samples, num_frames)
-    chosen = choose(tracks, loud)
-    share = sum(len(track.indices) for track in chosen) / max(1, num_frames)
-    if not chosen or share < least_found:
-        seen = f"a face is seen in only {100 * share:.0f} % of its pictures" if chosen else "no face is seen in it"
+    speaker = fill(choose(lasting, loud), shots, num_frames) if lasting else None
+    share = 0.0 if speaker is None else float(speaker.found.mean())
+    if speaker is None or share < least_found:
+        seen = f"a face is seen in only {100 * share:.0f} % of its pictures" if lasting else "no face is seen in it"
+        wanted = f" in at least {100 * least_found:.0f} %" if lasting else ""
         raise NoFace(
-            f"{recording.path}: {seen}, expected one that looks towards the camera in at least "
-            f"{100 * least_found:.0f} %; without it, use the sound alone (modality audio)."
+            f"{recording.path}: {seen}, expected one that looks towards the camera and is at least "
+            f"{smallest_face(recording.size)} pixels high from brows to chin{wanted} (the pictures are "
+            f"{'x'.join(map(str, recording.size))})"
         )
-    return fill(chosen, shots, num_frames)
+    return speaker
 
 
 def _watched(
