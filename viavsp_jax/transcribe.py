@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -102,8 +103,10 @@ def check_files(files: list[Path], args: argparse.Namespace) -> None:
         check_writable(path)
 
 
-def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespace) -> Transcript:
-    """Transcribes one file and writes what is asked for."""
+def transcribe_file(
+    transcriber: Transcriber, file: Path, args: argparse.Namespace
+) -> tuple[Transcript, dict[str, Path]]:
+    """Transcribes one file and writes what is asked for and can be. Returns also which of `outputs` were written."""
     bar = tqdm(total=100, desc=file.name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
 
     def show(what: str, share: float) -> None:
@@ -117,11 +120,23 @@ def transcribe_file(transcriber: Transcriber, file: Path, args: argparse.Namespa
             vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
             progress=show,
         )  # fmt: skip
-        for form, path in outputs(file, args).items():
+        lacks = lacking(transcript, outputs(file, args))
+        written = {form: path for form, path in outputs(file, args).items() if form not in lacks}
+        for form, path in written.items():
             if form == "video":
                 show("writing the video", 0.99)
             write_output(transcript, form, path)
-    return transcript
+    if lacks:
+        why = "only its sound was used" if transcript.recording.size else "it is sound only"
+        print(f"note: {file}: {why}, so there is no {' and no '.join(lacks.values())}", file=sys.stderr)
+    return transcript, written
+
+
+def lacking(transcript: Transcript, forms: Iterable[str]) -> dict[str, str]:
+    """What the file lacks for some of `outputs`, by their names; there need be nothing wrong with it."""
+    there = {"video": transcript.recording.size, "sheet": transcript.mouth}
+    needed = {"video": "picture to write subtitles on (--video)", "sheet": "mouth to show (--mouths)"}
+    return {form: what for form, what in needed.items() if form in forms and there[form] is None}
 
 
 def write_output(transcript: Transcript, form: str, path: Path) -> None:
@@ -156,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     start, seconds, failed = time.monotonic(), 0.0, 0
     for file in files:
         try:
-            transcript = transcribe_file(transcriber, file, args)
+            transcript, written = transcribe_file(transcriber, file, args)
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -165,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         seconds += transcript.num_frames / FRAME_RATE
         print_transcript(transcript)
-        print("→ " + ", ".join(map(str, outputs(file, args).values())))
+        print("→ " + ", ".join(map(str, written.values())))
     spent = time.monotonic() - start
     if seconds:
         print(f"{seconds:.1f} s of recording in {spent:.1f} s: real-time factor {spent / seconds:.2f}")

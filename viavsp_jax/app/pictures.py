@@ -3,54 +3,135 @@
 Letters: H, W height and width of a picture, T video frames (25 a second).
 """
 
-import fractions
+import heapq
 import itertools
+import math
+import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
 
+from viavsp_jax.app.own_sound import add_sound
+from viavsp_jax.app.painter import Painter
 from viavsp_jax.app.transcriber import Transcript
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
+from viavsp_jax.prepare.recordings.recording import Track
 from viavsp_jax.runtime.atomic import atomic_write, write_bytes
 from viavsp_jax.runtime.errors import InputError
 
-_GREEN, _ORANGE, _WHITE, _BLACK = (120, 220, 60), (40, 140, 240), (255, 255, 255), (0, 0, 0)
 _SHEET = (8, 3)  # columns and rows
+# Nobody sees a difference. Pictures lie in the order they are shown (bf), so that the last one is known to be the last.
+_COPY = {"crf": "18", "preset": "veryfast", "bf": "0"}
+_FRAME = Fraction(1, FRAME_RATE)  # seconds
+_LOOSE_END = Fraction(1, 5)  # seconds by which sound may be longer, as most is by a bit, and nothing is held
+_LONG = Fraction(1, 2)  # seconds: a picture that stays longer is shown again where the text changes
 
 
 def write_video(transcript: Transcript, path: os.PathLike) -> None:
     """Writes a copy of the recording as mp4, with the text of each segment and a box around the mouth.
+
+    The pictures are the file's own, each at its own time, upright and with square pixels; larger ones than H.264 has
+    are made smaller. Where sound goes on, the last one stays. The sound is the file's own, too.
 
     The box is orange where the face was not seen and its place was guessed. Raises InputError without pictures.
     """
     recording = transcript.recording
     if recording is None or recording.size is None:
         raise InputError(f"{recording.path if recording else 'the arrays'}: has no pictures to write subtitles on")
-    _write_mp4(path, _subtitled(transcript), "bgr24", recording.samples)
+    # An open file, because FFmpeg takes names with a colon for addresses.
+    with (
+        recording.track("video") as track,
+        atomic_write(path) as temporary,
+        open(temporary, "wb") as file,
+        av.open(file, "w", format="mp4") as container,
+    ):
+        unit = _unit(track.stream.time_base)
+        pictures = _shown(transcript, track, unit)
+        first = next(pictures, None)
+        if first is None:
+            raise InputError(f"{recording.path}: no picture of its video could be decoded.")
+        painter = Painter(transcript, first[0])
+        video = container.add_stream("libx264", rate=track.stream.average_rate or FRAME_RATE, options=_COPY)
+        video.codec_context.time_base = unit
+        video.codec_context.flags |= Flags.frame_duration
+        painter.tag(video.codec_context, first[0])
+        packets = _encoded(itertools.chain([first], pictures), painter, video)
+        for _, packet in heapq.merge(packets, add_sound(container, recording), key=operator.itemgetter(0)):
+            container.mux(packet)
+
+
+def _encoded(
+    pictures: Iterator[tuple[av.VideoFrame, Fraction, Fraction]], painter: Painter, video: av.video.stream.VideoStream
+) -> Iterator[tuple[Fraction, av.Packet]]:
+    """The packets to write and when they are due."""
+    unit = video.codec_context.time_base
+    for frame, start, end in pictures:
+        picture = painter.painted(frame, start, end)
+        picture.pts, picture.duration, picture.time_base = int(start / unit), int((end - start) / unit), unit
+        yield from ((packet.dts * packet.time_base, packet) for packet in video.encode(picture))
+    yield from ((packet.dts * packet.time_base, packet) for packet in video.encode(None))
+
+
+def _unit(own: Fraction) -> Fraction:
+    """Seconds in which the copy counts: those of the file or a part of them, as text may change between pictures."""
+    return max(own / math.ceil(own * 1000), Fraction(1, 1_000_000))
+
+
+def _in_units(seconds: Fraction, unit: Fraction) -> Fraction:
+    return round(seconds / unit) * unit
+
+
+def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    """The pictures, and from when to when they are shown: seconds in whole units, without gaps."""
+    changes = [_in_units(Fraction(time), unit) for segment in transcript.segments for time in segment.times]
+    before, start, end, count = None, None, None, 0
+    for frame, time, until in track.frames:
+        time = _in_units(time, unit)
+        if before is None and time > _LONG:  # sound is far ahead
+            before, start = frame, Fraction(0)
+        if before is not None:
+            if time <= start:  # damaged: it comes too late to be shown
+                continue
+            yield from _held(before, start, time, changes)
+        before, start, end = frame, time, max(time + unit, _in_units(until, unit))
+        count += 1
+    if before is None:
+        return
+    samples = transcript.recording.samples
+    heard = 0 if samples is None else _in_units(Fraction(len(samples), SAMPLE_RATE), unit)
+    length = end - start
+    more = 0 if heard - end <= _LOOSE_END else (heard - end) // length
+    if more <= count:  # at its rate: a steady one stays steady
+        yield from ((before, start + index * length, start + (index + 1) * length) for index in range(1 + more))
+    else:  # once more at the end, for players that do not know how long a picture stays
+        yield from _held(before, start, heard, [*changes, heard - length])
+
+
+def _held(
+    frame: av.VideoFrame, start: Fraction, end: Fraction, changes: Sequence[Fraction]
+) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    again = {time for time in changes if start < time < end} if end - start > _LONG else ()
+    for one, following in itertools.pairwise([start, *sorted(again), end]):
+        yield frame, one, following
 
 
 def write_mouth(transcript: Transcript, path: os.PathLike) -> None:
     """Writes the crops and the sound as the model got them as mp4. Raises InputError if no video was used."""
     if transcript.mouth is None:
         raise InputError("no video was used, so there is no mouth to show")
-    _write_mp4(path, transcript.mouth.crops, "gray", transcript.samples)
-
-
-def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, samples: np.ndarray | None) -> None:
-    """Writes pictures of a PyAV pixel format, of even sides and 25 a second, and int16[n]: H.264 and AAC."""
-    pictures = iter(pictures)
-    first = next(pictures)
-    # An open file, because FFmpeg takes names with a colon for addresses.
+    samples, crops = transcript.samples, transcript.mouth.crops
     with atomic_write(path) as temporary, open(temporary, "wb") as file, av.open(file, "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "20", "preset": "veryfast"})
-        video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
+        video.height, video.width, video.pix_fmt = *crops.shape[1:], "yuv420p"
         audio = None if samples is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        for number, picture in enumerate(itertools.chain([first], pictures)):
-            frame = av.VideoFrame.from_ndarray(picture, format=form)
-            frame.pts, frame.time_base = number, fractions.Fraction(1, FRAME_RATE)
+        for number, crop in enumerate(crops):
+            frame = av.VideoFrame.from_ndarray(crop, format="gray")
+            frame.pts, frame.time_base = number, _FRAME
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
@@ -58,30 +139,6 @@ def _write_mp4(path: os.PathLike, pictures: Iterable[np.ndarray], form: str, sam
             frame.sample_rate, frame.pts = SAMPLE_RATE, 0
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
-
-
-def _subtitled(transcript: Transcript) -> Iterator[np.ndarray]:
-    """The pictures with text and box: uint8[H, W, 3], their sides made even, as H.264 wants them."""
-    font, mouth = cv2.FontFace("sans"), transcript.mouth
-    texts = {frame: segment.text for segment in transcript.segments for frame in range(segment.first, segment.end)}
-    for number, picture in enumerate(_held(transcript.recording.frames(), transcript.num_frames)):
-        height, width = picture.shape[:2]
-        picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        if mouth is not None and number < len(mouth.boxes):
-            _draw_box(picture, mouth.boxes[number], bool(mouth.found[number]))
-        if texts.get(number):
-            _draw_text(picture, texts[number], font)
-        yield picture
-
-
-def _held(pictures: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """At least `count` pictures: where sound goes on, the last one stays."""
-    shown, picture = 0, None
-    for picture in pictures:
-        yield picture
-        shown += 1
-    if picture is not None:
-        yield from itertools.repeat(picture, max(0, count - shown))
 
 
 def sheet(crops: np.ndarray) -> np.ndarray:
@@ -99,34 +156,3 @@ def write_sheet(transcript: Transcript, path: os.PathLike) -> None:
         name = transcript.recording.path if transcript.recording else "the arrays"
         raise InputError(f"{name}: no mouth was looked for, so there is no picture of it (--mouths)")
     write_bytes(path, cv2.imencode(".png", sheet(transcript.mouth.crops))[1].tobytes())
-
-
-def _draw_box(picture: np.ndarray, box: np.ndarray, seen: bool) -> None:
-    """`box` as in MouthTrack."""
-    x, y, side, angle = map(float, box)
-    corners = cv2.boxPoints(((x, y), (side, side), angle)).round().astype(np.int32)
-    cv2.polylines(picture, [corners], True, _GREEN if seen else _ORANGE, max(1, picture.shape[0] // 240), cv2.LINE_AA)
-
-
-def _draw_text(picture: np.ndarray, text: str, font: cv2.FontFace) -> None:
-    """Lines at the bottom, white with a dark edge."""
-    height, width = picture.shape[:2]
-    size, margin = max(11, height // 18), width // 20
-    for number, line in enumerate(reversed(_lines(text, font, size, width - 2 * margin, (width, height)))):
-        left, _, length, _ = cv2.getTextSize((width, height), line, (0, 0), font, size, 600)
-        at = ((width - length) // 2 - left, height - margin // 2 - round(1.35 * size * number) - size // 4)
-        for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1)):
-            cv2.putText(picture, line, (at[0] + dx, at[1] + dy), _BLACK, font, size, 600)
-        cv2.putText(picture, line, at, _WHITE, font, size, 600)
-
-
-def _lines(text: str, font: cv2.FontFace, size: int, width: int, picture: tuple[int, int]) -> list[str]:
-    """The text in lines that are no wider than asked, but for single words."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and cv2.getTextSize(picture, longer, (0, 0), font, size, 600)[2] <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -8,7 +8,6 @@ import pytest
 from etils import epath
 from real_videos import SPEECH, first, write_video
 
-from viavsp_jax.app.pictures import _held
 from viavsp_jax.app.recognizer import Hypothesis, Recognition
 from viavsp_jax.app.transcriber import Clip, Transcriber
 from viavsp_jax.prepare.recordings import mouth_clips
@@ -70,10 +69,6 @@ def test_a_few_frames_more_of_sound_change_nothing():
 def test_a_silent_track_leaves_lips(tmp_path):
     path = write_video(tmp_path / "a.mkv", CROPS[:50], samples=0 * VOICE[:32_000])
     assert read(path) == ([(0, 50, "video")], 50)
-
-
-def test_the_copy_with_subtitles_is_as_long_as_the_sound():
-    assert list(_held(iter("abc"), 5)) == ["a", "b", "c", "c", "c"] and list(_held(iter("abc"), 2)) == ["a", "b", "c"]
 
 
 @pytest.fixture

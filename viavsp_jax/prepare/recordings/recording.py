@@ -13,7 +13,6 @@ import operator
 from collections.abc import Iterator, Sequence
 
 import av
-import cv2
 import numpy as np
 from etils import epath
 
@@ -21,6 +20,7 @@ from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.prepare.recordings import sound
 from viavsp_jax.prepare.recordings.timeline import Timeline, find_timeline
+from viavsp_jax.prepare.recordings.upright import bordered, oblong, upright
 from viavsp_jax.runtime.errors import InputError
 
 # Containers that hold the media themselves and have timestamps. Not those that name other files (hls, concat, dash,
@@ -31,12 +31,21 @@ _CONTAINERS = (
 )
 _LONGEST_GAP = 3600  # seconds without a picture; timestamps that leap further are wrong
 _LONGEST_HOLD = 1  # seconds that a picture may be held beyond its time and still show what is done
-_MOST_OBLONG = 4  # width of a pixel by its height, or the other way round; more than that is a mistake
 _MOST_PIXELS = 8192 * 8192
 _THREADS = 2  # they decode faster than faces are found; more only hold more pictures in memory
 _HALF = fractions.Fraction(1, 2)
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """A track of an open file as it is. Times are seconds since the recording's start; one of the two can be read."""
+
+    stream: av.stream.Stream
+    frames: Iterator[tuple[av.VideoFrame | av.AudioFrame, fractions.Fraction, fractions.Fraction]]  # with start and end
+    packets: Iterator[tuple[av.Packet, fractions.Fraction | None]]  # with start, if the file says when
+    whole: bool  # neither damaged, as far as is known, nor joined of several, whose settings may differ
 
 
 @dataclasses.dataclass
@@ -52,6 +61,7 @@ class Recording:
     _oblong: fractions.Fraction = fractions.Fraction(1)  # width of a pixel by its height
     _rotation: int = 0  # quarter turns to the left that make a decoded picture upright
     _video: int = 0  # number of the track that the pictures are from
+    _sound: int | None = None  # and of the one that the samples are from, or would be if it was not silent
     _timeline: Timeline = Timeline()
     _reported: bool = False
 
@@ -82,17 +92,13 @@ class Recording:
 
     def _pictures(self) -> Iterator[tuple[np.ndarray, bool]]:
         count, shown, picture, end = 0, None, None, 0
-        with _opened(self.path) as container:
-            stream = container.streams[self._video]
-            for frame, time, _ in self._timed(container, stream):
-                time -= self._start
-                if time - max(end, 0) > _LONGEST_GAP:
-                    raise InputError(f"{self.path}: its pictures leap from {float(end):.0f} s to {float(time):.0f} s.")
+        with self.track("video") as track:
+            for frame, time, until in track.frames:
                 while (count + _HALF) / FRAME_RATE <= time:
                     picture = self._picture(shown or frame) if picture is None else picture
                     yield picture, shown is not None and (count + _HALF) / FRAME_RATE < end + _LONGEST_HOLD
                     count += 1
-                shown, picture, end = frame, None, time + _duration(frame, stream)
+                shown, picture, end = frame, None, until
             while shown is not None and (count == 0 or (count + _HALF) / FRAME_RATE < end):
                 picture = self._picture(shown) if picture is None else picture
                 yield picture, True
@@ -100,19 +106,51 @@ class Recording:
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
         """Upright. Where the file goes on with pictures of another shape, they are fitted in, with black around."""
-        width, height = self.size if self._rotation % 2 == 0 else self.size[::-1]
-        scale = min(width / (frame.width * self._oblong), height / frame.height)
-        inner = [round(frame.width * self._oblong * scale), round(frame.height * scale)]
-        left, top = max(0, width - inner[0]) // 2, max(0, height - inner[1]) // 2
-        try:
-            picture = frame.reformat(max(1, width - 2 * left), max(1, height - 2 * top), "bgr24").to_ndarray()
-        except (av.FFmpegError, ValueError) as error:
-            raise InputError(f"{self.path}: has a picture that cannot be converted ({error}).") from error
-        if left or top:
-            picture = cv2.copyMakeBorder(picture, top, top, left, left, cv2.BORDER_CONSTANT)
-        picture = np.rot90(picture, self._rotation)
+        (picture,) = self.upright(frame, self.size, format="bgr24")
+        picture = bordered(picture, self.size)
         picture.flags.writeable = False  # the same one may be given several times
         return picture
+
+    def upright(self, frame: av.VideoFrame, size: tuple[int, int], **wanted: object) -> list[np.ndarray]:
+        """As upright.upright, of a frame of the track of pictures. Raises InputError if it cannot be converted."""
+        try:
+            return upright(frame, size, self._oblong, self._rotation, **wanted)
+        except (av.FFmpegError, ValueError) as error:
+            raise InputError(f"{self.path}: has a picture that cannot be converted ({error}).") from error
+
+    @contextlib.contextmanager
+    def track(self, kind: str) -> Iterator[Track | None]:
+        """The track that the pictures (kind "video") or the samples ("audio") are from; None without one.
+
+        Its frames raise InputError if the timestamps of pictures leap, and if there is more than is allowed.
+        """
+        number = self._sound if kind == "audio" else self._video if self.size else None
+        if number is None:
+            yield None
+            return
+        with _opened(self.path) as container:
+            stream = container.streams[number]
+            whole = len(self._timeline.shifts) == 1 and not self._reported
+            yield Track(stream, self._own_frames(container, stream), self._own_packets(container, stream), whole)
+
+    def _own_packets(
+        self, container: av.container.InputContainer, stream: av.stream.Stream
+    ) -> Iterator[tuple[av.Packet, fractions.Fraction | None]]:
+        for _, packet in self._timeline.placed(demuxed(container, [stream], self._report), stream.index):
+            if packet.size:  # the last is empty: it is for decoders
+                yield packet, None if packet.pts is None else packet.pts * packet.time_base - self._start
+
+    def _own_frames(
+        self, container: av.container.InputContainer, stream: av.stream.Stream
+    ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, fractions.Fraction, fractions.Fraction]]:
+        end = fractions.Fraction(0)
+        for frame, time, _ in self._timed(container, stream):
+            time -= self._start
+            if stream.type == "video" and time - max(end, 0) > _LONGEST_GAP:
+                raise InputError(f"{self.path}: its pictures leap from {float(end):.0f} s to {float(time):.0f} s.")
+            self._check_length(time)
+            end = time + _duration(frame, stream)
+            yield frame, time, end
 
     def _timed(
         self, container: av.container.InputContainer, stream: av.stream.Stream
@@ -212,8 +250,7 @@ def _read_first_picture(recording: Recording, videos: Sequence[int]) -> fraction
             frame, time, _ = next(recording._timed(container, stream), (None, None, None))
             if frame is None:
                 continue
-            oblong = stream.sample_aspect_ratio or 1
-            recording._oblong = oblong if 1 / _MOST_OBLONG <= oblong <= _MOST_OBLONG else fractions.Fraction(1)
+            recording._oblong = oblong(stream)
             width = round(frame.width * recording._oblong)
             if width * frame.height > _MOST_PIXELS:
                 raise InputError(
@@ -229,6 +266,7 @@ def _read_samples(recording: Recording, sounds: Sequence[int]) -> tuple[fraction
     """When the sound begins, in the file's own time, and its samples; None if no track can be heard."""
     samples = np.zeros(0, np.int16)
     for number, index in enumerate(sounds):
+        recording._sound = index
         with _opened(recording.path) as container:
             frames = recording._timed(container, container.streams[index])
             start, samples = sound.read_sound(str(recording.path), frames, recording._check_length)
@@ -236,6 +274,7 @@ def _read_samples(recording: Recording, sounds: Sequence[int]) -> tuple[fraction
             if number:
                 log.warning("%s: sound track %d is used, those before it are silent", recording.path, number + 1)
             return start, samples
+    recording._sound = sounds[0] if len(samples) else None
     return None, samples
 
 

@@ -1,0 +1,90 @@
+"""Text on pictures: all letters of Vietnamese, white with a dark edge, never out of the picture."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+
+from viavsp_jax.app import lettering
+
+TONES = ["", "\u0300", "\u0301", "\u0303", "\u0309", "\u0323"]
+LOWER = {unicodedata.normalize("NFC", vowel + tone) for vowel in "aăâeêioôơuưy" for tone in TONES} | {"đ"}
+LETTERS = sorted({letter for lower in LOWER for letter in (lower, lower.upper()) if not letter.isascii()})
+SENTENCE = "sáng nay em gái vẫn nấu mười bát phở ngon ở nhà trường"
+UNKNOWN = "中"  # the font does not have it
+
+
+def drawn(text, width=320, height=240, brightness=235, colour=200):
+    """The planes of a picture of one colour with a text."""
+    planes = [np.full((height, width), brightness, np.uint8)]
+    planes += [np.full((height // 2, width // 2), colour, np.uint8) for _ in range(2)]
+    lettering.lettering(text, width, height).lay_on(planes)
+    return planes
+
+
+@pytest.mark.parametrize("size", [(160, 120), (320, 240), (1920, 1080)])
+def test_every_letter_of_vietnamese_looks_like_itself(size):
+    assert len(LETTERS) == 134 and all(len(letter) == 1 for letter in LETTERS)
+    looks = {drawn(letter, *size)[0].tobytes() for letter in [*LETTERS, *"aeiouyAEIOUY", UNKNOWN]}
+    assert len(looks) == 134 + 12 + 1
+
+
+def test_letters_in_parts_are_put_together():
+    apart = unicodedata.normalize("NFD", SENTENCE)
+    assert apart != SENTENCE
+    np.testing.assert_array_equal(drawn(apart)[0], drawn(SENTENCE)[0])
+    np.testing.assert_array_equal(drawn("một\x00\n hai\u200b")[0], drawn("một hai")[0])
+
+
+@pytest.mark.parametrize("size", [(160, 120), (1080, 1920), (1920, 1080), (3840, 2160), (96, 96), (640, 64), (24, 400)])
+@pytest.mark.parametrize("text", ["Ẵ", SENTENCE, "Ổ" * 90, " ".join([SENTENCE.upper()] * 6), "Ậ\u0302\u0323"])
+def test_text_stays_in_the_picture(text, size):
+    width, height = size
+    found = lettering.lettering(text, width, height)
+    kept, added = found.layers[0]
+    assert 0 <= found.top and found.top + len(kept) < height and kept.shape[1] == width
+    # Nothing is cut off: around the letters and their edge there is a pixel at least.
+    for side in (kept[0], kept[-1], kept[:, 0], kept[:, -1]):
+        assert side.min() == 255
+    assert (added > 200).any()
+    for (part, _), halves in zip(found.layers, (1, 2, 2), strict=True):
+        assert part.shape == (kept.shape[0] // halves, kept.shape[1] // halves)
+
+
+def test_all_of_a_text_is_there():
+    """What is white grows with the text where it is wrapped, and not where letters are lost."""
+    words = SENTENCE.split()
+    one_by_one = sum((drawn(word, 1920, 1080, 16)[0] > 200).sum() for word in words)
+    assert (drawn(SENTENCE, 1920, 1080, 16)[0] > 200).sum() == pytest.approx(one_by_one, rel=0.01)
+    lines = lettering._lines(words, lettering._font(20), 200)
+    assert " ".join(lines) == SENTENCE and len(lines) > 2
+    assert max(lettering._font(20).getlength(line) for line in lines) <= 200
+    broken = lettering._lines(["x", "y" * 100], lettering._font(20), 200)
+    assert "".join(broken) == "x" + "y" * 100 and len(broken) > 3
+
+
+@pytest.mark.parametrize("brightness", [235, 120, 16])
+def test_letters_are_white_with_a_dark_edge_on_any_ground(brightness):
+    grey, *colours = drawn(SENTENCE, 320, 240, brightness)
+    assert (grey > 200).sum() > 300 and (grey < 40).sum() > 300
+    assert grey.min() >= 16 and grey.max() <= 235
+    white = np.argwhere(grey[::2, ::2] == 235) if brightness != 235 else np.empty((0, 2), int)
+    for colour in colours:  # none in the letters, all of it elsewhere
+        assert np.abs(colour[tuple(white.T)].astype(int) - 128).mean() < 15 if len(white) else True
+        assert (colour[:60] == 200).all()
+    assert (grey[:120] == brightness).all()
+
+
+def test_letters_grow_with_the_picture():
+    heights = []
+    for size in ((160, 120), (320, 240), (1280, 720), (1920, 1080), (1080, 1920), (3840, 2160)):
+        rows = np.flatnonzero((drawn("m", *size, 16)[0] > 200).any(1))
+        heights.append(len(rows))
+    assert (
+        heights == sorted(heights) and heights[0] >= 7 and heights[3] == heights[4] and heights[5] >= 1.9 * heights[3]
+    )
+
+
+def test_nothing_to_write_and_no_room():
+    assert lettering.lettering("", 320, 240) is None and lettering.lettering(" \n\x00", 320, 240) is None
+    assert lettering.lettering("trường", 2, 2) is None
