@@ -10,9 +10,7 @@ or, from Python,
 """
 
 import argparse
-import collections
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -20,15 +18,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from viavsp_jax.app import needs_extra
+from viavsp_jax.app import needs_extra, quiet_libraries
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.prompt import LANGUAGES
-from viavsp_jax.runtime.atomic import check_writable, write_bytes
+from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render
+    from viavsp_jax.app.files import outputs, recordings_in
     from viavsp_jax.app.inputs import USED
     from viavsp_jax.app.pictures import write_sheet, write_video
     from viavsp_jax.app.transcriber import MAX_SNR, Clip, Segment, Transcriber, Transcript
@@ -74,54 +73,26 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
     )
 
 
-def outputs(file: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write for one, by format; `video` and `sheet` are pictures."""
-    stem = (Path(args.output) if args.output else file.parent) / file.stem
-    paths = {form: stem.with_name(f"{stem.name}.{form}") for form in args.format}
-    if args.video:
-        paths["video"] = stem.with_name(f"{stem.name}.subtitled.mp4")
-    if args.mouths:
-        paths["sheet"] = stem.with_name(f"{stem.name}.mouths.png")
-    return paths
-
-
-def check_files(files: list[Path], args: argparse.Namespace) -> None:
-    """Raises InputError before any work if a file is missing, or an output cannot be written or is that of two."""
-    for file in files:
-        if not file.is_file():  # nor does a pipe or a device ever end
-            what = "is no regular file" if file.exists() else "no such file"
-            raise InputError(f"{file}: {what}, expected a video or audio file")
-    counts = collections.Counter(path for file in files for path in outputs(file, args).values())
-    for path, count in counts.items():
-        if count > 1:
-            raise InputError(f"{count} of the files would be written to {path}: transcribe them one by one")
-        if path.resolve() in {file.resolve() for file in files}:
-            raise InputError(f"{path} would be overwritten, which is one of the files")
-    if args.output:
-        check_writable(args.output, "--output", folder=True)
-    for path in counts:
-        check_writable(path)
-
-
 def transcribe_file(
-    transcriber: Transcriber, file: Path, args: argparse.Namespace
-) -> tuple[Transcript, dict[str, Path]]:
-    """Transcribes one file and writes what is asked for and can be. Returns also which of `outputs` were written."""
-    bar = tqdm(total=100, desc=file.name, bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}", leave=False)
+    transcriber: Transcriber, file: Path, paths: dict[str, Path], args: argparse.Namespace
+) -> tuple[Transcript, list[Path]]:
+    """Transcribes one file and writes what is asked for and can be. Returns also which of `paths` were written."""
+    bar = tqdm(total=100, bar_format="{desc}{percentage:3.0f} %|{bar}| {elapsed}", leave=False)
 
     def show(what: str, share: float) -> None:
-        bar.set_description(f"{file.name}: {what}", refresh=False)
+        bar.set_description(f"{file.name}: {what}", refresh=False)  # tqdm adds a colon
         bar.n = round(100 * share)
         bar.refresh()
 
     with bar:
+        show("reading the file", 0.0)
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
             vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
             progress=show,
         )  # fmt: skip
-        lacks = lacking(transcript, outputs(file, args))
-        written = {form: path for form, path in outputs(file, args).items() if form not in lacks}
+        lacks = lacking(transcript, paths)
+        written = {form: path for form, path in paths.items() if form not in lacks}
         for form, path in written.items():
             if form == "video":
                 show("writing the video", 0.99)
@@ -129,7 +100,7 @@ def transcribe_file(
     if lacks:
         why = "only its sound was used" if transcript.recording.size else "it is sound only"
         print(f"note: {file}: {why}, so there is no {' and no '.join(lacks.values())}", file=sys.stderr)
-    return transcript, written
+    return transcript, list(written.values())
 
 
 def lacking(transcript: Transcript, forms: Iterable[str]) -> dict[str, str]:
@@ -165,13 +136,13 @@ def print_transcript(transcript: Transcript) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Transcribes all files; one that cannot be is reported, and the others are done. Returns the exit status."""
-    files = [Path(file) for file in args.files]
-    check_files(files, args)
+    files = recordings_in(args.files)
+    paths = outputs(files, args.output, args.format, args.video, args.mouths)
     transcriber = load_transcriber(args)
     start, seconds, failed = time.monotonic(), 0.0, 0
     for file in files:
         try:
-            transcript, written = transcribe_file(transcriber, file, args)
+            transcript, written = transcribe_file(transcriber, file, paths[file], args)
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -180,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         seconds += transcript.num_frames / FRAME_RATE
         print_transcript(transcript)
-        print("→ " + ", ".join(map(str, written.values())))
+        print("→ " + ", ".join(map(str, written)))
     spent = time.monotonic() - start
     if seconds:
         print(f"{seconds:.1f} s of recording in {spent:.1f} s: real-time factor {spent / seconds:.2f}")
@@ -197,7 +168,7 @@ def main() -> None:
         description=__doc__.split("\n")[0],
         epilog="The face is found by dlib's landmark model, which was trained on iBUG 300-W: no commercial use.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="video or audio file")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="video or audio file, or a folder with such files")
     add_model_options(parser)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["srt"], help="files to write (default: srt)")
     parser.add_argument("--output", metavar="DIR", help="where to write them (default: beside the input)")
@@ -236,8 +207,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # PyTorch and JAX take all cores together; transformers' own bars would break ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
     sys.exit(run(args))
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -193,7 +192,7 @@ def test_the_command_on_a_real_video(demo_export, demo_clips, tmp_path):
 
 
 def test_options_that_do_not_fit(demo_export, demo_clips, tmp_path, monkeypatch, capsys):
-    other = tmp_path / demo_clips[0].name
+    other = tmp_path / demo_clips[0].name  # as another one, in another folder
     other.write_bytes(demo_clips[0].read_bytes())
     for arguments, message in (
         ([demo_clips[0], other, "--output", tmp_path], "2 of the files would be written to"),
@@ -304,17 +303,17 @@ def test_pictures_wanted_of_sound_alone_are_a_note(demo_export, demo_clips, tmp_
     assert made == {"sound.srt", "song.srt", "video.srt", "video.subtitled.mp4"}
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, capsys):
-    os.mkfifo(tmp_path / "pipe.mp4")
-    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
-    for path, what in (
-        (tmp_path / "pipe.mp4", "is no regular file"), ("/dev/zero", "is no regular file"),
-        (tmp_path, "is no regular file"), (tmp_path / "broken.mp4", "no such file"),
-        (tmp_path / "loop.mp4", "no such file"),
-    ):  # fmt: skip
-        status, error = run_command(monkeypatch, capsys, path, "--model", "nowhere")
-        assert (status, error) == (2, f"error: {path}: {what}, expected a video or audio file\n")
+def test_a_folder_is_transcribed(demo_export, demo_clips, tmp_path, monkeypatch, capsys):
+    for name in ("a 10.mov", "a 2.mov", "a 2.MOV"):
+        (tmp_path / name).write_bytes(demo_clips[0].read_bytes())
+    (tmp_path / "b.mp4").write_text("no video")
+    status, error = run_command(monkeypatch, capsys, tmp_path, "--model", demo_export, "--format", "txt")
+    assert status == 2 and "b.mp4: not a media file" in error and "1 of 4 files could not be transcribed" in error
+    assert {path.name for path in tmp_path.glob("*.txt")} == {"a 10.txt", "a 2.mov.txt", "a 2.MOV.txt"}
+    assert len({path.read_text() for path in tmp_path.glob("*.txt")}) == 1
+    status, error = run_command(monkeypatch, capsys, tmp_path / "c.mp4", "--model", "nowhere")
+    message = f"{tmp_path / 'c.mp4'}: no such file, expected a video or audio file, or a folder with such files"
+    assert (status, error) == (2, f"error: {message}\n")
 
 
 def test_names_are_never_options_or_addresses(demo_export, demo_clips, tmp_path, monkeypatch, capsys):

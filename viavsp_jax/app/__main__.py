@@ -14,7 +14,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 
-from viavsp_jax.app import needs_extra
+from viavsp_jax.app import needs_extra, quiet_libraries
 from viavsp_jax.app.page.folder import own_folder
 from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.runtime.options import real, whole
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    quiet_libraries()
     run(args)
 
 

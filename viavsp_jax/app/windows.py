@@ -84,13 +84,13 @@ def _heard(source: Source, threshold: float | None, progress: Callable[[float], 
 
 
 def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> voice.Spans:
-    """Speech that can only be seen, with margins: where there is no sound."""
+    """Speech that can only be seen, where there is no sound; margins do not reach into pictures that stand still."""
     heard = np.zeros(source.num_frames, bool)
     if source.samples is not None:
         heard = ~voice.without_sound(source.samples, source.num_frames)
     if threshold is None:
         return [] if heard.any() else [(0, source.num_frames)]
-    return list(_widened(voice.mouthed(np.where(heard, 0, movement)), heard))
+    return list(_widened(voice.mouthed(np.where(heard, 0, movement)), heard | ~source.seen))
 
 
 def _shows_mouth(source: Source, own: tuple[int, int]) -> bool:

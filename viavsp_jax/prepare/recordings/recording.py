@@ -25,7 +25,7 @@ from viavsp_jax.runtime.errors import InputError
 
 # Containers that hold the media themselves and have timestamps. Not those that name other files (hls, concat, dash,
 # image2, sdp), and not those that FFmpeg makes of any text (tty).
-_CONTAINERS = (
+CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gxf,matroska,mov,mp3,mpeg,mpegts,mxf,nut,ogg,rm,tta,"
     "w64,wav,wv"
 )
@@ -232,7 +232,7 @@ def _opened(path: epath.Path) -> Iterator[av.container.InputContainer]:
         raise InputError(f"{path}: no such file, expected a video or audio file.")
     with path.open("rb") as file:  # not the name, which could be an address or a pattern
         try:
-            container = opened(file, _CONTAINERS, _MOST_PIXELS)
+            container = opened(file, CONTAINERS, _MOST_PIXELS)
         except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
             reason = error.strerror or error
             raise InputError(

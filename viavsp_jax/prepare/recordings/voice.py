@@ -23,8 +23,7 @@ THRESHOLD = 0.5  # probability from which on a frame is speech, Silero's own def
 _RELEASE = 0.15  # speech goes on while the probability is no further below the threshold, as in Silero's own code
 _PAUSE = round(0.3 * FRAME_RATE)  # frames without speech that end an utterance
 _SHORTEST = 3  # frames of an utterance; less is a click
-# Stops and pauses of the voice leave lips at rest for longer, and what moves less is breath, noise and the head.
-_LIPS_PAUSE, _LIPS_SHORTEST = round(0.6 * FRAME_RATE), round(0.4 * FRAME_RATE)
+_LIPS_SHORTEST = round(0.4 * FRAME_RATE)  # a shorter movement of lips alone is a smile or a breath
 _SMOOTHING = 5  # frames
 _LIPS_MOVE, _LIPS_REST = 0.3, 0.15  # shares of the movement that only a tenth of the frames exceeds
 _LEAST_MOVEMENT = 1.0  # grey levels a frame; coding and noise of a still picture are below it
@@ -89,7 +88,7 @@ def mouthed(movement: np.ndarray) -> Spans:
     if not movement.any():
         return []
     most = max(float(np.quantile(movement[movement > 0], 0.9)), _LEAST_MOVEMENT / _LIPS_MOVE)
-    return _spans(movement, _LIPS_MOVE * most, _LIPS_REST * most, _LIPS_PAUSE, _LIPS_SHORTEST)
+    return _spans(movement, _LIPS_MOVE * most, _LIPS_REST * most, _PAUSE, _LIPS_SHORTEST)
 
 
 def _spans(score: np.ndarray, begin: float, go_on: float, pause: int, shortest: int) -> Spans:
