@@ -89,7 +89,7 @@ def transcribe_file(
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
             vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
-            progress=show,
+            audio_track=args.audio_track, progress=show,
         )  # fmt: skip
         lacks = lacking(transcript, paths)
         written = {form: path for form, path in paths.items() if form not in lacks}
@@ -189,6 +189,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--no_vad", "--no-vad", dest="vad", action="store_false", help="transcribe all of the file, pauses too"
+    )
+    parser.add_argument(
+        "--audio_track", type=whole("--audio_track", 1), metavar="N", help="of several (default: the first with sound)"
     )
     parser.add_argument("--source", choices=LANGUAGES, default="vi", help="language that is spoken (default vi)")
     parser.add_argument("--target", choices=LANGUAGES, default="vi", help="language of the text (default vi)")

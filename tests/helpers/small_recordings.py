@@ -14,9 +14,9 @@ def numbered(count: int) -> list[np.ndarray]:
     return [np.full((32, 48, 3), 2 * index, np.uint8) for index in range(count)]
 
 
-def refused(path) -> str:
+def refused(path, **options) -> str:
     with pytest.raises(InputError) as caught:
-        recording = read_recording(path)
+        recording = read_recording(path, **options)
         list(recording.frames())
     assert str(path) in str(caught.value)
     return str(caught.value)

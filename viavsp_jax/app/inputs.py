@@ -69,6 +69,7 @@ def read_source(
     modality: str | None,
     mean_face: np.ndarray | None,
     max_seconds: float | None,
+    audio_track: int | None,
     progress: Progress,
 ) -> Source:
     """Reads a recording.
@@ -78,6 +79,7 @@ def read_source(
       modality: av, audio or video, which it must have then; None: what it has.
       mean_face: see viavsp_jax.prepare.recordings.mouth.
       max_seconds: longer files are refused; None: none are.
+      audio_track: of a file with several, counted from 1; None: the first that can be heard.
 
     Raises InputError if it cannot be read, is too long or lacks what `modality` needs.
     """
@@ -85,7 +87,7 @@ def read_source(
         recording, name = None, "the arrays"
         samples, has_video = _checked_sound(media.audio), media.video is not None
     else:
-        recording, name = read_recording(media, max_seconds), os.fspath(media)
+        recording, name = read_recording(media, max_seconds, audio_track), os.fspath(media)
         samples, has_video = recording.samples, recording.size is not None
     for wanted, there, what in (("audio", samples is not None, "sound"), ("video", has_video, "pictures")):
         if modality in ("av", wanted) and not there:

@@ -167,6 +167,7 @@ class Transcriber:
         vad_threshold: float | None = THRESHOLD,
         noise_snr: float | None = None,
         max_seconds: float | None = None,
+        audio_track: int | None = None,
         progress: Progress | None = None,
     ) -> Transcript | list[Transcript]:
         """Transcribes one recording, or each of several.
@@ -180,6 +181,7 @@ class Transcriber:
           noise_snr: babble of the recording's own voice is added, so many dB below (above, if negative) it; None: none.
             Speech is found without it.
           max_seconds: longer files are refused; None: none are.
+          audio_track: of files with several, counted from 1; None: the first that can be heard.
           progress: called now and then.
 
         Where nobody speaks, there are no segments.
@@ -189,7 +191,7 @@ class Transcriber:
         if isinstance(media, list | tuple):
             options = {
                 "modality": modality, "languages": languages, "num_beams": num_beams, "vad_threshold": vad_threshold,
-                "noise_snr": noise_snr, "max_seconds": max_seconds, "progress": progress,
+                "noise_snr": noise_snr, "max_seconds": max_seconds, "audio_track": audio_track, "progress": progress,
             }  # fmt: skip
             return [self(one, **options) for one in media]
         if modality not in (None, *MODALITIES):
@@ -202,7 +204,7 @@ class Transcriber:
             raise InputError(f"noise_snr is {noise_snr}, expected from {-MAX_SNR:g} to {MAX_SNR:g} dB")
         instruction_text(*languages)  # raises for one that has no name
         progress = progress or (lambda what, share: None)
-        source = read_source(media, modality, self.mean_face, max_seconds, progress)
+        source = read_source(media, modality, self.mean_face, max_seconds, audio_track, progress)
         listening = functools.partial(progress, _LISTENING)
         windows = plan(source, modality, vad_threshold, self.recognizer.longest, listening)
         if noise_snr is not None:

@@ -5,10 +5,13 @@ or addresses, are refused, as only formats that hold the media themselves are le
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import BinaryIO
 
 import av
 from av.stream import Disposition
+
+from viavsp_jax.data.features import FRAME_RATE
 
 
 def opened(file: BinaryIO, formats: str, max_pixels: int) -> av.container.InputContainer:
@@ -62,3 +65,19 @@ def decoded(packets: Iterable[av.Packet], report: Callable[[str], None]) -> Iter
             yield from packet.decode()
         except av.FFmpegError as error:
             report(error.strerror)
+
+
+def ending(stream: av.stream.Stream) -> av.Packet:
+    """A packet that makes the decoder give what it has kept back."""
+    packet = av.Packet()
+    packet.stream, packet.time_base = stream, stream.time_base
+    return packet
+
+
+def duration(frame: av.VideoFrame | av.AudioFrame, stream: av.stream.Stream) -> Fraction:
+    """Seconds for which a frame lasts."""
+    if isinstance(frame, av.AudioFrame):
+        return Fraction(frame.samples, frame.sample_rate)
+    if frame.duration:
+        return frame.duration * frame.time_base
+    return 1 / Fraction(stream.average_rate or FRAME_RATE)

@@ -90,11 +90,22 @@ def test_a_silent_track_counts_as_none(tmp_path, caplog):
     path = write_tracks(tmp_path / "lips.mkv", [silence], numbered(3))
     recording = read_recording(path)
     assert recording.samples is None and recording.size == (48, 32) and len(list(recording.frames())) == 3
-    assert "there is nothing to hear in it" in refused(write_wav(tmp_path / "silent.wav", silence))
+    alone = read_recording(write_wav(tmp_path / "silent.wav", silence))  # is all there is
+    assert alone.samples is not None and not alone.samples.any()
     # A word in an hour of silence is heard.
     quiet = np.zeros(160_000, np.int16)
     quiet[80_000:80_640] = 30
     np.testing.assert_array_equal(read_recording(write_wav(tmp_path / "quiet.wav", quiet)).samples, quiet)
+
+
+def test_the_track_that_is_asked_for(tmp_path):
+    path = write_tracks(tmp_path / "three.mkv", [NOISE, NOISE // 2, 0 * NOISE], numbered(3))
+    for number, expected in ((None, NOISE), (1, NOISE), (2, NOISE // 2)):
+        np.testing.assert_array_equal(read_recording(path, audio_track=number).samples, expected)
+    assert read_recording(path, audio_track=3).samples is None
+    for number in (0, 4):
+        message = f"has 3 sound tracks, expected one of them as audio_track, not {number}"
+        assert message in refused(path, audio_track=number)
 
 
 @pytest.mark.parametrize("rate", [16_000, 48_000])

@@ -15,7 +15,7 @@ from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.recordings.faces import require_packages
 from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings.recording import Recording, read_recording
-from viavsp_jax.prepare.recordings.sound import SILENCE, levels
+from viavsp_jax.prepare.recordings.sound import SILENCE, is_silent, levels
 from viavsp_jax.prepare.recordings.voice import moves
 from viavsp_jax.prepare.workers import sign_of_life
 from viavsp_jax.runtime.atomic import atomic_write
@@ -77,7 +77,7 @@ class ClipMaker:
         return note
 
     def _write(self, recording: Recording, visual: epath.Path, audio: epath.Path) -> dict:
-        if recording.samples is None:
+        if recording.samples is None or is_silent(recording.samples):
             raise InputError(f"{recording.path}: has no sound that can be heard, expected speech.")
         crops, found = self._mouth(recording)
         with atomic_write(visual) as path:

@@ -16,11 +16,11 @@ import av
 import numpy as np
 from etils import epath
 
-from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
+from viavsp_jax.data.containers import decoded, demuxed, duration, ending, opened, tracks
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.prepare.recordings import sound
 from viavsp_jax.prepare.recordings.timeline import Timeline, find_timeline
-from viavsp_jax.prepare.recordings.upright import bordered, oblong, upright
+from viavsp_jax.prepare.recordings.upright import Orientation, bordered, oblong, orientation, upright
 from viavsp_jax.runtime.errors import InputError
 
 # Containers that hold the media themselves and have timestamps. Not those that name other files (hls, concat, dash,
@@ -59,7 +59,7 @@ class Recording:
     max_seconds: float | None = None  # longer ones are refused, whatever the file says
     _start: fractions.Fraction = fractions.Fraction(0)  # of both, in the file's own time
     _oblong: fractions.Fraction = fractions.Fraction(1)  # width of a pixel by its height
-    _rotation: int = 0  # quarter turns to the left that make a decoded picture upright
+    _orientation: Orientation = Orientation()  # how a decoded picture becomes upright
     _video: int = 0  # number of the track that the pictures are from
     _sound: int | None = None  # and of the one that the samples are from, or would be if it was not silent
     _timeline: Timeline = Timeline()
@@ -114,7 +114,7 @@ class Recording:
     def upright(self, frame: av.VideoFrame, size: tuple[int, int], **wanted: object) -> list[np.ndarray]:
         """As upright.upright, of a frame of the track of pictures. Raises InputError if it cannot be converted."""
         try:
-            return upright(frame, size, self._oblong, self._rotation, **wanted)
+            return upright(frame, size, self._oblong, self._orientation, **wanted)
         except (av.FFmpegError, ValueError) as error:
             raise InputError(f"{self.path}: has a picture that cannot be converted ({error}).") from error
 
@@ -149,7 +149,7 @@ class Recording:
             if stream.type == "video" and time - max(end, 0) > _LONGEST_GAP:
                 raise InputError(f"{self.path}: its pictures leap from {float(end):.0f} s to {float(time):.0f} s.")
             self._check_length(time)
-            end = time + _duration(frame, stream)
+            end = time + duration(frame, stream)
             yield frame, time, end
 
     def _timed(
@@ -161,12 +161,12 @@ class Recording:
         expected = fractions.Fraction(0)
         placed = self._timeline.placed(demuxed(container, [stream], self._report), stream.index)
         for piece, packets in itertools.groupby(placed, key=operator.itemgetter(0)):
-            last = [] if piece == len(self._timeline.shifts) - 1 else [_ending(stream)]
+            last = [] if piece == len(self._timeline.shifts) - 1 else [ending(stream)]
             for frame in decoded(itertools.chain((packet for _, packet in packets), last), self._report):
                 if frame.is_corrupt:
                     self._report("the decoder made up a part of it")
                 time = expected if frame.pts is None else frame.pts * frame.time_base
-                expected = time + _duration(frame, stream)
+                expected = time + duration(frame, stream)
                 yield frame, time, piece
             if last:
                 stream.codec_context.flush_buffers()
@@ -177,18 +177,18 @@ class Recording:
         self._reported = True
 
 
-def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Recording:
+def read_recording(path: epath.PathLike, max_seconds: float | None = None, audio_track: int | None = None) -> Recording:
     """Reads the sound of a file and the first of its pictures; the others are read when they are asked for.
 
-    Of several tracks, the one is used that a player would, if there is a decoder for it and if it is not silent. A file
-    that is longer than `max_seconds` is refused as soon as it is known to be: by what it says of itself, else when so
-    much sound or so many pictures have been decoded.
+    Of several tracks, the one is used that a player would, if there is a decoder for it and if it is not silent; or the
+    sound track `audio_track`, counted from 1. A file that is longer than `max_seconds` is refused as soon as it is
+    known to be: by what it says of itself, else when so much sound or so many pictures have been decoded.
 
     A 16 kHz mono 16-bit PCM track comes out bit for bit. Other sound is resampled and mixed to mono; gaps become
     silence.
 
     Raises InputError if the file is missing, is no media file or none of a kind that is read, if nothing in it can be
-    decoded or heard, or if it is too long.
+    decoded, or if it is too long.
     """
     try:
         path = epath.Path(path)
@@ -200,6 +200,8 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
             recording.seconds = container.duration / av.time_base
             recording._check_length(recording.seconds)
         videos, sounds = ([one.index for one in tracks(container, kind)] for kind in ("video", "audio"))
+        if audio_track is not None:
+            sounds = [_chosen(path, container, audio_track)]
         streams = [*container.streams.video, *container.streams.audio]
         if not videos and not sounds:
             what = (
@@ -212,18 +214,28 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None) -> Re
             recording.seconds = float(seconds)
             recording._check_length(recording.seconds)
     shown = _read_first_picture(recording, videos) if videos else None
-    heard, samples = _read_samples(recording, sounds)
+    heard = _read_samples(recording, sounds)
     if heard is None and not videos:
-        what = "there is nothing to hear in it" if len(samples) else "no sample of its sound could be decoded"
-        raise InputError(f"{path}: {what}, expected speech.")
-    recording._start = min(time for time in (shown, heard) if time is not None)
+        raise InputError(f"{path}: no sample of its sound could be decoded, expected speech.")
+    recording._start = min(time for time in (shown, heard and heard[0]) if time is not None)
     if heard is not None:
-        late = heard - recording._start
+        start, samples = heard
+        late = start - recording._start
         if late > sound.LONGEST_GAP:
             raise InputError(f"{path}: its sound begins {float(late):.0f} s after its pictures.")
         ahead = np.zeros(round(late * SAMPLE_RATE), np.int16)
         recording.samples = np.concatenate([ahead, samples]) if ahead.size else samples
     return recording
+
+
+def _chosen(path: epath.Path, container: av.container.InputContainer, number: int) -> int:
+    """The index of a sound track. Raises InputError if there is none of that number, or no decoder for it."""
+    found = container.streams.audio
+    if not 1 <= number <= len(found):
+        raise InputError(f"{path}: has {len(found)} sound tracks, expected one of them as audio_track, not {number}.")
+    if found[number - 1].codec_context is None:
+        raise InputError(f"{path}: there is no decoder for its sound track {number}, expected another one.")
+    return found[number - 1].index
 
 
 @contextlib.contextmanager
@@ -256,39 +268,29 @@ def _read_first_picture(recording: Recording, videos: Sequence[int]) -> fraction
                 raise InputError(
                     f"{recording.path}: pictures of {width}x{frame.height}, expected at most 8192x8192 pixels."
                 )
-            recording._rotation = round(frame.rotation / 90) % 4
-            recording.size = (width, frame.height) if recording._rotation % 2 == 0 else (frame.height, width)
+            recording._orientation = orientation(frame)
+            recording.size = (frame.height, width) if recording._orientation.transposed else (width, frame.height)
             return time
     raise InputError(f"{recording.path}: no picture of its video could be decoded.")
 
 
-def _read_samples(recording: Recording, sounds: Sequence[int]) -> tuple[fractions.Fraction | None, np.ndarray]:
-    """When the sound begins, in the file's own time, and its samples; None if no track can be heard."""
-    samples = np.zeros(0, np.int16)
+def _read_samples(recording: Recording, sounds: Sequence[int]) -> tuple[fractions.Fraction, np.ndarray] | None:
+    """When the sound begins, in the file's own time, and its samples.
+
+    None if nothing can be decoded or, in a file with pictures, if no track can be heard.
+    """
+    silent = None
     for number, index in enumerate(sounds):
         recording._sound = index
         with _opened(recording.path) as container:
             frames = recording._timed(container, container.streams[index])
             start, samples = sound.read_sound(str(recording.path), frames, recording._check_length)
-        if start is not None and not sound.is_silent(samples):
+        if start is None:
+            continue
+        if not sound.is_silent(samples):
             if number:
                 log.warning("%s: sound track %d is used, those before it are silent", recording.path, number + 1)
             return start, samples
-    recording._sound = sounds[0] if len(samples) else None
-    return None, samples
-
-
-def _ending(stream: av.stream.Stream) -> av.Packet:
-    """A packet that makes the decoder give what it has kept back."""
-    packet = av.Packet()
-    packet.stream, packet.time_base = stream, stream.time_base
-    return packet
-
-
-def _duration(frame: av.VideoFrame | av.AudioFrame, stream: av.stream.Stream) -> fractions.Fraction:
-    """Seconds for which a frame lasts."""
-    if isinstance(frame, av.AudioFrame):
-        return fractions.Fraction(frame.samples, frame.sample_rate)
-    if frame.duration:
-        return frame.duration * frame.time_base
-    return 1 / fractions.Fraction(stream.average_rate or FRAME_RATE)
+        silent = silent or (start, samples)
+    recording._sound = sounds[0] if silent else None
+    return None if recording.size else silent
