@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import demo
+from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.runtime.tables import aligned
 
@@ -30,6 +31,8 @@ def stages(shared: Path, workdir: Path, seeds: list[int]) -> list[tuple[str, lis
             name = f"{encoder}_{seed}"
             run = ["-m", "viavsp_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir / name}"]
             run += [f"--config.llm.path={shared / 'llm'}", f"--config.data.path={shared / 'shards'}"]
+            if encoder == "frozen":  # on the clips that the other one has: media do not come with moved ends
+                run += [f"--config.data.train={modality}_clean" for modality in MODALITIES]
             commands = [[*run, f"--config.seed={seed}", f"--mode={mode}"] for mode in ("train", "eval")]
             found.append((name, commands, workdir / "stages" / name))
     return found
