@@ -35,28 +35,41 @@ def write(
     sound_start: float = 0.0,
     rotation: int = 0,
     oblong: Fraction | None = None,
+    wave: np.ndarray | None = None,
+    bit_rate: int | None = None,
 ) -> pathlib.Path:
-    """Writes pictures in a codec and pixel format, and tones (one a channel) in another codec."""
+    """Writes pictures in a codec and pixel format, if any, and sound in another codec.
+
+    The sound is `wave`, float[channels, n] from -1 to 1, or a tone in each channel; `bit_rate` is its own, pictures of
+    codecs without a quality of their own get much more.
+    """
     with av.open(str(path), "w") as container:
-        video = container.add_stream(codec, rate=rate)
-        video.height, video.width = pictures[0].shape[:2]
-        video.pix_fmt = form
-        unit = video.codec_context.time_base = 1 / Fraction(rate) if times is None else Fraction(1, 1000)
-        if oblong:
-            video.codec_context.sample_aspect_ratio = oblong
-        if rotation:
-            video.set_display_rotation(rotation)
+        if pictures:
+            video = container.add_stream(codec, rate=rate)
+            video.height, video.width = pictures[0].shape[:2]
+            video.pix_fmt = form
+            if bit_rate:
+                video.bit_rate = 30 * bit_rate
+            unit = video.codec_context.time_base = 1 / Fraction(rate) if times is None else Fraction(1, 1000)
+            if oblong:
+                video.codec_context.sample_aspect_ratio = oblong
+            if rotation:
+                video.set_display_rotation(rotation)
         audio = container.add_stream(sound, rate=sound_rate, layout=layout) if sound else None
+        if audio and bit_rate:
+            audio.bit_rate = bit_rate
         if sound == "vorbis":
             audio.codec_context.options = {"strict": "experimental"}
         for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
             frame.pts, frame.time_base = index if times is None else round(times[index] * 1000), unit
             container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+        if pictures:
+            container.mux(video.encode(None))
         if audio:
-            tones = 300 + 150 * np.arange(audio.layout.nb_channels)[:, None]
-            wave = 0.3 * np.sin(2 * np.pi * tones * np.arange(round(seconds * sound_rate)) / sound_rate)
+            if wave is None:
+                tones = 300 + 150 * np.arange(audio.layout.nb_channels)[:, None]
+                wave = 0.3 * np.sin(2 * np.pi * tones * np.arange(round(seconds * sound_rate)) / sound_rate)
             frame = av.AudioFrame.from_ndarray(wave.astype(np.float32), format="fltp", layout=layout)
             frame.sample_rate, frame.pts = sound_rate, round(sound_start * sound_rate)
             resampler = av.AudioResampler(audio.codec_context.format, layout, sound_rate)

@@ -69,11 +69,13 @@ def test_the_detector_forgets_what_it_heard_before():
 def test_spans_begin_above_the_threshold_and_end_with_a_pause():
     score = np.zeros(60)
     score[10:14], score[14:18], score[24:26] = 0.6, 0.4, 0.4  # goes on below the threshold and over a short pause
-    score[40:42] = 0.9  # too short
+    score[12] = 0.97
+    score[40:42] = 0.97  # too short
     score[50:55] = 0.45  # never above it
     assert voice.spoken(score) == [(10, 26)]
-    assert voice.spoken(score, 0.3) == [(10, 26), (50, 55)]
     assert voice.spoken(np.ones(5)) == [(0, 5)] and voice.spoken(np.zeros(0)) == []
+    assert voice.spoken(np.full(24, 0.9)) == []  # never sure
+    assert voice.spoken(np.full(25, 0.9)) == [(0, 25)] and voice.spoken(np.full(24, 0.95), 0.4) == [(0, 24)]
 
 
 def talking(frames, still=0.2):

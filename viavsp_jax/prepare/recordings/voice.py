@@ -21,6 +21,9 @@ from viavsp_jax.runtime.errors import InputError
 THRESHOLD = 0.5  # probability from which on a frame is speech, Silero's own default
 
 _RELEASE = 0.15  # speech goes on while the probability is no further below the threshold, as in Silero's own code
+# Share of the way from the threshold to 1 that an utterance of less than a second reaches: 0.95 by default. In an hour
+# of music for one to three instruments, without a voice, the most was 0.92; in speech, also with noise at 0 dB, 0.99.
+_SURE = 0.9
 _PAUSE = round(0.3 * FRAME_RATE)  # frames without speech that end an utterance
 _SHORTEST = 3  # frames of an utterance; less is a click
 _LIPS_SHORTEST = round(0.4 * FRAME_RATE)  # a shorter movement of lips alone is a smile or a breath
@@ -70,8 +73,13 @@ def _detector() -> Any:
 
 
 def spoken(probability: np.ndarray, threshold: float = THRESHOLD) -> Spans:
-    """Utterances by the probability of speech in each frame, float[T]."""
-    return _spans(probability, threshold, max(threshold - _RELEASE, 0.01), _PAUSE, _SHORTEST)
+    """Utterances by the probability of speech in each frame, float[T].
+
+    Music makes the detector waver for a moment, speech makes it sure: a short utterance has to do so.
+    """
+    sure = threshold + _SURE * (1 - threshold)
+    found = _spans(probability, threshold, max(threshold - _RELEASE, 0.01), _PAUSE, _SHORTEST)
+    return [(start, end) for start, end in found if end - start >= FRAME_RATE or probability[start:end].max() >= sure]
 
 
 def lip_movement(crops: np.ndarray, seen: np.ndarray) -> np.ndarray:
