@@ -53,13 +53,13 @@ class Page:
 class Answer:
     """What a press of the button led to: one of the two."""
 
-    values: list | None  # of message, results, transcript, mouth and the files
+    values: list | None  # those that answers.transcribe yields
     refusal: str | None  # a sentence
 
     @property
     def text(self) -> str | None:
         """The transcript."""
-        found = self.values and re.search(r'<p class="text" lang="vi">(.*?)</p>', self.values[2])
+        found = self.values and re.search(r'<p class="text" lang="vi">(.*?)</p>', self.values[3])
         return found[1] if found else None
 
 
@@ -98,8 +98,15 @@ def send(client: httpx.Client, name: str, content: bytes) -> httpx.Response:
 
 def event_of(client: httpx.Client) -> int:
     """The number of the function that transcribes."""
-    [number] = [one["id"] for one in client.get("/config").json()["dependencies"] if one["backend_fn"]]
-    return number
+    return events(client)["transcribe"]
+
+
+def events(client: httpx.Client) -> dict[str, int]:
+    """The numbers of the functions that presses call, by the name of the button."""
+    config = client.get("/config").json()
+    names = {one["id"]: one["props"].get("elem_id") for one in config["components"]}
+    called = [one for one in config["dependencies"] if one["backend_fn"] and one["targets"]]
+    return {names[one["targets"][0][0]]: one["id"] for one in called if one["targets"][0][0] in names}
 
 
 def press(client: httpx.Client, event: int, file: object, options: Sequence = AUTOMATIC) -> Answer:

@@ -153,7 +153,7 @@ class Gate:
 
 def _refusal(error: _Refused, request: Request, path: str) -> Response:
     """The answer to a request that goes no further, in the visitor's language."""
-    spoken = language.preferred(request.headers.get("accept-language"))
+    spoken = language.of(request)
     sentence = language.told(str(error), spoken, "This cannot be asked for.")
     response = JSONResponse({"detail": sentence}) if path == _JOIN else PlainTextResponse(f"{sentence}\n")
     response.status_code = error.status

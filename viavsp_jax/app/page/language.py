@@ -8,12 +8,14 @@ filled in, and are told apart by the words around them.
 import functools
 import re
 
+from starlette.requests import Request
+
 from viavsp_jax.app.page.vietnamese import SENTENCES
 
 
-def preferred(accept_language: str | None) -> str:
-    """`vi` or `en`, whichever comes first in a request's Accept-Language, which browsers sort."""
-    found = re.search(r"(?:^|,)\s*(vi|en)\b", (accept_language or "").lower())
+def of(request: Request) -> str:
+    """`vi` or `en`, whichever comes first in Accept-Language, which browsers sort."""
+    found = re.search(r"(?:^|,)\s*(vi|en)\b", request.headers.get("accept-language", "").lower())
     return found[1] if found else "en"
 
 

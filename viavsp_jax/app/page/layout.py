@@ -25,12 +25,15 @@ _MAX_BEAMS = 10
 _DEMO_TOKENIZER = pathlib.Path(demo_models.__file__).parent / "llama" / "tokenizer.json"
 _HIDDEN = json.dumps({"__type__": "update", "visible": False})  # what Gradio calls an update
 
+# On a phone, results are below what is seen.
+_SHOW_RESULTS = "() => document.querySelector('#results')?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+
 
 class Labels:
-    """What stands on the page from the start, which Gradio translates in the browser."""
+    """What stands on the page from the start, which Gradio translates in the browser; see front.py, too."""
 
     def __init__(self):
-        # Gradio shows this key of its own without a translation.
+        # Gradio uses this key, but has no words for it.
         self.i18n = gr.I18n(en={"common.complete": "Complete"}, vi=dict(GRADIO))
         self(TITLE)
 
@@ -49,12 +52,12 @@ def build(transcriber: Transcriber, max_minutes: float, labels: Labels) -> gr.Bl
         gr.HTML(f"{_knowledge(transcriber.recognizer, labels)}", elem_id="knowledge")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                video, sound, tab = _inputs(labels)
+                video, sound = _inputs(labels)
                 example = gr.Button(labels("Try an example"), size="sm", elem_id="example")
             with gr.Column(scale=2, min_width=300):
                 modality = _modality(labels)
                 button = gr.Button(labels("Transcribe"), variant="primary", elem_id="transcribe")
-                message = gr.HTML(elem_id="message", min_height=64)
+                message = gr.HTML(elem_id="message")
                 alone = gr.Button(labels("Go on with sound alone"), visible=False, elem_id="alone")
                 advanced = _advanced(transcriber.recognizer.num_beams, labels)
         results, shown, pictures = _results(labels)
@@ -62,7 +65,6 @@ def build(transcriber: Transcriber, max_minutes: float, labels: Labels) -> gr.Bl
         limits = "Up to {minutes} minutes and {size} MB. What you send is removed within an hour."
         gr.HTML(f"{labels(limits, minutes=f'{max_minutes:g}', size=size)}", elem_id="foot")
 
-        blocks.load(None, None, tab, js=_language_script(), api_visibility="private")
         # The last that is given counts.
         gr.on([video.upload, video.stop_recording], None, None, sound, js="() => null", api_visibility="private")
         gr.on([sound.upload, sound.stop_recording], None, None, video, js="() => null", api_visibility="private")
@@ -81,24 +83,17 @@ def _knowledge(recognizer: Recognizer, labels: Labels) -> I18nData | str:
     return labels("The model was trained on {names}.", names=names) if names else ""
 
 
-def _language_script() -> str:
-    """What chooses the language when the page has loaded."""
-    [core] = (pathlib.Path(gr.__file__).parent / "templates" / "frontend" / "assets").glob("core-*.js")
-    return (FOLDER / "language.js").read_text(encoding="utf-8").replace("CORE", core.name)
-
-
-def _inputs(labels: Labels) -> tuple[gr.Video, gr.Audio, gr.Tab]:
-    """For videos, for sound, and the tab of the latter."""
+def _inputs(labels: Labels) -> tuple[gr.Video, gr.Audio]:
     with gr.Tabs():
         with gr.Tab(labels("Video")):
             video = gr.Video(
                 sources=["upload", "webcam"], include_audio=True, show_label=False, buttons=[], elem_id="recording"
             )
-        with gr.Tab(labels("Sound")) as tab:
+        with gr.Tab(labels("Sound")):
             sound = gr.Audio(
                 sources=["upload", "microphone"], type="filepath", show_label=False, buttons=[], elem_id="sound"
             )
-    return video, sound, tab
+    return video, sound
 
 
 def _modality(labels: Labels) -> gr.Radio:
@@ -158,7 +153,7 @@ def _on_press(
     """Transcribes where a button is pressed, after what is left of the press before is gone."""
 
     def event(request: gr.Request, *values, progress=gr.Progress()):  # noqa: B008  Gradio wants it so
-        spoken = language.preferred(request.headers.get("accept-language"))
+        spoken = language.of(request)
         yield from answers.transcribe(transcriber, max_minutes, spoken, *values, progress=progress)
 
     # At once, in the browser: the press may have to wait for others.
@@ -168,14 +163,15 @@ def _on_press(
         "concurrency_limit": 1, "concurrency_id": "work", "api_visibility": "private",
     }  # fmt: skip
     button.click(None, None, list(told), js=clear, api_visibility="private")
-    button.click(**options)
+    follow = {"fn": None, "js": _SHOW_RESULTS, "api_visibility": "private"}
+    button.click(**options).then(**follow)
     chosen = alone.click(None, None, [*told, given[2]], js=f"{clear}.concat('audio')", api_visibility="private")
-    chosen.then(**options)
+    chosen.then(**options).then(**follow)
 
 
 def _on_video(max_minutes: float, message: gr.HTML, kept: gr.State, make: gr.Button, subtitled: gr.Video) -> None:
     def event(request: gr.Request, transcribed, progress=gr.Progress()):  # noqa: B008  Gradio wants it so
-        spoken = language.preferred(request.headers.get("accept-language"))
+        spoken = language.of(request)
         yield from answers.subtitle(transcribed, max_minutes, spoken, progress)
 
     make.click(

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from viavsp_jax.app.page import folder
 from viavsp_jax.app.page.answers import KEPT_FOR
+from viavsp_jax.app.page.front import Front
 from viavsp_jax.app.page.gate import MAX_FILE_SIZE, Gate
 from viavsp_jax.app.page.layout import EXAMPLE, FOLDER, Labels, build
 from viavsp_jax.app.transcriber import Transcriber
@@ -42,7 +43,7 @@ def serve(transcriber: Transcriber, max_minutes: float, host: str, port: int, ow
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False,
             max_file_size=MAX_FILE_SIZE, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-            state_session_capacity=_MAX_SESSIONS, app_kwargs={"middleware": [gate]}, i18n=labels.i18n,
+            state_session_capacity=_MAX_SESSIONS, app_kwargs={"middleware": [gate, Middleware(Front)]}, i18n=labels.i18n,
             allowed_paths=[str(EXAMPLE)],  # may be copied to the visitors' files; the gate serves only these
             theme=gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=["monospace"]),
             css_paths=FOLDER / "page.css",

@@ -46,7 +46,7 @@ SENTENCES = {
     "No speech was found in this recording.": "Không tìm thấy tiếng nói trong bản ghi này.",
     "There is speech, but no word was recognised.": "Có tiếng nói, nhưng không nhận dạng được từ nào.",
     "<b>{time}</b> of recording": "bản ghi dài <b>{time}</b>",
-    "<b>{seconds} s</b> of speech by {means}": "<b>{seconds} giây</b> tiếng nói, dựa trên {means}",
+    "<b>{seconds} s</b> of speech by {means}": "<b>{seconds} giây</b> tiếng nói: {means}",
     "<b>{frames}</b> frames merged into <b>{vectors}</b> vectors": (
         "<b>{frames}</b> khung hình gộp thành <b>{vectors}</b> vectơ"
     ),
