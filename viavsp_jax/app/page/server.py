@@ -38,12 +38,12 @@ def serve(transcriber: Transcriber, max_minutes: float, host: str, port: int, ow
     blocks = build(transcriber, max_minutes, labels)
     uploads = pathlib.Path(get_upload_folder())
     events = {number for number, event in blocks.fns.items() if event.fn is not None}
-    gate = Middleware(Gate, folder=own, uploads=uploads, events=events)
+    passed = [Middleware(Gate, folder=own, uploads=uploads, events=events), Middleware(Front)]
     try:
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False,
             max_file_size=MAX_FILE_SIZE, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-            state_session_capacity=_MAX_SESSIONS, app_kwargs={"middleware": [gate, Middleware(Front)]}, i18n=labels.i18n,
+            state_session_capacity=_MAX_SESSIONS, app_kwargs={"middleware": passed}, i18n=labels.i18n,
             allowed_paths=[str(EXAMPLE)],  # may be copied to the visitors' files; the gate serves only these
             theme=gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=["monospace"]),
             css_paths=FOLDER / "page.css",
