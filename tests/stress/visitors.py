@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 
@@ -30,6 +30,7 @@ from viavsp_jax.runtime.errors import reported_to_user
 
 AUTOMATIC = ("automatic", False, 0, 2)  # modality, noise, SNR, beams
 _PATIENCE = 900  # seconds
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +110,18 @@ def events(client: httpx.Client) -> dict[str, int]:
     return {names[one["targets"][0][0]]: one["id"] for one in called if one["targets"][0][0] in names}
 
 
-def press(client: httpx.Client, event: int, file: object, options: Sequence = AUTOMATIC) -> Answer:
+def press(
+    client: httpx.Client,
+    event: int,
+    file: object,
+    options: Sequence = AUTOMATIC,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
     """Presses the button with a file as FileData, or with anything in its place."""
     session = secrets.token_hex(6)
     body = {"data": [file, None, *options], "fn_index": event, "session_hash": session}
     # Not httpx's own JSON, which knows no NaN.
-    kind = {"Content-Type": "application/json"}
-    joined = client.post("/gradio_api/queue/join", content=json.dumps(body), headers=kind)
+    joined = client.post("/gradio_api/queue/join", content=json.dumps(body), headers=_JSON | headers)
     if joined.status_code != 200:
         return Answer(None, f"{joined.status_code} {joined.text}")
     return listen(client, session)
