@@ -115,7 +115,7 @@ def press(
     event: int,
     file: object,
     options: Sequence = AUTOMATIC,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] = _JSON,
 ) -> Answer:
     """Presses the button with a file as FileData, or with anything in its place."""
     session = secrets.token_hex(6)
@@ -137,6 +137,7 @@ def listen(client: httpx.Client, session: str) -> Answer:
             if message.get("msg") == "process_generating" and message["success"]:
                 values = output["data"]
             if message.get("msg") == "process_completed":
+                values = output.get("data") if values is None else values  # all at once
                 return Answer(values, None) if message["success"] else Answer(None, json.dumps(output))
     return Answer(None, "the answer broke off")
 
