@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import socket
+import types
 import wave
 
 import gradio as gr
@@ -149,6 +150,15 @@ def test_values_out_of_bounds_are_refused(transcriber):
     for name, value in (("beams", 1000), ("snr", -1000), ("modality", "smell")):
         with pytest.raises(gr.Error):
             parts[name].preprocess(value)
+
+
+def test_page_says_what_a_model_was_trained_on(tmp_path):
+    recognizer = types.SimpleNamespace(tokenizer=tmp_path / "none", trained_on=("av_clean", "<b>"), num_beams=3)
+    labels = layout.Labels()
+    layout.build(Transcriber(recognizer), 1.0, labels)
+    assert "The model was trained on av_clean, &lt;b&gt;." in labels.i18n.translations["en"]
+    known = labels.i18n.translations["vi"]["The model was trained on av_clean, &lt;b&gt;."]
+    assert known == "Mô hình được huấn luyện trên dữ liệu av_clean, &lt;b&gt;."
 
 
 def test_mouth_is_written_as_the_model_got_it(transcriber, demo_clips, tmp_path):

@@ -33,7 +33,10 @@ class TorchRecognizer:
             raise InputError(f"{folder}: its language model cannot be loaded ({error})") from error
         self.longest, self.num_beams = config.longest_clip, config.decoding["num_beams"]
         self.tokenizer = epath.Path(folder) / "tokenizer.json"
-        self.trained_on = tuple(getattr(config, "training", {}).get("data", {}).get("train", ()))
+        try:
+            self.trained_on = tuple(map(str, config.training["data"]["train"]))
+        except (AttributeError, KeyError, TypeError):  # anybody may have written it
+            self.trained_on = ()
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

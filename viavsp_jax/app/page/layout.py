@@ -1,5 +1,6 @@
 """What is where on the page, and what happens when something is pressed."""
 
+import html
 import json
 import pathlib
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def _knowledge(recognizer: Recognizer, labels: Labels) -> I18nData | str:
     """What the model knows: a sentence, or nothing."""
     if recognizer.tokenizer.exists() and recognizer.tokenizer.read_bytes() == _DEMO_TOKENIZER.read_bytes():
         return labels("The demo model knows only 156 syllables of made-up sentences.")
-    names = ", ".join(recognizer.trained_on)
+    names = html.escape(", ".join(recognizer.trained_on))
     return labels("The model was trained on {names}.", names=names) if names else ""
 
 

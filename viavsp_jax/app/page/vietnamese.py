@@ -11,7 +11,7 @@ SENTENCES = {
     "The demo model knows only 156 syllables of made-up sentences.": (
         "Mô hình thử nghiệm chỉ biết 156 âm tiết trong các câu được soạn sẵn."
     ),
-    "The model was trained on {names}.": "Mô hình được huấn luyện với dữ liệu {names}.",
+    "The model was trained on {names}.": "Mô hình được huấn luyện trên dữ liệu {names}.",
     "Video": "Video",
     "Sound": "Âm thanh",
     "Try an example": "Dùng thử tệp mẫu",
@@ -23,7 +23,7 @@ SENTENCES = {
     "Transcribe": "Nhận dạng",
     "Go on with sound alone": "Tiếp tục chỉ với âm thanh",
     "Advanced": "Nâng cao",
-    "Add babble to the sound": "Thêm tiếng ồn của nhiều người nói vào âm thanh",
+    "Add babble to the sound": "Thêm tiếng ồn nhiều người nói vào âm thanh",
     "Signal-to-noise ratio, dB": "Tỉ số tín hiệu trên nhiễu (dB)",
     "Beams of the search": "Số nhánh tìm kiếm",
     "As the model sees it": "Khẩu hình mà mô hình nhìn thấy",
@@ -46,7 +46,7 @@ SENTENCES = {
     "No speech was found in this recording.": "Không tìm thấy tiếng nói trong bản ghi này.",
     "There is speech, but no word was recognised.": "Có tiếng nói, nhưng không nhận dạng được từ nào.",
     "<b>{time}</b> of recording": "bản ghi dài <b>{time}</b>",
-    "<b>{seconds} s</b> of speech by {means}": "<b>{seconds} giây</b> tiếng nói: {means}",
+    "<b>{seconds} s</b> of speech by {means}": "<b>{seconds} giây</b> tiếng nói ({means})",
     "<b>{frames}</b> frames merged into <b>{vectors}</b> vectors": (
         "<b>{frames}</b> khung hình gộp thành <b>{vectors}</b> vectơ"
     ),
@@ -54,7 +54,7 @@ SENTENCES = {
         "xử lý trong <b>{seconds} giây</b>, hệ số thời gian thực <b>{factor}</b>"
     ),
     "face not seen in <b>{percent} %</b> of the pictures, its place guessed": (
-        "không thấy khuôn mặt trong <b>{percent} %</b> số hình, vị trí được ước đoán"
+        "không thấy khuôn mặt trong <b>{percent} %</b> số hình, nên vị trí được ước đoán"
     ),
     "The mouth, a picture each 0.2 seconds": "Khuôn miệng, cứ 0,2 giây một hình",
     "The sound": "Âm thanh",
@@ -68,9 +68,7 @@ SENTENCES = {
     "score": "điểm",
     "hypotheses of the search": "các phương án nhận dạng",
     # What the page itself says of a press.
-    "Choose a video or a sound file first, or record one.": (
-        "Vui lòng chọn hoặc ghi một video hay một tệp âm thanh trước."
-    ),
+    "Choose a video or a sound file first, or record one.": "Vui lòng chọn hoặc ghi video hay âm thanh trước.",
     "Something went wrong while this recording was transcribed; the server keeps a note of it.": (
         "Đã xảy ra lỗi khi nhận dạng bản ghi này. Máy chủ đã ghi lại lỗi."
     ),
@@ -92,10 +90,10 @@ SENTENCES = {
     "This cannot be asked for.": "Không thể thực hiện yêu cầu này.",
     # Recordings without a face, and what is done then.
     "{file}: no face is seen in it, {expected} The sound alone is used.": (
-        "{file}: không thấy khuôn mặt nào nhìn về phía máy quay, nên chỉ âm thanh được dùng."
+        "{file}: không thấy khuôn mặt nào nhìn về phía máy quay, nên chỉ dùng âm thanh."
     ),
     "{file}: a face is seen in only {share} % of its pictures, {expected} The sound alone is used.": (
-        "{file}: chỉ thấy khuôn mặt trong {share} % số hình, nên chỉ âm thanh được dùng."
+        "{file}: chỉ thấy khuôn mặt trong {share} % số hình, nên chỉ dùng âm thanh."
     ),
     "{error} The sound alone is used.": "Chỉ âm thanh của bản ghi được dùng.",
     "{file}: no face is seen in it, {expected}": (
@@ -169,11 +167,10 @@ GRADIO = {
     "audio.stop_recording": "Dừng ghi",
     "audio.waiting": "Đang chờ",
     "blocks.connection_can_break": (
-        "Trên điện thoại, kết nối có thể bị ngắt nếu bạn chuyển sang thẻ khác hoặc thiết bị ngủ; khi đó bạn mất lượt "
-        "chờ."
+        "Trên điện thoại, kết nối có thể bị ngắt và bạn mất lượt chờ nếu chuyển sang tab khác hoặc để máy ở chế độ ngủ."
     ),
     "blocks.long_requests_queue": "Hiện có nhiều người đang chờ.",
-    "blocks.lost_connection": "Mất kết nối vì trang đã bị rời đi. Đang xếp hàng lại...",
+    "blocks.lost_connection": "Mất kết nối do bạn đã rời trang. Đang xếp hàng lại...",
     "blocks.waiting_for_inputs": "Tệp đang được tải lên, vui lòng thử lại sau khi xong.",
     "common.clear": "Xóa",
     "common.complete": "Hoàn tất",
