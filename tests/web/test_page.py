@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import socket
-import types
 import wave
 
 import gradio as gr
@@ -152,10 +151,12 @@ def test_values_out_of_bounds_are_refused(transcriber):
             parts[name].preprocess(value)
 
 
-def test_page_says_what_a_model_was_trained_on(tmp_path):
-    recognizer = types.SimpleNamespace(tokenizer=tmp_path / "none", trained_on=("av_clean", "<b>"), num_beams=3)
+def test_page_says_what_a_model_was_trained_on(transcriber, tmp_path, monkeypatch):
+    assert transcriber.recognizer.trained_on == ("av_clean", "audio_clean", "video_clean")
+    monkeypatch.setattr(transcriber.recognizer, "tokenizer", tmp_path / "another")
+    monkeypatch.setattr(transcriber.recognizer, "trained_on", ("av_clean", "<b>"))
     labels = layout.Labels()
-    layout.build(Transcriber(recognizer), 1.0, labels)
+    layout.build(transcriber, 1.0, labels)
     assert "The model was trained on av_clean, &lt;b&gt;." in labels.i18n.translations["en"]
     known = labels.i18n.translations["vi"]["The model was trained on av_clean, &lt;b&gt;."]
     assert known == "Mô hình được huấn luyện trên dữ liệu av_clean, &lt;b&gt;."
