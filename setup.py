@@ -93,7 +93,7 @@ setup(
         "viavsp_jax.runtime",
     ],
     package_data={
-        "viavsp_jax.app.page": ["*.css", "*.html", "*.js"],
+        "viavsp_jax.app.page": ["*.css", "*.html", "*.js", "*.mp4"],
         "viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"],
         "viavsp_jax.evaluation.report": ["*.css", "*.html"],
     },

@@ -25,9 +25,9 @@ LIMITS = """
 from viavsp_jax.app import __main__ as app
 
 def load_with_limits(args, load=app.load_transcriber):
-    from viavsp_jax.app.page import gate, server
+    from viavsp_jax.app.page import gate, layout, server
     gate.MAX_KEPT = 500_000_000
-    server._MAX_WAITING, server._DELETE_EVERY = 3, 0.5
+    layout._MAX_WAITING, server._DELETE_EVERY = 3, 0.5
     return load(args)
 
 app.load_transcriber = load_with_limits
@@ -110,8 +110,9 @@ def sent(client, name, content):
 
 def message(answer):
     """The sentence on the page, of a press that led to nothing else."""
-    shown, results, transcript, *files = answer.values
-    assert results["visible"] is False and transcript == "" and files == [None] * len(files)
+    shown, results, alone, transcript, mouth, _, make, subtitled, *files = answer.values
+    assert not any(one["visible"] for one in (results, alone, make, subtitled))
+    assert transcript == "" and [mouth, *files] == [None] * (1 + len(files))
     return html.unescape(shown)
 
 

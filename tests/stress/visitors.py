@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 
@@ -30,6 +30,7 @@ from viavsp_jax.runtime.errors import reported_to_user
 
 AUTOMATIC = ("automatic", False, 0, 2)  # modality, noise, SNR, beams
 _PATIENCE = 900  # seconds
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Page:
 class Answer:
     """What a press of the button led to: one of the two."""
 
-    values: list | None  # of message, results, transcript, mouth and the files
+    values: list | None  # those that answers.transcribe yields
     refusal: str | None  # a sentence
 
     @property
     def text(self) -> str | None:
         """The transcript."""
-        found = self.values and re.search(r'<p class="text" lang="vi">(.*?)</p>', self.values[2])
+        found = self.values and re.search(r'<p class="text" lang="vi">(.*?)</p>', self.values[3])
         return found[1] if found else None
 
 
@@ -98,17 +99,29 @@ def send(client: httpx.Client, name: str, content: bytes) -> httpx.Response:
 
 def event_of(client: httpx.Client) -> int:
     """The number of the function that transcribes."""
-    [number] = [one["id"] for one in client.get("/config").json()["dependencies"] if one["backend_fn"]]
-    return number
+    return events(client)["transcribe"]
 
 
-def press(client: httpx.Client, event: int, file: object, options: Sequence = AUTOMATIC) -> Answer:
+def events(client: httpx.Client) -> dict[str, int]:
+    """The numbers of the functions that presses call, by the name of the button."""
+    config = client.get("/config").json()
+    names = {one["id"]: one["props"].get("elem_id") for one in config["components"]}
+    called = [one for one in config["dependencies"] if one["backend_fn"] and one["targets"]]
+    return {names[one["targets"][0][0]]: one["id"] for one in called if one["targets"][0][0] in names}
+
+
+def press(
+    client: httpx.Client,
+    event: int,
+    file: object,
+    options: Sequence = AUTOMATIC,
+    headers: Mapping[str, str] = _JSON,
+) -> Answer:
     """Presses the button with a file as FileData, or with anything in its place."""
     session = secrets.token_hex(6)
     body = {"data": [file, None, *options], "fn_index": event, "session_hash": session}
     # Not httpx's own JSON, which knows no NaN.
-    kind = {"Content-Type": "application/json"}
-    joined = client.post("/gradio_api/queue/join", content=json.dumps(body), headers=kind)
+    joined = client.post("/gradio_api/queue/join", content=json.dumps(body), headers=_JSON | headers)
     if joined.status_code != 200:
         return Answer(None, f"{joined.status_code} {joined.text}")
     return listen(client, session)
@@ -124,6 +137,7 @@ def listen(client: httpx.Client, session: str) -> Answer:
             if message.get("msg") == "process_generating" and message["success"]:
                 values = output["data"]
             if message.get("msg") == "process_completed":
+                values = output.get("data") if values is None else values  # all at once
                 return Answer(values, None) if message["success"] else Answer(None, json.dumps(output))
     return Answer(None, "the answer broke off")
 

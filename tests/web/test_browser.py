@@ -2,26 +2,20 @@
 
 import json
 import pathlib
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 import wave
 
+import chromium
 import pytest
+from chromium import ERROR, PATIENCE, TRANSCRIPT, WebDriverWait, find, text_of, transcribe, upload, wait_for
 
 from viavsp_jax.app import captions
 from viavsp_jax.app.transcriber import Transcriber
 from viavsp_jax.prepare.recordings.recording import read_recording
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-PATIENCE = 60  # seconds
-TRANSCRIPT, ERROR = "#transcript .segment", "#message .error"
+pytestmark = chromium.needed
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +26,8 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(downloads):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1600"):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def find(browser, selector):
-    return browser.find_elements(By.CSS_SELECTOR, selector)
-
-
-def wait_for(browser, *selectors):
-    """The elements that one of the selectors finds as soon as there are some."""
-    return WebDriverWait(browser, PATIENCE).until(lambda _: find(browser, ", ".join(selectors)))
-
-
-def upload(browser, address, file):
-    """Opens the page and gives it a file."""
-    browser.get(address)
-    wait_for(browser, "#recording input[type=file]")[0].send_keys(str(file))
-    wait_for(browser, "#recording video")
-
-
-def transcribe(browser):
-    """Presses the button and waits for what comes of it."""
-    find(browser, "#transcribe")[0].click()
-    wait_for(browser, TRANSCRIPT, ERROR)
-
-
-def text_of(browser, selector):
-    """Of elements that need not be visible."""
-    return [element.get_attribute("textContent").strip() for element in find(browser, selector)]
+    with chromium.opened((1280, 1600), downloads=downloads) as driver:
+        yield driver
 
 
 def hosts(browser):
@@ -154,12 +114,13 @@ def test_the_last_file_given_counts(page, browser, demo_clips, tmp_path):
     wait_for(browser, "#sound input[type=file]")[0].send_keys(str(tmp_path / "sound.wav"))
     wait_for(browser, "#sound audio, #sound .waveform-container, #sound #waveform")
     transcribe(browser)
-    assert "of sound alone" in text_of(browser, "#transcript .facts")[0]
+    assert "by sound alone" in text_of(browser, "#transcript .facts")[0]
     assert not find(browser, "#seen")[0].is_displayed() and not find(browser, ".mouths") and find(browser, ".wave")
 
 
 def test_the_level_of_the_noise_is_asked_for_where_there_is_any(page, browser):
     browser.get(page.address)
+    wait_for(browser, "#advanced button")[0].click()
     wait_for(browser, "#noisy input")
     assert not find(browser, "#snr")[0].is_displayed()
     find(browser, "#noisy input")[0].click()

@@ -13,8 +13,7 @@ import pytest
 
 from viavsp_jax.app import __main__ as app
 from viavsp_jax.app import captions, pictures
-from viavsp_jax.app.page import server as page
-from viavsp_jax.app.page import views
+from viavsp_jax.app.page import answers, layout, server, views
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
 from viavsp_jax.app.windows import Window
@@ -30,18 +29,22 @@ def transcriber(demo_export):
     return Transcriber.from_pretrained(demo_export, device="cpu")
 
 
-def press(transcriber, *, video=None, sound=None, options=AUTOMATIC, minutes=1.0):
+def press(transcriber, *, video=None, sound=None, options=AUTOMATIC, minutes=1.0, spoken="en"):
     """A press of the button: its steps, and the list into which the progress goes."""
     seen = []
     given = [None if path is None else str(path) for path in (video, sound)]
-    steps = page.transcribe(transcriber, minutes, *given, *options, progress=lambda x, desc: seen.append((desc, x)))
-    return steps, seen
+
+    def progress(share, desc):
+        seen.append((desc, share))
+
+    return answers.transcribe(transcriber, minutes, spoken, *given, *options, progress=progress), seen
 
 
-def refusal(steps):
-    """The sentence of a press that was refused, and nothing else."""
-    [(message, results, transcript, *files)] = steps
-    assert results["visible"] is False and transcript == "" and files == [None] * (1 + len(captions.FORMATS))
+def refusal(steps, alone=False):
+    """The sentence of a press that was refused, and nothing else but, maybe, the button for sound alone."""
+    [(message, results, button, transcript, mouth, kept, make, subtitled, *files)] = steps
+    assert [one["visible"] for one in (results, button, make, subtitled)] == [False, alone, False, False]
+    assert transcript == "" and [mouth, kept, *files] == [None] * (2 + len(captions.FORMATS))
     return re.fullmatch(r'<p class="error" role="alert">(.*)</p>', message)[1]
 
 
@@ -70,8 +73,11 @@ class Elements(html.parser.HTMLParser):
 def test_a_press_gives_the_transcript_and_files_that_go_away(transcriber, demo_clips):
     expected = transcriber(demo_clips[0], num_beams=2)
     steps, seen = press(transcriber, video=demo_clips[0])
-    message, results, shown, mouth, *files = next(steps)
-    assert message == "" and results["visible"]
+    message, results, alone, shown, mouth, kept, make, subtitled, *files = next(steps)
+    assert (
+        message == "" and results["visible"] and make["visible"] and not alone["visible"] and not subtitled["visible"]
+    )
+    assert kept.transcript.samples is None and kept.transcript.mouth.crops.nbytes == 0  # a visitor may have a lot
     assert expected.text and f'<p class="text" lang="vi">{expected.text}</p>' in shown
     for form, file in zip(captions.FORMATS, files, strict=True):
         assert file.name == f"{demo_clips[0].stem}.{form}"
@@ -109,8 +115,8 @@ def test_sound_alone_shows_no_mouth(transcriber, demo_clips, tmp_path):
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
     steps, _ = press(transcriber, sound=tmp_path / "a.wav")
-    _, _, shown, mouth, *_ = next(steps)
-    assert mouth["value"] is None and not mouth["visible"]
+    _, _, _, shown, mouth, kept, make, *_ = next(steps)
+    assert mouth["value"] is None and not mouth["visible"] and kept is None and not make["visible"]
     assert transcriber(Clip(audio=samples), num_beams=2).text in shown
     classes = [attributes.get("class") for _, attributes in Elements(shown).found]
     assert "wave" in classes and "runs" in classes and "mouths" not in classes
@@ -137,11 +143,23 @@ def test_what_nobody_foresaw_is_one_sentence_and_a_note(caplog, demo_clips):
 
 
 def test_values_out_of_bounds_are_refused(transcriber):
-    parts = {part.elem_id: part for part in page.build(transcriber).blocks.values() if getattr(part, "elem_id", None)}
+    blocks = layout.build(transcriber, 1.0, layout.Labels()).blocks.values()
+    parts = {part.elem_id: part for part in blocks if getattr(part, "elem_id", None)}
     assert parts["beams"].preprocess(2) == 2
     for name, value in (("beams", 1000), ("snr", -1000), ("modality", "smell")):
         with pytest.raises(gr.Error):
             parts[name].preprocess(value)
+
+
+def test_page_says_what_a_model_was_trained_on(transcriber, tmp_path, monkeypatch):
+    assert transcriber.recognizer.trained_on == ("av_clean", "audio_clean", "video_clean")
+    monkeypatch.setattr(transcriber.recognizer, "tokenizer", tmp_path / "another")
+    monkeypatch.setattr(transcriber.recognizer, "trained_on", ("av_clean", "<b>"))
+    labels = layout.Labels()
+    layout.build(transcriber, 1.0, labels)
+    assert "The model was trained on av_clean, &lt;b&gt;." in labels.i18n.translations["en"]
+    known = labels.i18n.translations["vi"]["The model was trained on av_clean, &lt;b&gt;."]
+    assert known == "Mô hình được huấn luyện trên dữ liệu av_clean, &lt;b&gt;."
 
 
 def test_mouth_is_written_as_the_model_got_it(transcriber, demo_clips, tmp_path):
@@ -180,7 +198,7 @@ def test_words_that_differ_are_marked():
 
 
 def test_html_holds_runs_times_and_alternatives():
-    shown = views.render(made_up(("một hai", "một ba", "một hai"), (3, 1, 2), offset=50), 0.56)
+    shown = views.render(made_up(("một hai", "một ba", "một hai"), (3, 1, 2), offset=50), 0.56, "en")
     elements = Elements(shown).found
     [segment] = [attributes for tag, attributes in elements if tag == "details"]
     assert (segment["data-start"], segment["data-end"]) == ("2.0", "2.24")
@@ -195,7 +213,7 @@ def test_html_holds_runs_times_and_alternatives():
 
 
 def test_text_of_a_model_is_never_markup():
-    shown = views.render(made_up(("<img src=x onerror=alert(1)>", "</table><script>")), 1.0)
+    shown = views.render(made_up(("<img src=x onerror=alert(1)>", "</table><script>")), 1.0, "vi")
     assert "<script" not in shown and not [
         attributes for _, attributes in Elements(shown).found if "onerror" in attributes
     ]
@@ -221,4 +239,4 @@ def test_a_port_in_use_is_one_sentence(transcriber, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot be shown at 127.0.0.1:{port} .*expected a free port"):
-            page.serve(page.build(transcriber), "127.0.0.1", port, tmp_path)
+            server.serve(transcriber, 1.0, "127.0.0.1", port, tmp_path)

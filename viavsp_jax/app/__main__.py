@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         # Imported here because Gradio reads some of this when it is imported.
         with needs_extra(__name__):
-            from viavsp_jax.app.page import server as page
+            from viavsp_jax.app.page.server import serve
 
-        page.serve(page.build(load_transcriber(args), args.max_minutes), args.host, args.port, folder)
+        serve(load_transcriber(args), args.max_minutes, args.host, args.port, folder)
 
 
 @reported_to_user()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from etils import epath
 
 from viavsp_jax.data.prompt import one_line
 
@@ -52,6 +53,8 @@ class Recognizer(Protocol):
 
     longest: int  # frames of an utterance that it can be trusted with
     num_beams: int  # of its own search
+    tokenizer: epath.Path  # the file, which need not be there
+    trained_on: tuple[str, ...]  # the names of the shard folders
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

@@ -56,6 +56,7 @@ class JaxRecognizer:
         folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
         self._centers, self._layer = load_centers(str(centers))
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
+        self.tokenizer, self.trained_on = epath.Path(opened.llm) / "tokenizer.json", tuple(self._settings.data.train)
         # Of one length all, so that one program is compiled.
         self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import torch
+from etils import epath
 
 from convert.decode_hf import ExportError, load_model, read_config
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
@@ -31,6 +32,11 @@ class TorchRecognizer:
         except OSError as error:  # as transformers calls what it misses in a folder
             raise InputError(f"{folder}: its language model cannot be loaded ({error})") from error
         self.longest, self.num_beams = config.longest_clip, config.decoding["num_beams"]
+        self.tokenizer = epath.Path(folder) / "tokenizer.json"
+        try:
+            self.trained_on = tuple(map(str, config.training["data"]["train"]))
+        except (AttributeError, KeyError, TypeError):  # anybody may have written it
+            self.trained_on = ()
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

@@ -19,10 +19,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import MutableHeaders
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from viavsp_jax.app.page import folder as kept
+from viavsp_jax.app.page import language
 
 MAX_FILE_SIZE = 200 * 10**6  # bytes
 MAX_KEPT = 10 * 10**9  # bytes of all visitors together
@@ -75,10 +76,10 @@ class Gate:
             if request.method == "POST":
                 receive = await self._checked_body(request, path)
         except _Refused as error:
-            response = JSONResponse({"detail": str(error)}) if path == _JOIN else PlainTextResponse(f"{error}\n")
-            response.status_code = error.status
-            await response(scope, receive, send)
+            await _refusal(error, request, path)(scope, receive, send)
             return
+        if path == _JOIN:
+            send = _told_if_full(request, receive, send)
         await self._app(scope, receive, send)
 
     def _check(self, request: Request, path: str) -> None:
@@ -148,6 +149,31 @@ class Gate:
                 raise _Refused(422, "The file is no longer here, please send it once more.")
             if isinstance(value, list):
                 raise _Refused(422, "The request has a list where one value is expected.")
+
+
+def _refusal(error: _Refused, request: Request, path: str) -> Response:
+    """The answer to a request that goes no further, in the visitor's language."""
+    spoken = language.of(request)
+    sentence = language.told(str(error), spoken, "This cannot be asked for.")
+    response = JSONResponse({"detail": sentence}) if path == _JOIN else PlainTextResponse(f"{sentence}\n")
+    response.status_code = error.status
+    return response
+
+
+def _told_if_full(request: Request, receive: Receive, send: Send) -> Send:
+    """Puts a sentence of ours in place of the answer that the queue is full, for which the browser has English only."""
+    full = False
+
+    async def sent(message: Message) -> None:
+        nonlocal full
+        if message["type"] == "http.response.start" and message["status"] == 503:
+            full = True
+            busy = _Refused(429, "The page is busy, please try again in a minute.")
+            await _refusal(busy, request, _JOIN)(request.scope, receive, send)
+        elif not full:
+            await send(message)
+
+    return sent
 
 
 def _no_number(name: str) -> None:

@@ -2,6 +2,12 @@
 const players = () => document.querySelectorAll("#recording video, #mouth video");
 
 element.addEventListener("click", (event) => {
+  const copy = event.target.closest(".copy");
+  if (copy) {
+    // Not navigator.clipboard, which a page without TLS has not. What is copied stays selected.
+    getSelection().selectAllChildren(element.querySelector(".text"));
+    if (document.execCommand("copy")) copy.textContent = copy.dataset.done;
+  }
   const segment = event.target.closest("summary")?.parentElement;
   if (segment) players().forEach((player) => { player.currentTime = Number(segment.dataset.start); });
 });

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 
 import cv2
 import jinja2
+import markupsafe
 import numpy as np
 
 from viavsp_jax.app.inputs import USED
+from viavsp_jax.app.page import language
 from viavsp_jax.app.transcriber import Segment, Transcript
 from viavsp_jax.data.features import FRAME_RATE, SAMPLES_PER_FRAME
 
@@ -29,6 +31,7 @@ class _View:
     """A segment as transcript.html shows it."""
 
     times: tuple[float, float]
+    used: str  # av, audio or video in words
     words: list[str]
     score: float
     # The other hypotheses: their words, each with whether the best one lacks it there, and scores.
@@ -40,30 +43,33 @@ class _View:
     frames: int
 
 
-def render(transcript: Transcript, seconds: float) -> str:
+def render(transcript: Transcript, seconds: float, spoken: str) -> str:
     """A transcript as HTML: its text, how it came about, and for each segment what was merged and the alternatives.
 
-    `seconds` is how long it took.
+    `seconds` is how long it took, `spoken` the language of what is around the text.
     """
-    template = _environment().get_template("transcript.html")
     length = transcript.num_frames / FRAME_RATE
     loud = None if transcript.samples is None else peaks(transcript.samples, transcript.num_frames)
-    return template.render(
-        text=transcript.text,
-        used=[(seconds, USED[modality]) for modality, seconds in transcript.seconds.items()],
-        note=transcript.note,
-        length=length,
-        spent=seconds,
-        factor=seconds / length,
-        frames=sum(segment.end - segment.first for segment in transcript.segments),
-        vectors=sum(len(segment.run_lengths) for segment in transcript.segments),
-        guessed=0 if transcript.mouth is None else 1 - float(transcript.mouth.found.mean()),
-        segments=[_view(transcript, segment, loud) for segment in transcript.segments],
+    return (
+        _environment(spoken)
+        .get_template("transcript.html")
+        .render(
+            text=transcript.text,
+            used=[(seconds, USED[modality]) for modality, seconds in transcript.seconds.items()],
+            note=transcript.note and language.told(transcript.note, spoken, "A part of the recording is not used."),
+            length=length,
+            spent=seconds,
+            factor=seconds / length,
+            frames=sum(segment.end - segment.first for segment in transcript.segments),
+            vectors=sum(len(segment.run_lengths) for segment in transcript.segments),
+            guessed=0 if transcript.mouth is None else 1 - float(transcript.mouth.found.mean()),
+            segments=[_view(transcript, segment, loud) for segment in transcript.segments],
+        )
     )
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment(spoken: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,  # a model may write anything
@@ -71,7 +77,16 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["clock"] = lambda time: f"{int(time) // 60}:{time % 60:05.2f}"
+
+    def say(sentence: str, **values: object) -> markupsafe.Markup:
+        return markupsafe.Markup(language.pattern(sentence, spoken)).format(**values)
+
+    def decimal(number: float, digits: int) -> str:
+        return language.decimal(number, digits, spoken)
+
+    environment.globals["say"] = say
+    environment.filters["decimal"] = decimal
+    environment.filters["clock"] = lambda time: f"{int(time) // 60}:{decimal(time % 60, 2).zfill(5)}"
     return environment
 
 
@@ -81,6 +96,7 @@ def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> 
     crops = None if transcript.mouth is None else transcript.mouth.crops[segment.first : segment.end]
     return _View(
         times=segment.times,
+        used=USED[segment.modality],
         words=words,
         score=segment.score,
         alternatives=[
