@@ -42,7 +42,6 @@ def recordings(folder):
     yield folder / "broken.mp4", "automatic", 1
     yield folder / "wide.avi", "automatic", 1
     yield folder / "gone.mp4", "automatic", 1
-    yield sound(folder / "quiet.wav", quiet), "automatic", 1
     yield sound(folder / "nothing.wav", quiet[:0]), "automatic", 1
     yield sound(folder / "sound.wav", speech), "av", 1
     yield sound(folder / "sound.wav", speech), "video", 1
@@ -60,7 +59,7 @@ def test_errors_have_no_english_left(transcriber, tmp_path):
         assert english.startswith(f"{path.name}: ") and vietnamese.startswith(f"{path.name}: "), english
         assert_vietnamese(vietnamese, english)
         met.add(vietnamese.partition(": ")[2])
-    assert len(met) > 8
+    assert len(met) > 7
 
 
 def refusal(transcriber, path, modality, minutes, spoken):

@@ -101,7 +101,7 @@ def read_source(
             if samples is None:
                 raise
             if modality is not None:
-                raise InputError(f"{error}; the sound alone can be used (modality audio)") from None
+                raise NoFace(f"{error}; the sound alone can be used (modality audio)") from None
             note = f"{error}; the sound alone is used"
     heard = 0 if samples is None else -(-len(samples) // SAMPLES_PER_FRAME)
     frames, seen, num_frames = None, np.zeros(heard, bool), heard

@@ -89,13 +89,13 @@ SENTENCES = {
     "The page is busy, please try again in a minute.": "Trang đang bận, vui lòng thử lại sau ít phút.",
     "This cannot be asked for.": "Không thể thực hiện yêu cầu này.",
     # Recordings without a face, and what is done then.
-    "{file}: no face is seen in it, {expected} The sound alone is used.": (
+    "{file}: no face is seen in it, {expected}; the sound alone is used": (
         "{file}: không thấy khuôn mặt nào nhìn về phía máy quay, nên chỉ dùng âm thanh."
     ),
-    "{file}: a face is seen in only {share} % of its pictures, {expected} The sound alone is used.": (
+    "{file}: a face is seen in only {share} % of its pictures, {expected}; the sound alone is used": (
         "{file}: chỉ thấy khuôn mặt trong {share} % số hình, nên chỉ dùng âm thanh."
     ),
-    "{error} The sound alone is used.": "Chỉ âm thanh của bản ghi được dùng.",
+    "{error}; the sound alone is used": "Chỉ âm thanh của bản ghi được dùng.",
     "{file}: no face is seen in it, {expected}": (
         "{file}: không thấy khuôn mặt nào. Khuôn mặt cần đủ lớn, đủ rõ và nhìn về phía máy quay. Nếu không có, hãy chỉ "
         "dùng âm thanh."
@@ -126,9 +126,6 @@ SENTENCES = {
     ),
     "{file}: has pictures and sound of kinds that there is no decoder for, expected a video or audio file.": (
         "{file}: hình và âm thanh thuộc loại không giải mã được. Vui lòng chọn tệp video hoặc âm thanh khác."
-    ),
-    "{file}: there is nothing to hear in it, expected speech.": (
-        "{file}: không nghe thấy gì trong tệp. Vui lòng chọn bản ghi có tiếng nói."
     ),
     "{file}: no sample of its sound could be decoded, expected speech.": "{file}: không giải mã được âm thanh.",
     "{file}: no picture of its video could be decoded.": "{file}: không giải mã được hình nào trong video.",
