@@ -21,8 +21,8 @@ from viavsp_jax.runtime.errors import InputError
 THRESHOLD = 0.5  # probability from which on a frame is speech, Silero's own default
 
 _RELEASE = 0.15  # speech goes on while the probability is no further below the threshold, as in Silero's own code
-# Share of the way from the threshold to 1 that an utterance of less than a second reaches: 0.95 by default. In an hour
-# of music for one to three instruments, without a voice, the most was 0.92; in speech, also with noise at 0 dB, 0.99.
+# Share of the way from the threshold to 1 that an utterance of less than a second has to reach: 0.95 by default. In 50
+# minutes of synthesised music without a voice the most was 0.92; in clips of speech, some with noise at 0 dB, 0.99.
 _SURE = 0.9
 _PAUSE = round(0.3 * FRAME_RATE)  # frames without speech that end an utterance
 _SHORTEST = 3  # frames of an utterance; less is a click
