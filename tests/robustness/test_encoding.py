@@ -16,7 +16,7 @@ SOURCES = [
     for name in ("viavsp_jax", "convert", "scripts", "benchmarks", "configs")
     for path in ROOT.glob(f"{name}/**/*.py")
 ]
-OTHER_OPENS = {"av", "wave", "tensorstore", "KvStore", "Image"}  # whose `open` is not of text
+OTHER_OPENS = {"context", "av", "wave", "tensorstore", "KvStore", "Image"}  # whose `open` is not of text
 
 
 def without_encoding(path):

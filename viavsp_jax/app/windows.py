@@ -23,7 +23,7 @@ _OVERLAP = 240
 _COST = 0.1
 _BEFORE, _AFTER = 5, 4  # frames by which a window is longer than its speech
 _NOTHING = 0.5  # root mean square of int16 samples that are but silence of a program, or a microphone that is off
-_BOTH_HEAR = 3  # frames on either side of a cut that both windows hear: a short syllable in all
+_BOTH_HEAR = 3  # frames on either side of a cut that both windows hear, a short syllable in all; fewer in tiny windows
 _LEAST_SEEN = 0.8  # share of a window in which a mouth has to be seen for lips to be read
 
 
@@ -56,21 +56,21 @@ def plan(
       modality: that of all windows; None: for each what can be heard and seen there.
       threshold: probability from which on a frame is speech; None: all of the recording is transcribed, but for what
         is silent.
-      longest: frames of a window, at least 9.
+      longest: frames of a window.
       progress: called now and then with the share that is done.
     """
-    windows = []
+    windows, seam = [], min(_BOTH_HEAR, longest // 4)
     if source.samples is not None:
         loud = loudness(source.samples, source.num_frames)
         for span in _heard(source, threshold, progress):
-            for own in _cut_up(loud, span, longest):
+            for own in _cut_up(loud, span, longest, seam):
                 if not is_silent(samples_of(source.samples, *own)):
                     chosen = modality or ("av" if _shows_mouth(source, own) else "audio")
-                    windows.append(_window(own, span, chosen))
+                    windows.append(_window(own, span, seam, chosen))
     if source.frames is not None and modality in (None, "video"):
         movement = voice.lip_movement(source.frames, source.seen)
         for span in _mouthed(source, movement, threshold):
-            windows += [_window(own, span, "video") for own in _cut_up(movement, span, longest)]
+            windows += [_window(own, span, seam, "video") for own in _cut_up(movement, span, longest, seam)]
     return sorted(windows, key=lambda window: window.first)
 
 
@@ -112,16 +112,16 @@ def _widened(spans: voice.Spans, closed: np.ndarray) -> Iterator[tuple[int, int]
         least = most
 
 
-def _cut_up(activity: np.ndarray, span: tuple[int, int], longest: int) -> voice.Spans:
+def _cut_up(activity: np.ndarray, span: tuple[int, int], longest: int, seam: int) -> voice.Spans:
     """A span in parts; parts of a longer one leave room for what is heard beyond a cut. `activity` is of all frames."""
     start, end = span
-    parts = [(0, end - start)] if end - start <= longest else cut(activity[start:end], longest - 2 * _BOTH_HEAR)
+    parts = [(0, end - start)] if end - start <= longest else cut(activity[start:end], longest - 2 * seam)
     return [(start + first, start + last) for first, last in parts]
 
 
-def _window(own: tuple[int, int], span: tuple[int, int], modality: str) -> Window:
+def _window(own: tuple[int, int], span: tuple[int, int], seam: int, modality: str) -> Window:
     """A part of a span, with what it hears beyond cuts."""
-    return Window(max(span[0], own[0] - _BOTH_HEAR), min(span[1], own[1] + _BOTH_HEAR), own, modality)
+    return Window(max(span[0], own[0] - seam), min(span[1], own[1] + seam), own, modality)
 
 
 def cut(activity: np.ndarray, longest: int) -> list[tuple[int, int]]:
