@@ -15,9 +15,10 @@ from types import EllipsisType
 import numpy as np
 import transformers
 from etils import epath
+from flax import traverse_util
 from tqdm import tqdm
 
-from convert.names import Tensor, check_shapes, tensors
+from convert.names import Tensor, Tree, check_shapes, tensors
 from convert.safetensors_files import DTYPES, Stored, open_files, refuse_adapter
 from viavsp_jax import __version__, llm_folder
 from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
@@ -131,6 +132,17 @@ def weights(
     for tensor in tqdm(wanted, desc="converting", unit="tensor"):
         # The array is not named here: nothing must keep it while the next one is read.
         yield tensor.path.removeprefix("llm/"), tensor.index, read(tensor)
+
+
+def load_params(folder: epath.PathLike, dtype: str | None = None) -> Tree:
+    """The frozen weights of a Hugging Face folder as a nested dict of numpy arrays; `dtype` None: as stored."""
+    flat = {}
+    for path, index, value in weights(folder, *plan(folder, dtype)):
+        if index is ...:
+            flat[path] = value
+        else:
+            flat.setdefault(path, []).append(value)
+    return {"llm": traverse_util.unflatten_dict({path: np.asarray(value) for path, value in flat.items()}, sep="/")}
 
 
 def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:

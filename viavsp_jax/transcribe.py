@@ -84,12 +84,13 @@ def transcribe_file(
         bar.n = round(100 * share)
         bar.refresh()
 
+    given = vars(args)  # callers of `run` may leave the newer options out
     with bar:
         show("reading the file", 0.0)
         transcript = transcriber(
             file, modality=args.modalities, num_beams=args.num_beams, noise_snr=args.noise_snr,
-            vad_threshold=args.vad_threshold if args.vad else None, languages=(args.source, args.target),
-            audio_track=args.audio_track, progress=show,
+            vad_threshold=given.get("vad_threshold"), vad=given.get("vad", True), languages=(args.source, args.target),
+            audio_track=given.get("audio_track"), progress=show,
         )  # fmt: skip
         lacks = lacking(transcript, paths)
         written = {form: path for form, path in paths.items() if form not in lacks}

@@ -13,7 +13,6 @@ from real_videos import SPEECH
 from viavsp_jax.app import lettering, painter, pictures
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Segment, Transcript
-from viavsp_jax.app.windows import Window
 from viavsp_jax.prepare.recordings.mouth import MouthTrack
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.runtime.errors import InputError
@@ -24,8 +23,9 @@ def copied(path, *texts, boxes=None):
     recording = read_recording(path)
     segments = []
     for first, text in zip(range(0, 25 * len(texts), 25), texts, strict=True):  # what the model hears overlaps
-        window = Window(max(0, first - 5), first + 30, (first, first + 25), "audio")
-        segments.append(Segment(window, text, (Hypothesis(text, 0.0),), np.int32([window.end - window.first])))
+        start, end = max(0, first - 5), first + 30
+        hypotheses = (Hypothesis(text, 0.0),)
+        segments.append(Segment(start, end, hypotheses, np.int32([end - start]), "audio", (first, first + 25)))
     mouth = None
     if boxes is not None:
         found = np.arange(len(boxes)) < len(boxes) // 2

@@ -170,7 +170,7 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     words = {}
     for name in MODALITIES:
         ours, theirs = (
-            [transcript.segments[0] for transcript in transcriber(clips, modality=name, vad_threshold=None)]
+            [transcript.segments[0] for transcript in transcriber(clips, modality=name, vad=False)]
             for transcriber in (by_jax, by_torch)
         )
         for one, other, layer in zip(ours, theirs, frames[name], strict=True):

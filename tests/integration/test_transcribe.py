@@ -18,7 +18,6 @@ from viavsp_jax import transcribe
 from viavsp_jax.app import captions
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript, _without_repeated
-from viavsp_jax.app.windows import Window
 from viavsp_jax.data import media
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.prepare.recordings.recording import read_recording
@@ -54,8 +53,8 @@ def test_files_and_arrays_give_the_words_of_the_shards(by_jax, by_torch, demo_fo
     expected = evaluated(demo_folder, modality)
     assert len({text for text, _ in expected.values()}) > 1
     for transcriber in (by_jax, by_torch):
-        files = transcriber(demo_clips, modality=modality, vad_threshold=None)
-        arrays = transcriber([clip for _, clip in clips], modality=modality, vad_threshold=None)
+        files = transcriber(demo_clips, modality=modality, vad=False)
+        arrays = transcriber([clip for _, clip in clips], modality=modality, vad=False)
         for (name, clip), *found in zip(clips, files, arrays, strict=True):
             for transcript in found:
                 (segment,) = transcript.segments
@@ -105,7 +104,7 @@ def test_where_nobody_speaks_there_is_no_text(by_jax, by_torch):
             for clip in (Clip(video, samples), Clip(audio=samples), Clip(video)):
                 transcript = transcriber(clip)
                 assert transcript.segments == () and transcript.text == "" and transcript.seconds == {}
-    assert by_torch(Clip(audio=np.zeros(96_000, np.int16)), noise_snr=0.0, vad_threshold=None).segments == ()
+    assert by_torch(Clip(audio=np.zeros(96_000, np.int16)), noise_snr=0.0, vad=False).segments == ()
 
 
 def test_jax_and_the_export_read_recordings_of_many_windows_alike(by_jax, by_torch, clips):
@@ -120,7 +119,9 @@ def test_jax_and_the_export_read_recordings_of_many_windows_alike(by_jax, by_tor
     for clip in (Clip(video, sound), Clip(audio=sound), Clip(video)):
         ours, theirs = (transcriber(clip) for transcriber in (by_jax, by_torch))
         assert len(ours.segments) > 3
-        assert [(x.window, x.text) for x in ours.segments] == [(x.window, x.text) for x in theirs.segments]
+        assert [(x.times, x.modality, x.text) for x in ours.segments] == [
+            (x.times, x.modality, x.text) for x in theirs.segments
+        ]
         for segment in (*ours.segments, *theirs.segments):
             assert segment.run_lengths.sum() == segment.end - segment.first
         used |= set(ours.seconds)
@@ -236,7 +237,7 @@ def transcript_of(*texts):
     for start, text in enumerate(texts):
         hypotheses = Hypothesis(text, -0.25), Hypothesis("khác", -1.0)
         frames = 10 * start, 10 * start + 10
-        segments.append(Segment(Window(*frames, frames, "audio"), hypotheses[0].text, hypotheses, np.int32([4, 6])))
+        segments.append(Segment(*frames, hypotheses, np.int32([4, 6]), "audio"))
     return Transcript(tuple(segments), "audio", 10 * len(texts), None, None, None, None)
 
 

@@ -16,7 +16,6 @@ from viavsp_jax.app import captions, pictures
 from viavsp_jax.app.page import answers, layout, server, views
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Clip, Segment, Transcriber, Transcript
-from viavsp_jax.app.windows import Window
 from viavsp_jax.prepare.recordings.mouth import MouthTrack
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.runtime.errors import InputError
@@ -54,7 +53,7 @@ def made_up(texts=("một hai",), runs=(3, 1, 2), offset=0):
     crops = np.stack([np.full((96, 96), 2 * t, np.uint8) for t in range(frames)])
     track = MouthTrack(crops, np.ones(frames, bool), np.zeros((frames, 4), np.float32), np.ones(frames, bool))
     hypotheses = tuple(Hypothesis(text, -0.1 - i) for i, text in enumerate(texts))
-    segment = Segment(Window(offset, frames, (offset, frames), "av"), texts[0], hypotheses, np.int32(runs))
+    segment = Segment(offset, frames, hypotheses, np.int32(runs))
     return Transcript((segment,), "av", frames, track, np.zeros(640 * frames, np.int16), None, None)
 
 

@@ -35,25 +35,17 @@ _LISTENING, _READING = "finding speech", "reading lips and speech"
 class Segment:
     """What is said in one window."""
 
-    window: Window
-    text: str  # of the best hypothesis, less a word that the segment before ends with, where both hear it
+    first: int  # frame that the model got, 25 a second
+    end: int  # the frame after its last
     hypotheses: tuple[Hypothesis, ...]  # best first
     run_lengths: np.ndarray  # int32[U], of frames that were averaged; they sum to end - first
+    modality: str = "av"  # that was used: av, audio or video
+    own: tuple[int, int] | None = None  # the frames that are not those of another, see windows.Window.cut; None: all
+    own_text: str | None = None  # of them, where the best hypothesis begins with a word of the segment before
 
     @property
-    def first(self) -> int:
-        """The first frame that the model got, 25 a second."""
-        return self.window.first
-
-    @property
-    def end(self) -> int:
-        """The frame after the last that the model got."""
-        return self.window.end
-
-    @property
-    def modality(self) -> str:
-        """That was used: av, audio or video."""
-        return self.window.modality
+    def text(self) -> str:
+        return self.hypotheses[0].text if self.own_text is None else self.own_text
 
     @property
     def score(self) -> float:
@@ -62,7 +54,8 @@ class Segment:
     @property
     def times(self) -> tuple[float, float]:
         """Start and end in seconds. No two segments overlap."""
-        return self.window.cut[0] / FRAME_RATE, self.window.cut[1] / FRAME_RATE
+        start, end = self.own or (self.first, self.end)
+        return start / FRAME_RATE, end / FRAME_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Transcript:
     mouth: MouthTrack | None  # None where no video was used
     samples: np.ndarray | None  # int16[n] as the model heard it; None where no audio was used
     recording: Recording | None  # None for arrays
-    note: str | None  # why something that the recording has was not used, a sentence
+    note: str | None = None  # why something that the recording has was not used, a sentence
 
     @property
     def text(self) -> str:
@@ -99,13 +92,21 @@ class Transcriber:
     print(transcriber("clip.mp4").text)
     """
 
-    def __init__(self, recognizer: Recognizer, batch_size: int = 8, mean_face: np.ndarray | None = None):
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        batch_size: int = 8,
+        mean_face: np.ndarray | None = None,
+        vad_threshold: float | None = None,
+    ):
         """Args:
         recognizer: the model.
         batch_size: the most windows that are decoded at a time.
         mean_face: floating [68, 2], see viavsp_jax.prepare.recordings.mouth.
+        vad_threshold: probability of speech from which on sound is transcribed; None: all of it is.
         """
         self.recognizer, self.batch_size, self.mean_face = recognizer, batch_size, mean_face
+        self.vad_threshold = vad_threshold
 
     @classmethod
     def from_pretrained(
@@ -144,7 +145,7 @@ class Transcriber:
 
             if encoder or kmeans or step != "best":
                 raise InputError(f"{path} is an export: it holds its encoder and centres, and one step")
-            return cls(TorchRecognizer(path, llm, device, dtype), batch_size, mean_face)
+            return cls(TorchRecognizer(path, llm, device, dtype), batch_size, mean_face, THRESHOLD)
         if "://" not in path and not (pathlib.Path(path) / "checkpoints").is_dir():
             raise InputError(
                 f"{path} is no model: expected the work folder of a training, or an export of python -m convert.to_hf"
@@ -155,7 +156,7 @@ class Transcriber:
             )
         from viavsp_jax.app.recognizer_jax import JaxRecognizer
 
-        return cls(JaxRecognizer(path, batch_size, step, llm, encoder, kmeans, dtype), batch_size, mean_face)
+        return cls(JaxRecognizer(path, batch_size, step, llm, encoder, kmeans, dtype), batch_size, mean_face, THRESHOLD)
 
     def __call__(
         self,
@@ -164,7 +165,8 @@ class Transcriber:
         modality: str | None = None,
         languages: tuple[str, str] = ("vi", "vi"),
         num_beams: int | None = None,
-        vad_threshold: float | None = THRESHOLD,
+        vad_threshold: float | None = None,
+        vad: bool = True,
         noise_snr: float | None = None,
         max_seconds: float | None = None,
         audio_track: int | None = None,
@@ -177,7 +179,9 @@ class Transcriber:
           modality: av, audio or video, for all of it; None: where somebody speaks, what can be heard and seen there.
           languages: what is spoken and what is wanted.
           num_beams: of the search; None: that of the model's config.
-          vad_threshold: probability of speech from which on the sound is transcribed; None: all of it is.
+          vad_threshold: probability of speech from which on sound is transcribed; None: that of the transcriber, which
+            is 0.5 where it is loaded by from_pretrained.
+          vad: False: all of the recording is transcribed, pauses too.
           noise_snr: babble of the recording's own voice is added, so many dB below (above, if negative) it; None: none.
             Speech is found without it.
           max_seconds: longer files are refused; None: none are.
@@ -190,8 +194,9 @@ class Transcriber:
         """
         if isinstance(media, list | tuple):
             options = {
-                "modality": modality, "languages": languages, "num_beams": num_beams, "vad_threshold": vad_threshold,
-                "noise_snr": noise_snr, "max_seconds": max_seconds, "audio_track": audio_track, "progress": progress,
+                "modality": modality, "languages": languages, "num_beams": num_beams, "vad": vad,
+                "vad_threshold": vad_threshold, "noise_snr": noise_snr, "max_seconds": max_seconds,
+                "audio_track": audio_track, "progress": progress,
             }  # fmt: skip
             return [self(one, **options) for one in media]
         if modality not in (None, *MODALITIES):
@@ -206,7 +211,8 @@ class Transcriber:
         progress = progress or (lambda what, share: None)
         source = read_source(media, modality, self.mean_face, max_seconds, audio_track, progress)
         listening = functools.partial(progress, _LISTENING)
-        windows = plan(source, modality, vad_threshold, self.recognizer.longest, listening)
+        threshold = (vad_threshold or self.vad_threshold) if vad else None
+        windows = plan(source, modality, threshold, self.recognizer.longest, listening)
         if noise_snr is not None:
             source = source.with_babble(noise_snr)
         segments = self._segments(source, windows, languages, num_beams or self.recognizer.num_beams, progress)
@@ -231,7 +237,8 @@ class Transcriber:
             text = one.hypotheses[0].text
             if segments and window.goes_on:
                 text = _without_repeated(text, segments[-1].text)
-            segments.append(Segment(window, text, one.hypotheses, one.run_lengths))
+            place = window.first, window.end
+            segments.append(Segment(*place, one.hypotheses, one.run_lengths, window.modality, window.cut, text))
         return tuple(segments)
 
     def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:

@@ -32,8 +32,8 @@ class Modalities:
 
 def read(media):
     """The windows as (first, end, modality), and how many frames there are."""
-    transcript = Transcriber(Modalities())(media, vad_threshold=None)  # noise is no speech
-    return [(*one.window.cut, one.modality) for one in transcript.segments], transcript.num_frames
+    transcript = Transcriber(Modalities())(media, vad=False)  # noise is no speech
+    return [(*one.own, one.modality) for one in transcript.segments], transcript.num_frames
 
 
 def recording(path, count, seconds, start=0.0, first_picture=0.0):
