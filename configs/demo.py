@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Clips as they are cut, and the same with pauses at their ends, as recordings have them.
     config.data.train = (
         *("av_clean", "audio_clean", "video_clean"),
-        *("av_edges", "audio_edges", "video_edges"),
+        *("av_wild", "audio_wild", "video_wild"),
     )
     config.data.feature_width = 128
     config.data.rows = 8

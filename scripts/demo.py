@@ -39,7 +39,7 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
         ("kmeans", [[*prepare, "kmeans", *encoder, "--output", kmeans, *clusters]]),
         ("shards", [
             [*shard, "--modalities", "av", "audio", "video"],
-            [*shard, "--modalities", "av", "audio", "video", "--split", "train", "valid", "--edges", "0.4"],
+            [*shard, "--modalities", "av", "audio", "video", "--split", "train", "valid", "--wild", "0.4"],
             [*shard, "--modalities", "av", "audio", "--split", "test", *"--noise babble --snr 0".split()],
         ]),
         ("from_hf", [["-m", "convert.from_hf", str(MODELS / "llama"), "--output", llm, "--dtype", "float32"]]),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from viavsp_jax.data.edges import Edges
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import reading
 from viavsp_jax.prepare.features.reading import Media, Noise
 from viavsp_jax.prepare.manifest import Clip
@@ -12,13 +12,13 @@ from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker, Source
 DEADLY = "VIAVSP_TEST_DEADLY_ID"
 
 
-def read_batch(clips: Sequence[Clip], added: Noise | None, edges: Edges | None) -> list[Media | str]:
+def read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
     """As reading._read_batch."""
     found = []
     for clip in clips:
         if clip.id == os.environ[DEADLY]:
             os.abort()
-        found += reading._read_batch([clip], added, edges)
+        found += reading._read_batch([clip], added, wild)
     return found
 
 

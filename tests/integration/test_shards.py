@@ -17,7 +17,7 @@ from small_shards import (
 )
 
 from viavsp_jax.data import media, noise, records
-from viavsp_jax.data.edges import Edges
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
 from viavsp_jax.prepare.manifest import read_manifest
@@ -161,20 +161,20 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
 
 def test_clips_with_other_ends(prepared, tmp_path, capsys):
     """Are encoded as they are then: other lengths, other counts; a folder of its own, which remembers how far."""
-    main(options(prepared, tmp_path, "--modalities", "av", "audio", "--edges", "0.4", "--seed", "3"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["audio_edges", "av_edges"]
+    main(options(prepared, tmp_path, "--modalities", "av", "audio", "--wild", "0.4", "--seed", "3"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audio_wild", "av_wild"]
     lengths = {}
     for modality in ("av", "audio"):
-        found = read(tmp_path / f"{modality}_edges", "train")
+        found = read(tmp_path / f"{modality}_wild", "train")
         for clip in read_manifest(prepared / "manifest", "train"):
-            frames, samples = Edges(10, 3).move(clip.id, media.read_video(clip.video), media.read_audio(clip.audio))
+            frames, samples = Wild(10, 3).change(clip.id, media.read_video(clip.video), media.read_audio(clip.audio))
             features, counts = alone(prepared, clip, modality, samples, frames)
             np.testing.assert_allclose(found[clip.id]["features"], features, atol=2e-3)
             assert found[clip.id]["cluster_counts"].tolist() == counts
             lengths[clip.id] = len(frames) - clip.num_frames
     assert len(set(lengths.values())) > 3 and max(lengths.values()) <= 20
-    message = refused(capsys, options(prepared, tmp_path, "--modalities", "av", "audio", "--edges", "0.8"))
-    assert "edges" in message and "av_edges" in message
+    message = refused(capsys, options(prepared, tmp_path, "--modalities", "av", "audio", "--wild", "0.8"))
+    assert "wild" in message and "av_wild" in message
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -193,8 +193,8 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
         (["--snr", "0"], "--noise and --snr go together"),
         (["--noise", "babble", "--snr", "0", "--modalities", "video"], "leave video out"),
         (["--noise", "babble", "--snr", "nan"], "--snr is nan, expected a number at least -100 and at most 100"),
-        (["--edges", "0"], "--edges is 0, expected a number at least 0.04"),
-        (["--edges", "1", "--kind", "both"], "--edges goes with --kind features"),
+        (["--wild", "0"], "--wild is 0, expected a number at least 0.04"),
+        (["--wild", "1", "--kind", "both"], "--wild goes with --kind features"),
         (["--workers", "-1"], "--workers is -1"),
         (["--num_shards", "0"], "--num_shards is 0"),
         (["--num_shards", "2", "--shard_index", "2"], "--shard_index is 2, expected 0 to 1"),

@@ -14,7 +14,7 @@ import numpy as np
 from viavsp_jax.app.inputs import Source
 from viavsp_jax.data.features import SAMPLES_PER_FRAME
 from viavsp_jax.prepare.recordings import voice
-from viavsp_jax.prepare.recordings.sound import is_silent, levels
+from viavsp_jax.prepare.recordings.sound import is_silent
 from viavsp_jax.prepare.recordings.tracks import loudness
 
 # A sound that reaches the analysis windows of a frame may lie up to so many samples behind the frame.
@@ -22,7 +22,6 @@ _OVERLAP = 240
 # Each cut costs as much as one in this share of the range from the quietest to the loudest frame.
 _COST = 0.1
 _BEFORE, _AFTER = 5, 4  # frames by which a window is longer than its speech
-_NOTHING = 0.5  # root mean square of int16 samples that are but silence of a program, or a microphone that is off
 _BOTH_HEAR = 3  # frames on either side of a cut that both windows hear, a short syllable in all; fewer in tiny windows
 _LEAST_SEEN = 0.8  # share of a window in which a mouth has to be seen for lips to be read
 
@@ -75,13 +74,11 @@ def plan(
 
 
 def _heard(source: Source, threshold: float | None, progress: Callable[[float], None] | None) -> voice.Spans:
-    """Speech that can be heard, with margins that do not reach into digital silence."""
+    """Speech that can be heard, with margins."""
     if threshold is None:
         return [(0, source.num_frames)]
-    level = levels(source.samples)[: source.num_frames]
-    silent = np.pad(level, (0, source.num_frames - len(level))) < _NOTHING
     probability = voice.speech_probability(source.samples, source.num_frames, progress)
-    return list(_widened(voice.spoken(probability, threshold), silent))
+    return list(_widened(voice.spoken(probability, threshold), np.zeros(source.num_frames, bool)))
 
 
 def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> voice.Spans:

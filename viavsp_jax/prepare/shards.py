@@ -1,7 +1,7 @@
 """Stage 3: runs every clip through the encoder once and writes ArrayRecord shards (see prepare/features/folders.py).
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
-av_clean, audio_clean, video_clean, audio_babble_0db, av_edges, …. The counts of a modality come from that modality's
+av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, …. The counts of a modality come from that modality's
 own encoder pass: when only audio can be heard, nothing else is known to cluster by.
 
 Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from viavsp_jax import encoder_folder
 from viavsp_jax.data import noise
-from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import id_text
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.features import extract, provenance
@@ -87,14 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="signal-to-noise ratio in dB, with --noise",
     )
     parser.add_argument(
-        "--edges",
-        type=real("--edges", at_least=0.04, at_most=10),
+        "--wild",
+        type=real("--wild", at_least=0.04, at_most=10),
         metavar="SECONDS",
-        help="move the ends of the clips: up to so many seconds of pause at each, or 0.12 s less, so that a model does "
-        "not depend on how clips are cut",
+        help="change the clips into what people record: up to so many seconds of pause at each end, or 0.12 s less; the "
+        "noise of a room; a telephone; too quiet, or clipped",
     )
     parser.add_argument(
-        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of noise and edges (default 0)"
+        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of --noise and --wild (default 0)"
     )
     cluster.add_arguments(
         parser,
@@ -162,8 +162,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
     if args.noise and args.kind != "media" and "video" in args.modalities:
         raise InputError("--noise does not change video features, leave video out of --modalities.")
-    if args.edges and args.kind != "features":
-        raise InputError("--edges goes with --kind features: records of media hold the clips' own files.")
+    if args.wild and args.kind != "features":
+        raise InputError("--wild goes with --kind features: records of media hold the clips' own files.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
     if args.runner == "ray" and args.backend == "jax":
@@ -205,7 +205,7 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
 def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
     name = recordings.name if recordings else args.noise
     parts = [f"{name}_{args.snr:g}db"] if args.noise else []
-    condition = "_".join([*parts, "edges"] if args.edges else parts or ["clean"])
+    condition = "_".join([*parts, "wild"] if args.wild else parts or ["clean"])
     output = epath.Path(args.output)
     modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
@@ -233,8 +233,8 @@ def _check_provenance(
         "layer": layer,
         "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
     }
-    if args.edges:
-        settings["edges"] = {"seconds": args.edges, "seed": args.seed}
+    if args.wild:
+        settings["wild"] = {"seconds": args.wild, "seed": args.seed}
     splits = {
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
@@ -250,7 +250,7 @@ def _check_provenance(
 
 def _pause(args: argparse.Namespace) -> int:
     """Frames by which an end of a clip is moved at most."""
-    return round((args.edges or 0) * FRAME_RATE)
+    return round((args.wild or 0) * FRAME_RATE)
 
 
 def _tasks(
@@ -261,7 +261,7 @@ def _tasks(
         if args.noise:
             source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
             added = Noise(source, args.snr, args.seed).for_clips(here)
-        yield Task(shard, here, added, Edges(_pause(args), args.seed) if args.edges else None)
+        yield Task(shard, here, added, Wild(_pause(args), args.seed) if args.wild else None)
 
 
 def _write_on_cluster(

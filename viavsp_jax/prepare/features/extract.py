@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from viavsp_jax.data.edges import Edges
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.reading import Media, Noise, Reader
 from viavsp_jax.prepare.manifest import Clip
@@ -105,12 +105,12 @@ def encode_clips(
     batch_size: int,
     reader: Reader,
     noise: Noise | None = None,
-    edges: Edges | None = None,
+    wild: Wild | None = None,
 ) -> Iterator[EncodedClip]:
     """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed."""
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, edges)
+    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, wild)
     before = None
     for batch, items in zip(batches, read, strict=True):
         # A clip that cannot be read keeps its place, as zeros, so that the others are computed in the same

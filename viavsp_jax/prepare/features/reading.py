@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from viavsp_jax.data import media, noise
-from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.manifest import MAX_FRAMES, Clip, lengths_differ
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
@@ -85,7 +85,7 @@ class Noise:
         return dataclasses.replace(self, source=self.source.some({index for indices in drawn for index in indices}))
 
 
-def read_media(clip: Clip, added: Noise | None, edges: Edges | None = None) -> Media:
+def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Media:
     """Reads and decodes one clip; its ends are moved, then noise is added.
 
     Raises InputError if its video or audio cannot be read, or is of another length."""
@@ -98,18 +98,18 @@ def read_media(clip: Clip, added: Noise | None, edges: Edges | None = None) -> M
     if lengths_differ(len(frames), len(samples)):
         heard, seen = len(samples) / SAMPLE_RATE, len(frames) / FRAME_RATE
         raise InputError(f"{clip.audio}: lasts {heard:.2f} s, expected {seen:.2f} s as video.")
-    if edges is not None:
-        frames, samples = edges.move(clip.id, frames, samples)
+    if wild is not None:
+        frames, samples = wild.change(clip.id, frames, samples)
     if added is not None:
         samples = added.add(clip, samples)
     return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
 
 
-def _read_batch(clips: Sequence[Clip], added: Noise | None, edges: Edges | None) -> list[Media | str]:
+def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
     found = []
     for clip in clips:
         try:
-            found.append(read_media(clip, added, edges))
+            found.append(read_media(clip, added, wild))
         except InputError as error:
             found.append(str(error))
         except MemoryError:
@@ -130,30 +130,30 @@ class Reader(Workers):
         super().__init__(workers, _PATIENCE)
 
     def read(
-        self, batches: Iterable[Sequence[Clip]], added: Noise | None, edges: Edges | None = None
+        self, batches: Iterable[Sequence[Clip]], added: Noise | None, wild: Wild | None = None
     ) -> Iterator[list[Media | str]]:
         """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
         if not self._count:
             for batch in batches:
-                yield _read_batch(batch, added, edges)
+                yield _read_batch(batch, added, wild)
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), edges))
+            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), wild))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, batch: Sequence[Clip], added: Noise | None, edges: Edges | None) -> list[Media | str]:
+    def _read(self, batch: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
         try:
-            return self.do(_read_batch, batch, added, edges)
+            return self.do(_read_batch, batch, added, wild)
         except WorkerDied:
-            return [self._read_alone(clip, added, edges) for clip in batch]
+            return [self._read_alone(clip, added, wild) for clip in batch]
 
-    def _read_alone(self, clip: Clip, added: Noise | None, edges: Edges | None) -> Media | str:
+    def _read_alone(self, clip: Clip, added: Noise | None, wild: Wild | None) -> Media | str:
         try:
-            (found,) = self.do(_read_batch, [clip], added, edges)
+            (found,) = self.do(_read_batch, [clip], added, wild)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "

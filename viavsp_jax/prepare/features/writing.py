@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from viavsp_jax.data import records
-from viavsp_jax.data.edges import Edges
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.folders import Folder, Shard, missing
 from viavsp_jax.prepare.features.reading import Noise, Reader
@@ -28,7 +28,7 @@ class Task:
     shard: Shard
     clips: Sequence[Clip]
     noise: Noise | None
-    edges: Edges | None
+    wild: Wild | None
 
 
 class Writer:
@@ -53,7 +53,7 @@ class Writer:
         needed = {modality for folder in todo for modality in folder.modalities}
         modalities = [modality for modality in MODALITIES if modality in needed]
         outputs = extract.encode_clips(
-            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise, task.edges
+            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise, task.wild
         )
         with tqdm(outputs, desc=str(task.shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
             _write_shard(todo, task, self._centers, bar)

@@ -202,12 +202,14 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None, audio
         videos, sounds = ([one.index for one in tracks(container, kind)] for kind in ("video", "audio"))
         if audio_track is not None:
             sounds = [_chosen(path, container, audio_track)]
-        streams = [*container.streams.video, *container.streams.audio]
         if not videos and not sounds:
-            what = (
-                "pictures and sound of kinds that there is no decoder for" if streams else "neither pictures nor sound"
-            )
+            streams = [*container.streams.video, *container.streams.audio]
+            kinds = "pictures and sound of kinds that there is no decoder for"
+            what = kinds if streams else "neither pictures nor sound"
             raise InputError(f"{path}: has {what}, expected a video or audio file.")
+        for what, of_kind in (("pictures", container.streams.video), ("sound", container.streams.audio)):
+            if of_kind and all(stream.codec_context is None for stream in of_kind):
+                log.warning("%s: there is no decoder for its %s", path, what)
         used = [container.streams[index] for index in (*videos, *sounds)]
         recording._timeline, seconds = find_timeline(container, demuxed(container, used, recording._report))
         if len(recording._timeline.shifts) > 1:
@@ -215,8 +217,10 @@ def read_recording(path: epath.PathLike, max_seconds: float | None = None, audio
             recording._check_length(recording.seconds)
     shown = _read_first_picture(recording, videos) if videos else None
     heard = _read_samples(recording, sounds)
-    if heard is None and not videos:
-        raise InputError(f"{path}: no sample of its sound could be decoded, expected speech.")
+    if sounds and recording._sound is None:
+        if not videos:
+            raise InputError(f"{path}: no sample of its sound could be decoded, expected speech.")
+        log.warning("%s: no sample of its sound could be decoded", path)
     recording._start = min(time for time in (shown, heard and heard[0]) if time is not None)
     if heard is not None:
         start, samples = heard
