@@ -48,6 +48,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="work folder or export; the demo's knows the sentences")
+    parser.add_argument("recordings", type=pathlib.Path, nargs="*", help="others, whose words are not known")
     args = parser.parse_args()
     transcriber, (text, samples) = Transcriber.from_pretrained(args.model), sentences()
     pictures = faces(-(-len(samples) // 640))
@@ -57,7 +58,7 @@ def main() -> None:
             path = variant.write(pathlib.Path(folder), pictures, samples)
             rows.append(row(path, variant.name, transcriber, " ".join([text] * variant.repeats)))
             print(*rows[-1], sep="  ", flush=True)
-    for path in (SPEECH, PHONE, CUT, CARTOON):
+    for path in (SPEECH, PHONE, CUT, CARTOON, *args.recordings):
         rows.append(row(path, path.name, transcriber, None))
     print(aligned(rows))
 

@@ -88,7 +88,8 @@ def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> v
         heard = ~voice.without_sound(source.samples, source.num_frames)
     if threshold is None:
         return [] if heard.any() else [(0, source.num_frames)]
-    return list(_widened(voice.mouthed(np.where(heard, 0, movement)), heard | ~source.seen))
+    spans = [span for span in voice.mouthed(np.where(heard, 0, movement)) if voice.talks(source.frames[slice(*span)])]
+    return list(_widened(spans, heard | ~source.seen))
 
 
 def _shows_mouth(source: Source, own: tuple[int, int]) -> bool:

@@ -90,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wild",
         type=real("--wild", at_least=0.04, at_most=10),
         metavar="SECONDS",
-        help="change the clips into what people record: up to so many seconds of pause at each end, or 0.12 s less; the "
-        "noise of a room; a telephone; too quiet, or clipped",
+        help="change the clips into what people record: up to so many seconds of pause at each end, or 0.12 s less; "
+        "noise of a room; telephones; too quiet or clipped",
     )
     parser.add_argument(
         "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of --noise and --wild (default 0)"

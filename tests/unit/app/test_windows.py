@@ -84,6 +84,13 @@ def test_lips_alone_are_read_where_there_is_no_sound():
     assert [window.modality for window in windows.plan(quiet, None, 0.5, 75)] == ["av"]  # nobody speaks there
 
 
+def test_a_smile_is_no_speech():
+    smile = np.full((50, 96, 96), 120, np.uint8)
+    for number in range(50):
+        smile[number, 55 : 60 + number // 2, 30:66] = 200
+    assert windows.plan(source(None, smile), None, 0.5, 75) == []
+
+
 def test_all_of_it_without_a_detector():
     assert windows.plan(source(pause(2, 300)), None, None, 75) == [Window(0, 50, (0, 50), "audio")]
     assert windows.plan(source(None, np.zeros((50, 96, 96), np.uint8)), "video", None, 75) == [

@@ -98,6 +98,23 @@ def test_lips_that_move():
     assert voice.mouthed(voice.lip_movement(crops[:1], seen[:1])) == []
 
 
+def mouth(opening):
+    """Crops of a mouth that is open so far, float[T] from 0 to 1, under a camera's noise."""
+    rows = np.arange(96)[:, None] - 58
+    dark = np.clip(1.5 + 12 * np.asarray(opening)[:, None, None] - np.abs(rows), 0, 1) * (abs(np.arange(96) - 48) < 18)
+    return (150 - 110 * dark + RNG.normal(0, 1, dark.shape)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("opening", "expected"), [
+    (np.linspace(0, 1, 50), False), (np.sin(np.linspace(0, np.pi, 60)), False),  # a smile; one that goes
+    (np.clip(np.linspace(0, 9, 75), 0, 1), False),  # and one that stays
+    (np.sin(np.linspace(0, np.pi, 12)), True), (np.sin(np.linspace(0, 6 * np.pi, 60)) ** 2, True),  # one syllable, six
+    (np.concatenate([np.linspace(0, 1, 60), np.sin(np.linspace(0, 6 * np.pi, 60)) ** 2]), True),
+])  # fmt: skip
+def test_mouths_that_talk(opening, expected):
+    assert voice.talks(mouth(opening)) == expected
+
+
 def test_stretches_without_sound():
     samples = RNG.normal(0, 30, 4 * SECOND).astype(np.int16)
     samples[SECOND : 2 * SECOND + 1280] = 0

@@ -24,8 +24,8 @@ _RELEASE = 0.15  # speech goes on while the probability is no further below the 
 # Share of the way from the threshold to 1 that an utterance of less than a second has to reach: 0.95 by default. In 50
 # minutes of synthesised music without a voice the most was 0.92; in clips of speech, some with noise at 0 dB, 0.99.
 _SURE = 0.9
-# Root mean square of the loudest second, of int16: 25 dB below full scale, as loud as a voice is in usual recordings. Of
-# a voice that is 30 dB quieter the detector misses a tenth, of one that is 40 dB quieter three quarters.
+# Root mean square of the loudest second, of int16: 25 dB below full scale, as loud as a voice usually is. Of one
+# that is 30 dB quieter the detector misses a tenth, of one that is 40 dB quieter three quarters.
 _LOUD, _MOST_GAIN = 1800.0, 100.0
 _PAUSE = round(0.3 * FRAME_RATE)  # frames without speech that end an utterance
 _SHORTEST = 3  # frames of an utterance; less is a click
@@ -33,6 +33,10 @@ _LIPS_SHORTEST = round(0.4 * FRAME_RATE)  # a shorter movement of lips alone is 
 _SMOOTHING = 5  # frames
 _LIPS_MOVE, _LIPS_REST = 0.3, 0.15  # shares of the movement that only a tenth of the frames exceeds
 _LEAST_MOVEMENT = 1.0  # grey levels a frame; coding and noise of a still picture are below it
+# How far lips go to and fro in two seconds, in units of their greatest change: 2.5 and more a second in speech, 1.1 to
+# 1.3 in smiles. A word of one syllable opens and closes them once. A change of less than two grey levels is noise.
+_TO_AND_FRO, _ONCE, _PIECE, _LEAST_CHANGE = 1.5, 1.6, 2 * FRAME_RATE, 2.0
+_COARSE = 12, 10  # width and height of a mouth whose changes are compared
 _MOUTH = slice(FRAME_SIZE // 4, FRAME_SIZE * 7 // 8), slice(FRAME_SIZE // 8, FRAME_SIZE * 7 // 8)  # of a crop
 _NO_SOUND = FRAME_RATE  # frames of digital silence from which on the sound is missing, not the speaker silent
 _STILL = 0.2  # mean difference of successive crops, in grey levels; 0.04 in a coded still, 1.2 and more in speech
@@ -107,6 +111,20 @@ def mouthed(movement: np.ndarray) -> Spans:
         return []
     most = max(float(np.quantile(movement[movement > 0], 0.9)), _LEAST_MOVEMENT / _LIPS_MOVE)
     return _spans(movement, _LIPS_MOVE * most, _LIPS_REST * most, _PAUSE, _LIPS_SHORTEST)
+
+
+def talks(crops: np.ndarray) -> bool:
+    """Whether a mouth goes to and fro, as in speech, or only there and back, as in a smile: uint8[T, 96, 96]."""
+    shapes = np.stack([cv2.resize(crop[_MOUTH], _COARSE, interpolation=cv2.INTER_AREA).ravel() for crop in crops])
+    shapes = scipy.ndimage.uniform_filter1d(shapes.astype(np.float64), 3, axis=0)  # without the camera's noise
+    pieces = [shapes[start : start + _PIECE] for start in range(0, max(1, len(shapes) - _PIECE + 1), FRAME_RATE)]
+    return any(_goes_to_and_fro(piece) for piece in pieces)
+
+
+def _goes_to_and_fro(shapes: np.ndarray) -> bool:
+    path = np.abs(np.diff(shapes, axis=0)).mean(1).sum()
+    furthest = np.abs(shapes[:, None] - shapes[None]).mean(-1).max()
+    return path >= max(_ONCE, _TO_AND_FRO * len(shapes) / FRAME_RATE) * max(furthest, _LEAST_CHANGE)
 
 
 def _spans(score: np.ndarray, begin: float, go_on: float, pause: int, shortest: int) -> Spans:
