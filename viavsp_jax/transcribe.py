@@ -10,10 +10,11 @@ or, from Python,
 """
 
 import argparse
+import functools
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -95,9 +96,7 @@ def transcribe_file(
         lacks = lacking(transcript, paths)
         written = {form: path for form, path in paths.items() if form not in lacks}
         for form, path in written.items():
-            if form == "video":
-                show("writing the video", 0.99)
-            write_output(transcript, form, path)
+            write_output(transcript, form, path, functools.partial(show, "writing the video"))
     if lacks:
         why = "only its sound was used" if transcript.recording.size else "it is sound only"
         print(f"note: {file}: {why}, so there is no {' and no '.join(lacks.values())}", file=sys.stderr)
@@ -111,11 +110,14 @@ def lacking(transcript: Transcript, forms: Iterable[str]) -> dict[str, str]:
     return {form: what for form, what in needed.items() if form in forms and there[form] is None}
 
 
-def write_output(transcript: Transcript, form: str, path: Path) -> None:
-    """Writes one of `outputs`, whole or not at all. Raises InputError where the disk or the name does not allow it."""
+def write_output(transcript: Transcript, form: str, path: Path, progress: Callable[[float], None]) -> None:
+    """Writes one of `outputs`, whole or not at all; `progress` is given the share of a video that is written.
+
+    Raises InputError where the disk or the name does not allow it.
+    """
     try:
         if form == "video":
-            write_video(transcript, path)
+            write_video(transcript, path, progress)
         elif form == "sheet":
             write_sheet(transcript, path)
         else:

@@ -34,7 +34,9 @@ def copied(path, *texts, boxes=None):
         )
     transcript = Transcript(tuple(segments), "audio", 25 * len(texts), mouth, recording.samples, recording, None)
     copy = path.with_name(f"{path.name}.copy.mp4")
-    pictures.write_video(transcript, copy)
+    shares = []
+    pictures.write_video(transcript, copy, shares.append)
+    assert shares == sorted(set(shares)) and (not texts or 0.5 < shares[-1] <= 1)
     return copy
 
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -32,13 +32,16 @@ _LOOSE_END = Fraction(1, 5)  # seconds by which sound may be longer, as most is 
 _LONG = Fraction(1, 2)  # seconds: a picture that stays longer is shown again where the text changes
 
 
-def write_video(transcript: Transcript, path: os.PathLike) -> None:
+def write_video(
+    transcript: Transcript, path: os.PathLike, progress: Callable[[float], None] = lambda share: None
+) -> None:
     """Writes a copy of the recording as mp4, with the text of each segment and a box around the mouth.
 
     The pictures are the file's own, each at its own time, upright and with square pixels; larger ones than H.264 has
     are made smaller. Where sound goes on, the last one stays. The sound is the file's own, too.
 
-    The box is orange where the face was not seen and its place was guessed. Raises InputError without pictures.
+    The box is orange where the face was not seen and its place was guessed. `progress` is given the share that is done.
+    Raises InputError without pictures.
     """
     recording = transcript.recording
     if recording is None or recording.size is None:
@@ -61,8 +64,12 @@ def write_video(transcript: Transcript, path: os.PathLike) -> None:
         video.codec_context.flags |= Flags.frame_duration
         painter.tag(video.codec_context, first[0])
         packets = _encoded(itertools.chain([first], pictures), painter, video)
-        for _, packet in heapq.merge(packets, add_sound(container, recording), key=operator.itemgetter(0)):
+        done, seconds = 0, max(transcript.num_frames, 1) / FRAME_RATE
+        for time, packet in heapq.merge(packets, add_sound(container, recording), key=operator.itemgetter(0)):
             container.mux(packet)
+            if (percent := min(100, int(100 * time / seconds))) > done:
+                done = percent
+                progress(done / 100)
 
 
 def _encoded(

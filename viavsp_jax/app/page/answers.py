@@ -156,12 +156,16 @@ def subtitle(
         gone = language.say("The recording is no longer here, please transcribe it once more.", spoken)
         yield [_error(gone), hidden, hidden]
         return
-    progress(None, desc=language.say("writing the video", spoken))
+
+    def show(share: float) -> None:
+        progress(share, desc=language.say("writing the video", spoken))
+
+    show(0.0)
     try:
         recording = read_recording(transcribed.path, 60 * max_minutes)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / f"{transcribed.stem}.subtitled.mp4"
-            pictures.write_video(dataclasses.replace(transcribed.transcript, recording=recording), path)
+            pictures.write_video(dataclasses.replace(transcribed.transcript, recording=recording), path, show)
             yield ["", hidden, gr.update(value=path, visible=True)]
     except InputError as error:
         yield [_error(_sentence(error, transcribed.path, spoken)), gr.update(), hidden]
