@@ -61,27 +61,29 @@ def plan(
     windows, seam = [], min(_BOTH_HEAR, longest // 4)
     if source.samples is not None:
         loud = loudness(source.samples, source.num_frames)
-        for span in _heard(source, threshold, progress):
+        for span in _heard(source, threshold, longest, progress):
             for own in _cut_up(loud, span, longest, seam):
                 if not is_silent(samples_of(source.samples, *own)):
                     chosen = modality or ("av" if _shows_mouth(source, own) else "audio")
                     windows.append(_window(own, span, seam, chosen))
     if source.frames is not None and modality in (None, "video"):
         movement = voice.lip_movement(source.frames, source.seen)
-        for span in _mouthed(source, movement, threshold):
+        for span in _mouthed(source, movement, threshold, longest):
             windows += [_window(own, span, seam, "video") for own in _cut_up(movement, span, longest, seam)]
     return sorted(windows, key=lambda window: window.first)
 
 
-def _heard(source: Source, threshold: float | None, progress: Callable[[float], None] | None) -> voice.Spans:
+def _heard(
+    source: Source, threshold: float | None, longest: int, progress: Callable[[float], None] | None
+) -> voice.Spans:
     """Speech that can be heard, with margins."""
     if threshold is None:
         return [(0, source.num_frames)]
     probability = voice.speech_probability(source.samples, source.num_frames, progress)
-    return list(_widened(voice.spoken(probability, threshold), np.zeros(source.num_frames, bool)))
+    return list(_widened(voice.spoken(probability, threshold), np.zeros(source.num_frames, bool), longest))
 
 
-def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> voice.Spans:
+def _mouthed(source: Source, movement: np.ndarray, threshold: float | None, longest: int) -> voice.Spans:
     """Speech that can only be seen, where there is no sound; margins do not reach into pictures that stand still."""
     heard = np.zeros(source.num_frames, bool)
     if source.samples is not None:
@@ -89,22 +91,27 @@ def _mouthed(source: Source, movement: np.ndarray, threshold: float | None) -> v
     if threshold is None:
         return [] if heard.any() else [(0, source.num_frames)]
     spans = [span for span in voice.mouthed(np.where(heard, 0, movement)) if voice.talks(source.frames[slice(*span)])]
-    return list(_widened(spans, heard | ~source.seen))
+    return list(_widened(spans, heard | ~source.seen, longest))
 
 
 def _shows_mouth(source: Source, own: tuple[int, int]) -> bool:
     return source.frames is not None and float(source.seen[slice(*own)].mean()) >= _LEAST_SEEN
 
 
-def _widened(spans: voice.Spans, closed: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Spans with margins, which end in the middle of a pause, and where `closed`, bool[T], begins."""
+def _widened(spans: voice.Spans, closed: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
+    """Spans with margins, which end in the middle of a pause, and where `closed`, bool[T], begins.
+
+    Where a span with margins would be too long for a window but fits without them, they are smaller.
+    """
     least = 0
     for number, (start, end) in enumerate(spans):
         most = len(closed) if number + 1 == len(spans) else (end + spans[number + 1][0]) // 2
+        room = longest - (end - start)
+        before, after = (_BEFORE, _AFTER) if room < 0 else (min(_BEFORE, room - room // 2), min(_AFTER, room // 2))
         first, last = start, end
-        while first > max(least, start - _BEFORE) and not closed[first - 1]:
+        while first > max(least, start - before) and not closed[first - 1]:
             first -= 1
-        while last < min(most, end + _AFTER) and not closed[last]:
+        while last < min(most, end + after) and not closed[last]:
             last += 1
         yield first, last
         least = most

@@ -54,6 +54,16 @@ def test_quiet_speech_has_the_same_windows():
         assert abs(one.first - other.first) <= 2 and abs(one.end - other.end) <= 2
 
 
+@pytest.mark.parametrize("room", [0, 1, 5, 8, 9, 20])
+def test_margins_are_smaller_where_a_window_would_be_too_long(room):
+    samples = np.concatenate([pause(2), SPEECH, pause(2)])
+    probability = windows.voice.speech_probability(samples, -(-len(samples) // 640))
+    ((start, end),) = windows.voice.spoken(probability)
+    (window,) = windows.plan(source(samples), None, 0.5, end - start + room)
+    assert window.first == start - min(5, (room + 1) // 2) and window.end == end + min(4, room // 2)
+    assert len(windows.plan(source(samples), None, 0.5, end - start - 1)) == 2
+
+
 def test_long_speech_is_cut_and_both_hear_the_seam():
     whole = source(np.concatenate([SPEECH[3200:-3200]] * 4))
     found = windows.plan(whole, None, 0.5, 40)
