@@ -18,17 +18,23 @@ _BLOCK = 64  # queries that XLA's attention works on at a time
 _TILE = 256  # queries and keys that the TPU kernel works on at a time
 
 
-def causal_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:
+def causal_mask(query_ids: jax.Array, key_ids: jax.Array, seen: jax.Array | None = None) -> jax.Array:
     """Who sees whom: int32[B, Q] and int32[B, C] segment ids (0 = padding) → bool[B, Q, C].
 
-    Queries are the last Q of the C positions. For segment ids 1 1 2 0 of both, query down, key across:
+    Queries are the last Q of the C positions; each sees `seen` of them, its own included, or all. For segment ids
+    1 1 2 0 of both, query down, key across:
         1 . . .
         1 1 . .
         . . 1 .
         . . . .
     """
     same = (query_ids[:, :, None] == key_ids[:, None, :]) & (key_ids[:, None, :] > 0)
-    return jnp.tril(same, key_ids.shape[1] - query_ids.shape[1])
+    before = key_ids.shape[1] - query_ids.shape[1]
+    mask = jnp.tril(same, before)
+    if seen is None:
+        return mask
+    queries, keys = jnp.arange(query_ids.shape[1])[:, None] + before, jnp.arange(key_ids.shape[1])[None]
+    return mask & (queries - keys < seen)[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +50,20 @@ class PackedAttention:
     # Of [B, S, H, K], for the TPU kernel, which XLA cannot cut by itself.
     sharding: NamedSharding | None = None
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """q [B, S, H, K], k and v [B, S, G, K], segment_ids int32[B, S] (0 = padding) → [B, S, H·K]."""
-        attention = self._tiled if self.kernel == "splash" else self._in_blocks
-        return attention(q, k, v, segment_ids).reshape(*q.shape[:2], -1)
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, seen: jax.Array | None = None
+    ) -> jax.Array:
+        """q [B, S, H, K], k and v [B, S, G, K], segment_ids int32[B, S] (0 = padding) → [B, S, H·K].
 
-    def _in_blocks(self, q, k, v, segment_ids):
+        `seen`: how many positions a token sees, int32, its own included; None: all of its utterance before it.
+        """
+        if self.kernel == "splash" and seen is None:
+            out = self._tiled(q, k, v, segment_ids)
+        else:
+            out = self._in_blocks(q, k, v, segment_ids, seen)
+        return out.reshape(*q.shape[:2], -1)
+
+    def _in_blocks(self, q, k, v, segment_ids, seen):
         """Blocks of Q queries, each with the keys of its own block and of those before that reach W positions back."""
         batch, size = segment_ids.shape
         window = min(self.window or size, size)
@@ -66,9 +80,10 @@ class PackedAttention:
             """[B, S, ...] → [B·S/Q, C, ...]"""
             return jnp.concatenate([blocks(x, shift) for shift in range(before, -1, -1)], 1)
 
-        mask = causal_mask(blocks(segment_ids), with_previous(segment_ids))[:, None]
+        mask = causal_mask(blocks(segment_ids), with_previous(segment_ids), seen)[:, None]
         k, v = with_previous(k), with_previous(v)
-        out = jax.nn.dot_product_attention(blocks(q), k, v, mask=mask, implementation=self.kernel)
+        kernel = "xla" if self.kernel == "splash" else self.kernel
+        out = jax.nn.dot_product_attention(blocks(q), k, v, mask=mask, implementation=kernel)
         return out.reshape(batch, padded, *q.shape[2:])[:, :size]
 
     def _tiled(self, q, k, v, segment_ids):

@@ -31,8 +31,54 @@ class Cache:
     k: jax.Array  # [N, B, G, C, K], rotated
     v: jax.Array  # [N, B, G, C, K]
     visible: jax.Array  # bool[B, M, C]: each beam's own past
+    positions: jax.Array  # int32[B, C], of the tokens in the slots
     steps: jax.Array  # int32: tokens that every beam has been extended by
     index: jax.Array  # int32: where the next M tokens are written
+
+    @classmethod
+    def empty(cls, k: jax.Array, v: jax.Array, lengths: jax.Array, capacity: int, beams: int) -> "Cache":
+        """With the keys and values [N, B, G, S, K] of prompts, and room for `capacity` tokens of each beam."""
+        batch, slots = len(lengths), capacity * beams
+        room = jnp.zeros((*k.shape[:3], slots, k.shape[-1]), k.dtype)
+        return cls(
+            prompt_k=k, prompt_v=v, lengths=lengths, k=room, v=room, visible=jnp.zeros((batch, beams, slots), bool),
+            positions=jnp.zeros((batch, slots), jnp.int32), steps=jnp.int32(0), index=jnp.int32(0),
+        )  # fmt: skip
+
+    def seen(
+        self, layer: tuple[jax.Array, ...], visible: jax.Array, now: jax.Array, window: jax.Array | None
+    ) -> list[Past]:
+        """What tokens at the positions `now`, int32[B], may see.
+
+        Args:
+          layer: prompt_k, prompt_v, k and v of one layer.
+          visible: bool[B, M, C], of the generated ones.
+          window: int32, positions that a token sees, its own included; None: all.
+        """
+        places = jnp.arange(layer[0].shape[2])[None]
+        prompt, generated = places < self.lengths[:, None], visible.swapaxes(1, 2)
+        if window is not None:
+            prompt = prompt & (now[:, None] - places < window)
+            generated = generated & (now[:, None] - self.positions < window)[..., None]
+        return [(*layer[:2], prompt[..., None]), (*layer[2:], generated)]
+
+    def with_tokens(self, k: jax.Array, v: jax.Array, visible: jax.Array, now: jax.Array) -> "Cache":
+        """The cache with one more token of each beam, which sees itself and what is `visible`, bool[B, M, C].
+
+        k, v [N, B, G, M, K]; now int32[B], the tokens' positions.
+        """
+        batch, beams = visible.shape[:2]
+        itself = jnp.tile(jnp.eye(beams, dtype=bool), (batch, 1, 1))
+        put, here = jax.lax.dynamic_update_slice, (0, 0, 0, self.index, 0)
+        return dataclasses.replace(
+            self,
+            k=put(self.k, k, here),
+            v=put(self.v, v, here),
+            visible=put(visible, itself, (0, 0, self.index)),
+            positions=put(self.positions, jnp.tile(now[:, None], (1, beams)), (0, self.index)),
+            steps=self.steps + 1,
+            index=self.index + beams,
+        )
 
     @property
     def free(self) -> jax.Array:
@@ -61,7 +107,8 @@ def compact(cache: Cache, size: int) -> Cache:
         return jnp.pad(x, [padding if i == axis else (0, 0) for i in range(x.ndim)])
 
     k, v = (jax.vmap(functools.partial(move, axis=2))(x) for x in (cache.k, cache.v))
-    return dataclasses.replace(cache, k=k, v=v, visible=move(cache.visible, 2), index=cache.live_slots)
+    visible, positions = move(cache.visible, 2), move(cache.positions, 1)
+    return dataclasses.replace(cache, k=k, v=v, visible=visible, positions=positions, index=cache.live_slots)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Sequence[Past]) -> jax.Array:

@@ -1,14 +1,15 @@
-"""LLaMA with adapters on q, k and v: embed, run packed rows, prefill a cache, extend it by one token a beam.
+"""LLaMA and its relatives, with adapters: embed, run packed rows, prefill a cache, extend it by one token a beam.
 
-The numbers equal those of transformers' `LlamaForCausalLM`. Layers are stacked and run by one `lax.scan`.
+The numbers equal those of transformers' LLaMA, Mistral, Qwen2, Qwen3 and Gemma 3, which differ in a few places: see
+`LlamaConfig`. Layers are stacked and run by one `lax.scan`.
 
 Letters: B rows, M beams (continuations of one prompt), S positions, D model width, H query heads, G key/value heads,
 K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,14 @@ from jax.typing import DTypeLike
 from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.cache import Cache, attend
 from viavsp_jax.models.dropout import three_dropouts
-from viavsp_jax.models.lora import Linear, LoRAConfig
+from viavsp_jax.models.lora import PROJECTIONS, Linear, LoRAConfig, Projection
 from viavsp_jax.models.quantize import Quantization
+from viavsp_jax.models.rope import RopeScaling, rotate
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape of a LLaMA, in the words of its Hugging Face config."""
+    """Shape of a language model, in the words of its Hugging Face config; what has a default is as in LLaMA 2."""
 
     vocab_size: int
     hidden_size: int
@@ -38,6 +40,17 @@ class LlamaConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    rope_scaling: RopeScaling = RopeScaling()
+    biased: tuple[Projection, ...] = ()  # projections with a bias
+    qk_norm: bool = False  # an RMSNorm over each head of q and k, before the rotation
+    windows: tuple[int | None, ...] = ()  # of each layer: positions a token sees, its own included; None, (): all
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    # What only Gemma has.
+    unit_offset: bool = False  # norms scale by 1 + w, in float32
+    post_norms: bool = False  # norms behind attention and feed-forward, too
+    embedding_scale: float = 1.0  # of tokens
+    query_scale: float | None = None  # of scores; None: 1 / √K
+    local_rope_theta: float | None = None  # of layers with a window, which have no rope_scaling
 
 
 # What the backward pass computes again instead of keeping it from the forward pass: nothing; all but the outputs of
@@ -46,30 +59,21 @@ Remat = Literal["none", "elementwise", "layers"]
 KEPT = ("kept", "qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary embedding in LLaMA's half-split order. x [B, S, H, K], positions int32[B, S]; float32 angles."""
-    half = x.shape[-1] // 2
-    # By numpy, in float32 as PyTorch has them: positions multiply what a device's own powers would err.
-    frequencies = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32).reshape(1, 1, 1, half) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-
-
 class RMSNorm(nnx.Module):
-    """x / rms(x) · scale, the rms in float32."""
+    """x / rms(x) · scale, the rms in float32; with `unit_offset` x / rms(x) · (1 + scale), all of it in float32."""
 
-    def __init__(self, shape: tuple[int, ...], eps: float, dtype: DTypeLike):
+    def __init__(self, shape: tuple[int, ...], config: LlamaConfig, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones(shape, dtype))
-        self.eps = eps
+        self.eps, self.unit_offset = config.rms_norm_eps, config.unit_offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] → [..., D] in x's dtype."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        scale = self.scale[...].astype(x.dtype)
-        return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + self.scale.shape)
+        if self.unit_offset:
+            return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -79,42 +83,83 @@ class Block(nnx.Module):
         self, config: LlamaConfig, lora: LoRAConfig, dtype: DTypeLike, quantization: Quantization, rngs: nnx.Rngs
     ):
         c, stack = config, config.num_layers
-        linear = {"stack": stack, "dtype": dtype, "quantization": quantization, "rngs": rngs}
         self.config, self.lora = config, lora
-        self.attention_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
-        self.q = Linear(c.hidden_size, c.num_heads * c.head_dim, lora=lora, **linear)
-        self.k = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, lora=lora, **linear)
-        self.v = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, lora=lora, **linear)
-        self.o = Linear(c.num_heads * c.head_dim, c.hidden_size, **linear)
-        self.ffn_norm = RMSNorm((stack, c.hidden_size), c.rms_norm_eps, dtype)
-        self.gate = Linear(c.hidden_size, c.intermediate_size, **linear)
-        self.up = Linear(c.hidden_size, c.intermediate_size, **linear)
-        self.down = Linear(c.intermediate_size, c.hidden_size, **linear)
+
+        def linear(name: Projection, inputs: int, outputs: int) -> Linear:
+            adapter = lora if name in lora.targets else None
+            return Linear(
+                inputs, outputs, stack=stack, dtype=dtype, quantization=quantization, rngs=rngs, lora=adapter,
+                bias=name in c.biased,
+            )  # fmt: skip
+
+        def norm(width: int) -> RMSNorm:
+            return RMSNorm((stack, width), c, dtype)
+
+        self.attention_norm = norm(c.hidden_size)
+        self.q = linear("q", c.hidden_size, c.num_heads * c.head_dim)
+        self.k = linear("k", c.hidden_size, c.num_kv_heads * c.head_dim)
+        self.v = linear("v", c.hidden_size, c.num_kv_heads * c.head_dim)
+        self.o = linear("o", c.num_heads * c.head_dim, c.hidden_size)
+        self.gate = linear("gate", c.hidden_size, c.intermediate_size)
+        self.up = linear("up", c.hidden_size, c.intermediate_size)
+        self.down = linear("down", c.intermediate_size, c.hidden_size)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = norm(c.head_dim), norm(c.head_dim)
+        if c.post_norms:
+            self.attention_out_norm = norm(c.hidden_size)
+            self.ffn_in_norm, self.ffn_out_norm = norm(c.hidden_size), norm(c.hidden_size)
+        else:
+            self.ffn_norm = norm(c.hidden_size)
 
     def __call__(
         self,
         x: jax.Array,
         positions: jax.Array,
+        frequencies: jax.Array | np.ndarray,
         attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """x [B, S, D], positions [B, S]; `attention` takes q [B, S, H, K], k, v [B, S, G, K] to [B, S, H·K].
+        """One layer.
 
-        Returns the new x, and this x's keys and values [B, S, G, K]. A PRNG key turns adapter dropout on.
+        Args:
+          x: [B, S, D].
+          positions: int32[B, S].
+          frequencies: float32[K / 2], of the rotation.
+          attention: takes q [B, S, H, K] and k, v [B, S, G, K] to [B, S, H·K].
+          key: a PRNG key turns adapter dropout on.
+
+        Returns the new x, and this x's keys and values [B, S, G, K].
         """
         c = self.config
         h = self.attention_norm(x)
-        dropped = (h, h, h) if key is None else three_dropouts(h, self.lora.dropout, key)
         q, k, v = (
-            projection(h, x).reshape(*h.shape[:2], -1, c.head_dim)
-            for projection, x in zip((self.q, self.k, self.v), dropped, strict=True)
+            projection(h, dropped).reshape(*h.shape[:2], -1, c.head_dim)
+            for projection, dropped in zip((self.q, self.k, self.v), self._dropped("qkv", h, key), strict=True)
         )
-        q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rotate(one, positions, frequencies, c.rope_scaling.amplitude) for one in (q, k))
+        if c.query_scale is not None:
+            q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)  # attention itself scales by 1 / √K
         q, k, v = checkpoint_name((q, k, v), "qkv")
-        x = checkpoint_name(x + self.o(checkpoint_name(attention(q, k, v), "attention")), "middle")
-        h = self.ffn_norm(x)
-        gate, up = checkpoint_name((self.gate(h), self.up(h)), "ffn")
-        return x + self.down(jax.nn.silu(gate) * up), (k, v)
+        attended = checkpoint_name(attention(q, k, v), "attention")
+        out = self.o(attended, *self._dropped("o", attended, key))
+        out = self.attention_out_norm(out) if c.post_norms else out
+        x = checkpoint_name(x + out, "middle")
+        h = self.ffn_in_norm(x) if c.post_norms else self.ffn_norm(x)
+        to_gate, to_up = self._dropped(("gate", "up"), h, key)
+        gate, up = checkpoint_name((self.gate(h, to_gate), self.up(h, to_up)), "ffn")
+        middle = (jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)) * up
+        out = self.down(middle, *self._dropped(("down",), middle, key))
+        return x + (self.ffn_out_norm(out) if c.post_norms else out), (k, v)
+
+    def _dropped(self, names: Sequence[Projection], x: jax.Array, key: jax.Array | None) -> Sequence[jax.Array]:
+        """What the adapters of some projections of x read: x with a dropout for each, in training."""
+        if key is None or not set(names) & set(self.lora.targets):
+            return [x] * len(names)
+        if names[0] != "q":
+            key = jax.random.fold_in(key, PROJECTIONS.index(names[0]))
+        return three_dropouts(x, self.lora.dropout, key)[: len(names)]
 
 
 class Llama(nnx.Module):
@@ -139,7 +184,7 @@ class Llama(nnx.Module):
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
         self.embedding = nnx.Param(embedding * jnp.asarray(0.02, dtype))
         self.layers = Block(config, lora, dtype, quantization, rngs)
-        self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, dtype)
+        self.final_norm = RMSNorm((config.hidden_size,), config, dtype)
         if config.tie_word_embeddings:
             self.head = None
         else:
@@ -148,7 +193,9 @@ class Llama(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[...] → [..., D] in the compute dtype."""
-        return self.embedding[...][tokens].astype(self.dtype)
+        embedded = self.embedding[...][tokens].astype(self.dtype)
+        scale = self.config.embedding_scale
+        return embedded if scale == 1 else embedded * jnp.asarray(scale, self.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final norm and head: [..., D] → float32[..., V]."""
@@ -156,27 +203,57 @@ class Llama(nnx.Module):
         hidden = self.final_norm(hidden)
         return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: Remat
-    ) -> jax.Array:
-        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm."""
-        graph, params = nnx.split(self.layers)
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+    def _run(
+        self,
+        x: jax.Array,
+        inputs: Any,
+        reach: int | None,
+        layer: Callable[[Callable[..., Any], jax.Array, Any, jax.Array | None], tuple[jax.Array, Any]],
+        remat: Remat = "none",
+    ) -> tuple[jax.Array, Any]:
+        """Runs the layers one after the other: x, and what they return, stacked.
 
-        def attention(q, k, v):
-            return self.attention(q, k, v, segment_ids)
+        Args:
+          inputs: a tree of arrays [N, ...], of each layer; or None.
+          reach: positions between a token and the first that it could see, its own included; None: any number.
+          layer: takes a layer, as a function of x, positions, attention and a key; x; its inputs; and the number of
+            positions that its tokens see, which is None where all layers see all of `reach`.
+        """
+        c, (graph, params) = self.config, nnx.split(self.layers)
+        frequencies, local, windows = c.rope_scaling.frequencies(c.rope_theta, c.head_dim), None, None
+        if c.local_rope_theta is not None:
+            near = RopeScaling().frequencies(c.local_rope_theta, c.head_dim)
+            local = jnp.stack([frequencies if window is None else near for window in c.windows])
+        if any(window is not None and (reach is None or window < reach) for window in c.windows):
+            windows = jnp.array([np.iinfo(np.int32).max if window is None else window for window in c.windows])
 
-        def layer(x, inputs):
-            params, key = inputs
-            return nnx.merge(graph, params)(x, positions, attention, key)[0], None
+        def body(x, inputs):
+            params, local, window, inputs = inputs
+
+            def run(x, positions, attention, key=None):
+                turning = frequencies if local is None else local
+                return nnx.merge(graph, params)(x, positions, turning, attention, key)
+
+            return layer(run, x, inputs, window)
 
         # Inside a scan there are no common subexpressions to keep apart.
         if remat == "elementwise":
             kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
-            layer = jax.checkpoint(layer, policy=kept, prevent_cse=False)
+            body = jax.checkpoint(body, policy=kept, prevent_cse=False)
         elif remat == "layers":
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        return jax.lax.scan(layer, x, (params, keys))[0]
+            body = jax.checkpoint(body, prevent_cse=False)
+        return jax.lax.scan(body, x, (params, local, windows, inputs))
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: Remat
+    ) -> jax.Array:
+        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm."""
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+
+        def layer(run, x, key, window):
+            return run(x, positions, lambda q, k, v: self.attention(q, k, v, segment_ids, window), key)[0], None
+
+        return self._run(x, keys, min(self.attention.window or x.shape[1], x.shape[1]), layer, remat)[0]
 
     def prefill(self, x: jax.Array, lengths: jax.Array, capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
@@ -186,18 +263,13 @@ class Llama(nnx.Module):
         batch, size = x.shape[:2]
         valid = (jnp.arange(size)[None] < lengths[:, None]).astype(jnp.int32)
         positions = jnp.tile(jnp.arange(size), (batch, 1))
-        graph, params = nnx.split(self.layers)
 
-        def layer(x, params):
-            x, (k, v) = nnx.merge(graph, params)(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid))
+        def layer(run, x, _, window):
+            x, (k, v) = run(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid, window))
             return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-        x, (k, v) = jax.lax.scan(layer, x, params)
-        empty = jnp.zeros((*k.shape[:3], capacity * beams, k.shape[-1]), k.dtype)
-        cache = Cache(
-            prompt_k=k, prompt_v=v, lengths=lengths, k=empty, v=empty,
-            visible=jnp.zeros((batch, beams, capacity * beams), bool), steps=jnp.int32(0), index=jnp.int32(0),
-        )  # fmt: skip
+        x, (k, v) = self._run(x, None, size, layer)
+        cache = Cache.empty(k, v, lengths, capacity, beams)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
         return self.logits(last), cache
 
@@ -207,29 +279,14 @@ class Llama(nnx.Module):
         tokens, parents int32[B, M] → the next logits float32[B, M, V], and the cache, which must have room for them,
         with the tokens in it.
         """
-        batch, beams = tokens.shape
-        prompt = (jnp.arange(cache.prompt_k.shape[3])[None] < cache.lengths[:, None])[..., None]
         visible = jnp.take_along_axis(cache.visible, parents[..., None], 1)
-        seen = visible.swapaxes(1, 2)
-        positions = jnp.tile((cache.lengths + cache.steps)[:, None], (1, beams))
-        graph, params = nnx.split(self.layers)
+        now = cache.lengths + cache.steps
+        positions = jnp.tile(now[:, None], (1, tokens.shape[1]))
 
-        def layer(x, inputs):
-            params, prompt_k, prompt_v, past_k, past_v = inputs
-            past = [(prompt_k, prompt_v, prompt), (past_k, past_v, seen)]
-            x, (k, v) = nnx.merge(graph, params)(x, positions, lambda q, k, v: attend(q, k, v, past))
+        def layer(run, x, past, window):
+            x, (k, v) = run(x, positions, lambda q, k, v: attend(q, k, v, cache.seen(past, visible, now, window)))
             return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         past = cache.prompt_k, cache.prompt_v, cache.k, cache.v
-        x, (k, v) = jax.lax.scan(layer, self.embed(tokens), (params, *past))
-        itself = jnp.tile(jnp.eye(beams, dtype=bool), (batch, 1, 1))
-        here = (0, 0, 0, cache.index, 0)
-        cache = dataclasses.replace(
-            cache,
-            k=jax.lax.dynamic_update_slice(cache.k, k, here),
-            v=jax.lax.dynamic_update_slice(cache.v, v, here),
-            visible=jax.lax.dynamic_update_slice(visible, itself, (0, 0, cache.index)),
-            steps=cache.steps + 1,
-            index=cache.index + beams,
-        )
-        return self.logits(x), cache
+        x, (k, v) = self._run(self.embed(tokens), past, None, layer)
+        return self.logits(x), cache.with_tokens(k, v, visible, now)

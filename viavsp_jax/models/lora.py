@@ -4,6 +4,7 @@ Letters: N layers (stacked), I input width, O output width, R rank.
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,25 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.quantize import NF4Kernel, Quantization
 
+# The projections of a layer, which may have adapters.
+Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Adapter shape, in peft's terms: the update is alpha / rank · B A x."""
+    """Adapter shape, in peft's terms: the update is scale · B A x."""
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.05
+    targets: tuple[Projection, ...] = ("q", "k", "v")
+    rslora: bool = False  # rank-stabilised (arXiv:2312.03732)
 
     @property
     def scale(self) -> float:
-        """Factor on the adapter's output."""
-        return self.alpha / self.rank
+        """Factor on the adapter's output: alpha / rank, with `rslora` alpha / √rank."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 class LoRA(nnx.Module):
@@ -50,7 +57,7 @@ class LoRA(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A frozen bias-free projection, or a stack of N, with an adapter when `lora` is given."""
+    """A frozen projection, or a stack of N, with an adapter when `lora` is given."""
 
     def __init__(
         self,
@@ -62,14 +69,18 @@ class Linear(nnx.Module):
         quantization: Quantization,
         rngs: nnx.Rngs,
         lora: LoRAConfig | None = None,
+        bias: bool = False,
     ):
         kernel = jax.random.normal(rngs.params(), (stack, inputs, outputs), dtype) * inputs**-0.5
         self.kernel = NF4Kernel(kernel) if quantization == "nf4" else nnx.Param(kernel.astype(dtype))
+        self.bias = nnx.Param(jnp.zeros((stack, outputs), dtype)) if bias else None
         self.lora = LoRA(lora, inputs, outputs, stack=stack, rngs=rngs) if lora else None
 
     def __call__(self, x: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
         """x: [..., I] → [..., O]; the adapter reads `dropped` if given. Called on one layer's slice of the stack."""
         y = self.kernel(x) if isinstance(self.kernel, NF4Kernel) else x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         return y if self.lora is None else y + self.lora(x if dropped is None else dropped)
 
 

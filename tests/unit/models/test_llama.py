@@ -12,7 +12,7 @@ from llama_pairs import HEAD_DIM, HEADS, LAYERS, MODULE, WHOLE, WIDTH, Pair, dra
 
 from viavsp_jax.models.attention import WHOLE_ROWS
 from viavsp_jax.models.cache import compact
-from viavsp_jax.models.llama import rotate
+from viavsp_jax.models.rope import RopeScaling, rotate
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_every_stage_equals_transformers(tmp_path, kv_heads, tied):
     graph, params = split(pair.ours.layers)
     positions, ids = np.tile(np.arange(9), (2, 1)), jnp.ones((2, 9), int)
     attention = functools.partial(WHOLE_ROWS, segment_ids=ids)
-    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, attention)[0])
+    frequencies = RopeScaling().frequencies(37.0, HEAD_DIM)
+    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, frequencies, attention)[0])
     assert len(blocks) == LAYERS
     for i in range(LAYERS):
         theirs_in = x if i == 0 else blocks[i - 1].numpy()
@@ -76,7 +77,8 @@ def test_rotation_equals_transformers(pair):
     cos, sin = pair.theirs.model.rotary_emb(torch.tensor(x), torch.tensor(positions))
     q = torch.tensor(x).transpose(1, 2)
     theirs = apply_rotary_pos_emb(q, q, cos, sin)[0].transpose(1, 2)
-    np.testing.assert_allclose(rotate(jnp.array(x), positions, 37.0), theirs, atol=2e-5)  # angles up to 420 radians
+    ours = rotate(jnp.array(x), positions, RopeScaling().frequencies(37.0, HEAD_DIM))
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)  # angles up to 420 radians
 
 
 def packed():
