@@ -13,35 +13,50 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.runtime.errors import InputError
 
 Tree = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]  # by name
 
 _LAYER = "model.layers.{layer}."
-_ADAPTED = "base_model.model.model.layers.{layer}.self_attn."
+_ADAPTED = "base_model.model.model.layers.{layer}."
+
+# Projections of a layer, here and there.
+_PROJECTIONS = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
+# The same of norms. LLaMA's second norm stands before its feed-forward layers, Gemma's behind attention.
+_NORMS = {
+    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
+    "attention_out_norm": "post_attention_layernorm", "ffn_norm": "post_attention_layernorm",
+    "ffn_in_norm": "pre_feedforward_layernorm", "ffn_out_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+_ATTENTION = tuple(name for name, theirs in _PROJECTIONS.items() if theirs.startswith("self_attn."))
+
+
+def _projection(name: str) -> Iterator[tuple[str, str, bool]]:
+    """The lines of a projection's weights."""
+    yield f"llm/layers/{name}/kernel", f"{_LAYER}{_PROJECTIONS[name]}.weight", True
+    yield f"llm/layers/{name}/bias", f"{_LAYER}{_PROJECTIONS[name]}.bias", False
+
 
 # Ours, theirs, and whether the matrix is transposed: [.., I, O] here, PyTorch's [O, I] there. Names with {layer}
-# are one tensor for each layer there and one stack [N, ...] here.
+# are one tensor for each layer there and one stack [N, ...] here. The order is that of the reference's modules.
 TABLE = (
     ("llm/embedding", "model.embed_tokens.weight", False),
     ("llm/layers/attention_norm/scale", _LAYER + "input_layernorm.weight", False),
-    ("llm/layers/q/kernel", _LAYER + "self_attn.q_proj.weight", True),
-    ("llm/layers/k/kernel", _LAYER + "self_attn.k_proj.weight", True),
-    ("llm/layers/v/kernel", _LAYER + "self_attn.v_proj.weight", True),
-    ("llm/layers/o/kernel", _LAYER + "self_attn.o_proj.weight", True),
-    ("llm/layers/ffn_norm/scale", _LAYER + "post_attention_layernorm.weight", False),
-    ("llm/layers/gate/kernel", _LAYER + "mlp.gate_proj.weight", True),
-    ("llm/layers/up/kernel", _LAYER + "mlp.up_proj.weight", True),
-    ("llm/layers/down/kernel", _LAYER + "mlp.down_proj.weight", True),
+    *(line for name in _ATTENTION for line in _projection(name)),
+    *((f"llm/layers/{ours}/scale", f"{_LAYER}{theirs}.weight", False) for ours, theirs in _NORMS.items()),
+    *(line for name in _PROJECTIONS if name not in _ATTENTION for line in _projection(name)),
     ("llm/final_norm/scale", "model.norm.weight", False),
     ("llm/head", "lm_head.weight", True),
-    ("llm/layers/q/lora/a", _ADAPTED + "q_proj.lora_A.weight", True),
-    ("llm/layers/q/lora/b", _ADAPTED + "q_proj.lora_B.weight", True),
-    ("llm/layers/k/lora/a", _ADAPTED + "k_proj.lora_A.weight", True),
-    ("llm/layers/k/lora/b", _ADAPTED + "k_proj.lora_B.weight", True),
-    ("llm/layers/v/lora/a", _ADAPTED + "v_proj.lora_A.weight", True),
-    ("llm/layers/v/lora/b", _ADAPTED + "v_proj.lora_B.weight", True),
+    *(
+        (f"llm/layers/{name}/lora/{ours}", f"{_ADAPTED}{theirs}.lora_{ours.upper()}.weight", True)
+        for name, theirs in _PROJECTIONS.items()
+        for ours in "ab"
+    ),
     ("projector/kernel", "avfeat_to_llm.weight", True),
     ("projector/bias", "avfeat_to_llm.bias", False),
 )
@@ -59,7 +74,7 @@ _ENCODER_PARTS = (
 ).split()
 
 _LINES = {ours: line for line, (ours, _, _) in enumerate(TABLE)}
-_WITH_ADAPTER = {ours.replace("lora/a", "kernel") for ours in _LINES if ours.endswith("lora/a")}
+_WITH_ADAPTER = {f"llm/layers/{name}/kernel" for name in LoRAConfig().targets}  # in the reference
 
 # Buffers that older versions of transformers saved and that follow from the config.
 IGNORED = re.compile(r"(.+\.)?rotary_emb\.inv_freq")

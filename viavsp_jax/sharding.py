@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 # all; and so is a width that its axis does not divide, such as VinaLLaMA's vocabulary of 46,306.
 RULES = (
     (r"(^|/)(lora|projector|encoder)/", PartitionSpec()),
-    (r"(^|/)scale$", PartitionSpec()),
+    (r"(^|/)(scale|bias)$", PartitionSpec()),
     (r"^llm/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"^llm/head$", PartitionSpec("fsdp", "tensor")),
     (r"^llm/layers/(q|k|v|gate|up)/kernel(/codes)?$", PartitionSpec(None, "fsdp", "tensor")),

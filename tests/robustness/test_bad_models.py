@@ -98,11 +98,23 @@ def other_array(folder):
 READ_FIRST = [
     bad("no such folder", "config.json does not exist", shutil.rmtree),
     bad("no config.json", "config.json does not exist", file("config.json", None)),
-    bad("config.json is cut off", "is not the config of a LLaMA: JSONDecodeError", file("config.json", b'{"hidden')),
-    bad("config.json is a list", "is not the config of a LLaMA: AttributeError", file("config.json", b"[]")),
-    bad("config.json is not UTF-8", "is not the config of a LLaMA: UnicodeDecodeError", file("config.json", b'{"\xff')),
+    bad(
+        "config.json is cut off",
+        "is not the config of a language model: JSONDecodeError",
+        file("config.json", b'{"hidden'),
+    ),
+    bad("config.json is a list", "is not the config of a language model: AttributeError", file("config.json", b"[]")),
+    bad(
+        "config.json is not UTF-8",
+        "is not the config of a language model: UnicodeDecodeError",
+        file("config.json", b'{"\xff'),
+    ),
     bad("config.json is nested too deeply", "LLaMA: RecursionError", file("config.json", b"[" * 99_999)),
-    bad("config.json lacks a field", "is not the config of a LLaMA: it lacks vocab_size", config(vocab_size=None)),
+    bad(
+        "config.json lacks a field",
+        "is not the config of a language model: it lacks vocab_size",
+        config(vocab_size=None),
+    ),
     bad("model of another architecture", "model_type is 'mistral', only 'llama'", config(model_type="mistral")),
     bad("model of several parts", "(it is a model of several parts with a 'llama' inside", several_parts),
     bad(

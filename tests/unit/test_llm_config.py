@@ -104,9 +104,9 @@ REFUSED = [
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 4}, "dynamic", "logits"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope type is 'llama3'", "error"),
     ({"rope_parameters": {"rope_type": None}}, "rope type is None", "error"),
-    ({"rope_parameters": ["default"]}, "is not the config of a LLaMA", "error"),
-    ({"rope_parameters": {"rope_theta": "abc"}}, "is not the config of a LLaMA", "error"),
-    ({"rope_parameters": ..., "rope_theta": None}, "is not the config of a LLaMA", "error"),
+    ({"rope_parameters": ["default"]}, "is not the config of a language model", "error"),
+    ({"rope_parameters": {"rope_theta": "abc"}}, "is not the config of a language model", "error"),
+    ({"rope_parameters": ..., "rope_theta": None}, "is not the config of a language model", "error"),
     ({"rope_parameters": {"rope_theta": -5.0}}, "rope_theta is -5.0, expected a number above 0", "logits"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu' is supported", "logits"),
     ({"attention_bias": True}, "attention_bias is True", "weights"),
@@ -124,9 +124,9 @@ REFUSED = [
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized \(quantization_config: gptq\)", "error"),
     ({"head_dim": 7}, "head_dim is 7, expected an even number", "error"),
     ({"num_attention_heads": 3}, "num_heads is 3, expected a multiple of num_kv_heads 2", "error"),
-    ({"hidden_size": 18, "num_key_value_heads": 4}, "is not the config of a LLaMA: .*not a multiple", "error"),
-    ({"tie_word_embeddings": "yes"}, "is not the config of a LLaMA: .*tie_word_embeddings", "error"),
-    ({"rms_norm_eps": "1e-6"}, "is not the config of a LLaMA: .*rms_norm_eps", "error"),
+    ({"hidden_size": 18, "num_key_value_heads": 4}, "is not the config of a language model: .*not a multiple", "error"),
+    ({"tie_word_embeddings": "yes"}, "is not the config of a language model: .*tie_word_embeddings", "error"),
+    ({"rms_norm_eps": "1e-6"}, "is not the config of a language model: .*rms_norm_eps", "error"),
     ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0, expected a number of at least 0", "logits"),
 ]  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_a_config_of_no_model(tmp_path):
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
 def test_sizes_must_be_there(write, name):
     """transformers would take those of LLaMA-7B."""
-    with pytest.raises(InputError, match=f"is not the config of a LLaMA: it lacks {name}$"):
+    with pytest.raises(InputError, match=f"is not the config of a language model: it lacks {name}$"):
         llama_config(write({name: ...}))
 
 

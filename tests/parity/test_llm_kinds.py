@@ -1,0 +1,107 @@
+"""Every kind of language model against transformers: logits and, with adapters on all projections, peft's gradients."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from flax import nnx, traverse_util
+from hf_weights import load_params
+from llm_kinds import KINDS, VOCAB, make, old_spelling
+
+from convert.names import Tree, tensors
+from viavsp_jax.llm_folder import llama_config
+from viavsp_jax.models.llama import Llama
+from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
+
+LENGTH = 40  # beyond all windows, and the lengths before rope was stretched
+LORA = LoRAConfig(2, 6.0, 0.0, PROJECTIONS, rslora=True)
+
+
+def built(folder, lora=LORA) -> tuple[nnx.GraphDef, Tree]:
+    """Structure and weights of our model, the adapters random."""
+    config = llama_config(folder)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, lora, jnp.float32, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    flat = {
+        path: rng.normal(0, 0.1, x.shape).astype(np.float32)
+        for path, x in traverse_util.flatten_dict(nnx.to_pure_dict(abstract)).items()
+    }
+    flat |= traverse_util.flatten_dict(load_params(folder, "float32")["llm"])
+    return graph, traverse_util.unflatten_dict(flat)
+
+
+def logits_of(graph, params, tokens, lora=True):
+    """Logits [B, S, V] of rows without padding."""
+    if not lora:
+        flat = traverse_util.flatten_dict(params)
+        params = traverse_util.unflatten_dict({p: 0 * v if p[-1] == "b" else v for p, v in flat.items()})
+
+    @jax.jit
+    def run(params, tokens):
+        model = nnx.merge(graph, params)
+        positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
+        return model.logits(model(model.embed(tokens), jnp.ones_like(tokens), positions, None, "none"))
+
+    return run(params, tokens)
+
+
+def their_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.numpy()
+
+
+def assert_close(ours, theirs, within, what=""):
+    """In units of the largest value."""
+    error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+    assert error < within, (what, error)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def kind(request, tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("kind"), make(request.param)
+    model.save_pretrained(folder)
+    return request.param, folder, model, np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
+
+
+def test_logits_equal_transformers(kind):
+    _, folder, model, tokens = kind
+    ours = logits_of(*built(folder), tokens, lora=False)
+    assert_close(ours, their_logits(model, tokens), 1e-5)
+
+
+def test_gradients_of_every_adapter_equal_peft(kind):
+    _, folder, _, tokens = kind
+    graph, params = built(folder)
+    target = np.random.default_rng(2).normal(size=(*tokens.shape, VOCAB)).astype(np.float32)
+    ours = jax.grad(lambda p: jnp.mean((logits_of(graph, p, tokens) - target) ** 2))(params)
+    only = {p: v for p, v in traverse_util.flatten_dict(params).items() if "lora" in p}
+    names = sorted({tensor.name.split(".")[-3] for tensor in tensors({"llm": traverse_util.unflatten_dict(only)})})
+    config = peft.LoraConfig(r=2, lora_alpha=6.0, lora_dropout=0.0, target_modules=names, use_rslora=True)
+    theirs = peft.get_peft_model(make(kind[0]), config).eval()
+    weights, flat = dict(theirs.named_parameters()), traverse_util.flatten_dict({"llm": params}, sep="/")
+    compared = tensors({"llm": traverse_util.unflatten_dict(only)})
+    assert len(compared) == 3 * 7 * 2  # layers, projections, a and b
+    for tensor in compared:
+        value = tensor.to_theirs(flat[tensor.path][tensor.index]).copy()
+        weights[tensor.name.replace(".weight", ".default.weight")].data = torch.tensor(value)
+    logits = theirs(torch.tensor(tokens)).logits
+    assert_close(logits_of(graph, params, tokens), logits.detach().numpy(), 1e-5)
+    ((logits - torch.tensor(target)) ** 2).mean().backward()
+    gradients = traverse_util.flatten_dict({"llm": ours}, sep="/")
+    for tensor in compared:
+        expected = weights[tensor.name.replace(".weight", ".default.weight")].grad.numpy()
+        assert_close(tensor.to_theirs(gradients[tensor.path][tensor.index]), expected, 1e-4, tensor.name)
+
+
+def test_the_old_spelling_means_the_same(kind):
+    _, folder, _, _ = kind
+    if isinstance(json.loads((folder / "config.json").read_text())["rope_parameters"].get("full_attention"), dict):
+        pytest.skip("Gemma 3 never had it")
+    before, text = llama_config(folder), (folder / "config.json").read_text()
+    old_spelling(folder)
+    assert llama_config(folder) == before
+    (folder / "config.json").write_text(text)
