@@ -33,7 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
             # which a TPU chip or a slice of them has, and no step spends time on dequantisation.
             "quantization": "none",
         },
-        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
+        # As in peft. targets: any of q, k, v, o, gate, up, down. rslora: scaled by alpha / √rank, not alpha / rank.
+        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "k", "v"), "rslora": False},
         # False: cached features of a frozen encoder, from shards of --kind=features. True: the encoder is part of the
         # model, reads shards of --kind=media, and learns after `freeze_updates` updates, as the reference's does.
         "encoder": {

@@ -34,7 +34,7 @@ from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
 from convert.from_fairseq import encoder_config, write_encoder
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, reference_order, tensors
-from convert.work_folder import adapters, encoder_weights
+from convert.work_folder import adapters, check_reference_holds, encoder_weights
 from viavsp_jax import config_file, encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.pipeline import shard_folders
@@ -73,6 +73,7 @@ def read_state(path: epath.PathLike, experiment: Experiment, restart: bool = Fal
     told apart. Raises InputError if the checkpoint does not fit the experiment.
     """
     read = read_fairseq(path)
+    check_reference_holds(experiment.model.llama, experiment.settings.lora)
     wanted, of_encoder, statistics = fitting(read, experiment, str(path)), [], []
     if experiment.model.encoder:
         check_encoder(read, experiment, str(path))

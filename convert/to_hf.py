@@ -93,6 +93,7 @@ def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: s
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
         target_modules=sorted({name.split(".")[-3] for name in named}),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,

@@ -30,7 +30,7 @@ from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, reference_order, tensors
 from convert.safetensors_files import DTYPES, Piece
-from convert.work_folder import WorkFolder, adapters, encoder_weights, open_work_folder
+from convert.work_folder import WorkFolder, adapters, check_reference_holds, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
 from viavsp_jax.llm_folder import llama_config, read_layer
@@ -172,6 +172,7 @@ def export(
     if not fairseq and not hf:
         raise InputError("nothing to write: expected --fairseq, --hf or both")
     work = open_work_folder(workdir, step, llm, encoder)
+    check_reference_holds(llama_config(work.llm), work.settings.lora)
     state, settings, trained = work.read_state(), work.settings, None
     if settings.encoder.train:
         encoder, trained = work.encoder_path, encoder_weights(state.trainable, state.batch_stats)

@@ -19,6 +19,8 @@ from viavsp_jax.encoder_folder import CONFIG_FILE
 from viavsp_jax.experiment import Settings, encoder_fits, prompt_fits, read_settings
 from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
+from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.backends import start_devices
@@ -96,6 +98,23 @@ def open_work_folder(
     batch_stats = {"encoder": frozen.pop("encoder")} if sizes else {}
     shapes = trainable, frozen, batch_stats
     return WorkFolder(checkpoints, chosen, config, settings, llm, conversion, sizes, encoder_path, *shapes)
+
+
+def check_reference_holds(llama: LlamaConfig, lora: LoRAConfig) -> None:
+    """InputError for a model that the reference's code does not have: it knows LLaMA, with adapters on q, k and v."""
+    plain = {field.name: field.default for field in dataclasses.fields(LlamaConfig)}
+    other = [
+        name for name, value in plain.items() if value is not dataclasses.MISSING and getattr(llama, name) != value
+    ]
+    if other:
+        raise InputError(
+            f"the reference's formats hold a LLaMA 2 alone; this language model differs from one in {', '.join(other)}"
+        )
+    if {*lora.targets} != {*LoRAConfig().targets} or lora.rslora:
+        raise InputError(
+            "the reference's formats hold adapters on q, k and v, scaled by alpha / rank; this config has "
+            f"config.lora.targets={', '.join(lora.targets)} and config.lora.rslora={lora.rslora}"
+        )
 
 
 def training_shards(data: DataSettings) -> epath.Path:

@@ -19,7 +19,7 @@ from viavsp_jax.integrity import check_arrays, sum_of
 from viavsp_jax.runtime.errors import InputError, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.runtime.run_info import flat
-from viavsp_jax.settings import ORDER_OF_DATA, changes
+from viavsp_jax.settings import ORDER_OF_DATA, changes, completed
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
@@ -146,9 +146,9 @@ class Checkpoints:
 
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
         """InputError when anything in `fits` has another value than it had for `save` at `step`."""
-        # Earlier versions recorded less there; all settings are in the config.
-        settings = {f"config.{name}": value for name, value in flat(self.restore_config(step)).items()}
-        trained = settings | self.restore_fits(step)
+        # Earlier versions recorded less there; all settings are in the config, or had what is now their default.
+        saved = json.loads(completed(self.restore_config(step)).to_json())
+        trained = {f"config.{name}": value for name, value in flat(saved).items()} | self.restore_fits(step)
         for name, value in fits.items():
             if name in trained and trained[name] != value:
                 raise InputError(

@@ -277,6 +277,8 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         **encoder_fits(encoder),
         "config.lora.rank": settings.lora.rank,
         "config.lora.alpha": settings.lora.alpha,
+        "config.lora.targets": list(settings.lora.targets),
+        "config.lora.rslora": settings.lora.rslora,
         "config.data.feature_width": settings.data.feature_width,
         "language model sha256": conversion["sha256"],
         "config.llm.quantization": llm.quantization,

@@ -147,6 +147,11 @@ def _check_sizes(given: dict[str, Any], path: epath.Path) -> None:
             continue
         if not (type(value) is int and 0 < value < 2**31):
             raise InputError(f"{path}: {ours} is {repr(value)[:99]}, expected a positive whole number")
+    heads, groups = given["num_attention_heads"], given.get("num_key_value_heads") or 1
+    if heads % groups:
+        raise InputError(f"{path}: num_heads is {heads}, expected a multiple of num_kv_heads {groups}")
+    if (given.get("head_dim") or 0) % 2:
+        raise InputError(f"{path}: head_dim is {given['head_dim']}, expected an even number")
 
 
 def _only(name: str, found: Any, wanted: Any) -> _Problems:

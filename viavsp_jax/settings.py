@@ -17,6 +17,7 @@ import ml_collections
 from configs import base
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
+from viavsp_jax.models.lora import PROJECTIONS
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
@@ -66,6 +67,10 @@ FLAG = one_of(True, False)
 TEXT = Rule("text", lambda x: type(x) is str)
 NAME = Rule("the name of a folder", lambda x: type(x) is str and bool(re.fullmatch(r"[^/\s]+", x)))
 WORD = Rule("text that is not empty", lambda x: type(x) is str and x.strip() != "")
+SOME_PROJECTIONS = Rule(
+    f"a tuple of different ones of {', '.join(PROJECTIONS)}",
+    lambda x: type(x) in (tuple, list) and len(x) == len({*map(str, x)} & {*PROJECTIONS}) > 0,
+)
 ABOVE_0 = number("above 0", lambda x: x > 0)
 ANY_NUMBER = number("that is finite", lambda x: True)
 SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
@@ -103,6 +108,8 @@ TABLE = {
     "lora.rank": COUNT,
     "lora.alpha": ABOVE_0,
     "lora.dropout": BELOW_1,
+    "lora.targets": SOME_PROJECTIONS,
+    "lora.rslora": FLAG,
     "encoder.train": FLAG,
     "encoder.path": TEXT,
     "encoder.freeze_updates": FROM_0,

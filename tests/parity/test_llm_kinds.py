@@ -11,8 +11,10 @@ import torch
 from flax import nnx, traverse_util
 from hf_weights import load_params
 from llm_kinds import KINDS, VOCAB, make, old_spelling
+from whole_search import decode
 
 from convert.names import Tree, tensors
+from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.llama import Llama
 from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
@@ -105,3 +107,33 @@ def test_the_old_spelling_means_the_same(kind):
     old_spelling(folder)
     assert llama_config(folder) == before
     (folder / "config.json").write_text(text)
+
+
+ROWS, SIZE, STEPS, END = 4, 9, 14, 2
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_searches_write_what_transformers_writes(kind, beams):
+    """Prompts of different lengths, and more tokens than any window has."""
+    _, folder, model, tokens = kind
+    graph, params = built(folder)
+    prompts = np.random.default_rng(3).integers(3, VOCAB, (ROWS, SIZE))
+    lengths = np.array([9, 7, 4, 2])
+    config = DecodingConfig(max_new_tokens=STEPS, num_beams=beams)
+
+    @jax.jit
+    def run(params, prompts, lengths):
+        llm = nnx.merge(graph, params)
+        logits, cache = llm.prefill(llm.embed(prompts), lengths, STEPS, beams)
+        return decode(llm.extend, logits, cache, config, END)
+
+    zeros = {p: 0 * v if p[-1] == "b" else v for p, v in traverse_util.flatten_dict(params).items()}
+    found = run(traverse_util.unflatten_dict(zeros), prompts, lengths)[0]
+    for row, prompt, length in zip(found, prompts, lengths, strict=True):
+        with torch.no_grad():
+            theirs = model.generate(
+                torch.tensor(prompt[None, :length]), max_new_tokens=STEPS, num_beams=beams, num_return_sequences=beams,
+                do_sample=False, eos_token_id=END, pad_token_id=END,
+            )[:, length:].numpy()  # fmt: skip
+        filled = np.pad(theirs, ((0, 0), (0, STEPS - theirs.shape[1])), constant_values=END)
+        np.testing.assert_array_equal(row, filled)

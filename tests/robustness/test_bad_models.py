@@ -109,18 +109,18 @@ READ_FIRST = [
         "is not the config of a language model: UnicodeDecodeError",
         file("config.json", b'{"\xff'),
     ),
-    bad("config.json is nested too deeply", "LLaMA: RecursionError", file("config.json", b"[" * 99_999)),
+    bad("config.json is nested too deeply", "language model: RecursionError", file("config.json", b"[" * 99_999)),
     bad(
         "config.json lacks a field",
         "is not the config of a language model: it lacks vocab_size",
         config(vocab_size=None),
     ),
-    bad("model of another architecture", "model_type is 'mistral', only 'llama'", config(model_type="mistral")),
+    bad("model of another architecture", "model_type is 'gemma2', expected one of", config(model_type="gemma2")),
     bad("model of several parts", "(it is a model of several parts with a 'llama' inside", several_parts),
     bad(
-        "rope_scaling contradicts rope_parameters",
-        "rope type is 'linear', only 'default' is supported",
-        config(rope_scaling={"rope_type": "linear", "factor": 4.0}),
+        "rope of an unknown type",
+        "rope type is 'dynamic', expected one of default, linear, llama3, yarn",
+        config(rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
     ),
     bad("sliding-window attention", "sliding_window is 8, only None is supported", config(sliding_window=8)),
     bad(

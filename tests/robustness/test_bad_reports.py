@@ -89,7 +89,9 @@ CONVERSIONS = [
     Bad("convert.from_hf", "no such folder", REFUSED, "config.json does not exist", nothing),
     Bad("convert.from_hf", "folder without a model", REFUSED, "config.json does not exist", empty_folder),
     Bad("convert.from_hf", "adapter, alone or beside weights", REFUSED, "holds an adapter", adapter),
-    Bad("convert.from_hf", "another model", REFUSED, "model_type is 'gpt2', only 'llama' is supported", other_model),
+    Bad(
+        "convert.from_hf", "another model", REFUSED, "model_type is 'gpt2', expected one of llama, mistral", other_model
+    ),
     Bad("convert.from_fairseq", "no such file", REFUSED, "no such file, expected a fairseq checkpoint", nothing),
     Bad("convert.from_fairseq", "folder in its place", REFUSED, "no such file, expected a fairseq", empty_folder),
     Bad("convert.from_fairseq", "another file", REFUSED, "not a PyTorch zip archive", page_of_text),

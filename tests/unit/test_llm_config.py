@@ -12,6 +12,11 @@ from viavsp_jax.runtime.errors import InputError
 
 IDS = torch.tensor([[1, 5, 9, 30, 2, 7, 8, 20]])
 DEFAULT, LINEAR = {"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 12,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,16 @@ ACCEPTED = [
     {"rope_parameters": {"type": "default", "rope_theta": 5.0}},
     {"rope_parameters": DEFAULT | {"rope_theta": 5.0, "factor": 4.0}},
     {"rope_parameters": LINEAR | DEFAULT | {"rope_theta": 5.0}},
+    {"rope_scaling": LINEAR},
+    {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    {"rope_parameters": LINEAR | {"rope_theta": 37.0}},
+    {"rope_parameters": ..., "rope_theta": 37.0, "rope_scaling": LINEAR},
+    {"rope_parameters": ..., "rope_theta": 37.0, "rope_scaling": LLAMA3},
+    {"rope_parameters": LLAMA3},
+    {"rope_parameters": YARN},
+    {"rope_parameters": YARN | {"factor": None, "truncate": False, "beta_slow": 3}},
+    {"rope_parameters": YARN | {"mscale": 1.5, "mscale_all_dim": 0.5}},
+    {"rope_parameters": YARN | {"attention_factor": 0.7}},
     {"rope_theta": 5.0},  # beside rope_parameters, which go before it
     {"rope_scaling": DEFAULT},  # beside them too, and before them
     {"rope_scaling": DEFAULT | {"rope_theta": 7.0}},
@@ -90,27 +105,26 @@ def test_it_is_resolved_as_by_transformers(write, change):
     assert (ours.num_layers, ours.num_heads) == (theirs.num_hidden_layers, theirs.num_attention_heads)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
-    frequencies = 1 / np.float32(ours.rope_theta) ** (np.arange(0, ours.head_dim, 2, dtype=np.float32) / ours.head_dim)
+    frequencies = ours.rope_scaling.frequencies(ours.rope_theta, ours.head_dim)
     np.testing.assert_allclose(rotary.inv_freq, frequencies, rtol=1e-6)
-    assert rotary.attention_scaling == 1.0
+    assert rotary.attention_scaling == pytest.approx(ours.rope_scaling.amplitude, rel=1e-12)
 
 
 # With the message, and what is another in transformers: its weights, logits, generated text, or it ends in an error.
 REFUSED = [
-    ({"rope_scaling": LINEAR}, "rope type is 'linear', only 'default'", "logits"),
-    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type is 'linear', only 'default'", "logits"),
-    ({"rope_parameters": LINEAR | {"rope_theta": 37.0}}, "rope type is 'linear', only 'default'", "logits"),
-    ({"rope_parameters": ..., "rope_theta": 37.0, "rope_scaling": LINEAR}, "rope type is 'linear'", "logits"),
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 4}, "dynamic", "logits"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "rope type is 'llama3'", "error"),
+    ({"rope_parameters": LLAMA3 | {"factor": None}}, "factor.*is None|Missing|factor", "error"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "Missing required keys .* 'factor'|high_freq_factor", "error"),
+    ({"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}}, "high_freq_factor is 4.0, expected more than", "logits"),
+    ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, only 1.0", "error"),
+    ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0, "short_factor": [1, 1, 1], "long_factor": [2, 2, 2],
+                          "original_max_position_embeddings": 4}}, "rope type is 'longrope', expected", "logits"),
     ({"rope_parameters": {"rope_type": None}}, "rope type is None", "error"),
     ({"rope_parameters": ["default"]}, "is not the config of a language model", "error"),
     ({"rope_parameters": {"rope_theta": "abc"}}, "is not the config of a language model", "error"),
     ({"rope_parameters": ..., "rope_theta": None}, "is not the config of a language model", "error"),
     ({"rope_parameters": {"rope_theta": -5.0}}, "rope_theta is -5.0, expected a number above 0", "logits"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu' is supported", "logits"),
-    ({"attention_bias": True}, "attention_bias is True", "weights"),
-    ({"mlp_bias": True}, "mlp_bias is True", "weights"),
     ({"is_causal": False}, "is_causal is False, only True is supported", "logits"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder is True", "error"),
     ({"sliding_window": 3}, "sliding_window is 3, only None is supported", "text"),
@@ -157,12 +171,14 @@ def test_what_is_not_done_here_is_refused(plain, write, change, message, other):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (transformers.GPT2Config(), "model_type is 'gpt2', only 'llama' is supported$"),
-        (transformers.MistralConfig(), "model_type is 'mistral', only 'llama' is supported$"),
-        (transformers.LlavaConfig(), r"model_type is 'llava', only 'llama' is supported .*'llama' inside: write its"),
+        (transformers.GPT2Config(), "model_type is 'gpt2', expected one of llama, mistral, qwen2, qwen3, gemma3_text$"),
+        (transformers.MixtralConfig(), "model_type is 'mixtral', expected one of"),
+        (transformers.Gemma2Config(), "model_type is 'gemma2', expected one of"),
+        (transformers.Qwen3MoeConfig(), "model_type is 'qwen3_moe', expected one of"),
+        (transformers.LlavaConfig(), r"model_type is 'llava', expected one of .*'llama' inside: write its"),
         (transformers.Qwen2VLConfig(), "model_type is 'qwen2_vl', .*'qwen2_vl_text' inside"),
     ],
-    ids=["GPT-2", "Mistral", "LLaVA", "Qwen2-VL"],
+    ids=["GPT-2", "Mixtral", "Gemma 2", "Qwen3-MoE", "LLaVA", "Qwen2-VL"],
 )
 def test_other_models_are_named(tmp_path, config, message):
     config.save_pretrained(tmp_path)
@@ -172,7 +188,7 @@ def test_other_models_are_named(tmp_path, config, message):
 
 def test_a_config_of_no_model(tmp_path):
     (tmp_path / "config.json").write_text('{"feature_width": 3}')
-    with pytest.raises(InputError, match="model_type is None, only 'llama' is supported$"):
+    with pytest.raises(InputError, match="model_type is None, expected one of"):
         llama_config(tmp_path)
 
 
@@ -186,3 +202,46 @@ def test_sizes_must_be_there(write, name):
 @pytest.mark.parametrize("name", ["num_labels", "vocabulary", "__class__", "rope_parameters_"])
 def test_other_fields_do_not_get_to_transformers(write, name):
     assert llama_config(write({name: 10**18})) == llama_config(write({}))
+
+
+def test_all_that_is_not_supported_is_in_one_sentence(write):
+    change = {"hidden_act": "relu", "is_causal": False, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
+    with pytest.raises(InputError) as caught:
+        llama_config(write(change | {"attention_chunk_size": 3}))
+    for problem in (
+        "hidden_act is 'relu'",
+        "is_causal is False",
+        "rope type is 'dynamic'",
+        "attention_chunk_size is 3",
+    ):
+        assert problem in str(caught.value)
+
+
+# Of other families, with what says why. Each is a field that transformers' own class reads.
+OF_FAMILIES = [
+    ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types is "),
+    ("mistral", {"sliding_window": 0}, "sliding_window is 0, expected a positive whole number"),
+    ("mistral", {"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu'"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": -3, "max_window_layers": 0}, "sliding_window is -3"),
+    ("qwen2", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention|layer_types"),
+    ("qwen3", {"layer_types": ["full_attention"]}, "layer_types|num_hidden_layers"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, only None"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, only None"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, only False"),
+    ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu', only 'gelu_pytorch_tanh'"),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR}}, "with a window"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "change", "message"), OF_FAMILIES, ids=str)
+def test_what_a_family_has_besides_is_refused(tmp_path, plain, family, change, message):
+    sizes = {name: plain[1][name] for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads",
+    )}  # fmt: skip
+    config = {"model_type": family, "head_dim": 4, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert llama_config(tmp_path).num_layers == 2
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=message):
+        llama_config(tmp_path)

@@ -22,8 +22,8 @@ def said(expected, found):
 
 
 def test_weights_of_ours_without_a_name_are_listed():
-    with pytest.raises(InputError, match="llm/gate, llm/layers/q/bias$"):
-        tensors({"llm": {"layers": {"q": {"bias": np.zeros(3)}}, "gate": np.zeros(2), "embedding": np.zeros((2, 2))}})
+    with pytest.raises(InputError, match="llm/gate, llm/layers/q/shift$"):
+        tensors({"llm": {"layers": {"q": {"shift": np.zeros(3)}}, "gate": np.zeros(2), "embedding": np.zeros((2, 2))}})
 
 
 @pytest.mark.parametrize("name", ["model.layers.31.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
