@@ -26,6 +26,7 @@ from viavsp_jax.decoding.search import DecodingConfig, Search, result
 from viavsp_jax.llm_config import llama_config
 from viavsp_jax.models.llama import Llama
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 Tree = dict[str, Any]
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="HF_DIR", type=pathlib.Path, help="folder with config.json and *.safetensors")
     parser.add_argument("--prompts", metavar="FILE", help="texts to run through it, one a line (default: a few)")
     args = parser.parse_args()
+    start_devices()
     found = []
     for check in checks(args.folder, read_prompts(args.prompts)):
         print(f"{'ok' if check.good else 'NOT OK':7} {check.what:34} {check.found}", flush=True)

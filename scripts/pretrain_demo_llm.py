@@ -5,7 +5,8 @@
 It learns what a large language model brings along: the language (sentences of the demo's grammar, from the split kept
 for pre-training) and spelling (a sentence written letter by letter, with letters repeated, confused and lost, is
 followed by the sentence). It never sees speech: the adapters and the projector have that to learn.
-The shipped weights took 42 minutes on one of two busy CPU cores.
+The shipped weights took 42 minutes on one of two busy CPU cores. With `--family qwen3` it is a Qwen3 of that size with a
+byte-level tokenizer, which has no begin token, to try the demo with another family.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from viavsp_jax.data.prompt import LANGUAGES, Prompt, instruction_text
 from viavsp_jax.prepare.demo.sentences import sample_sentences
@@ -30,15 +31,33 @@ CONFUSED = ("bmp", "đtnlsx", "cgkh", "vf", "ưuôoơ", "iêey", "aăâ", "dgr")
 IGNORED = -100
 
 
-def make_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+def texts_to_learn(sentences: list[str]) -> list[str]:
+    """Sentences, and the instructions so often that they become few tokens."""
+    other = [instruction_text(a, b) for a in LANGUAGES for b in LANGUAGES]
+    return [*sentences, *[instruction_text("vi", "vi")] * len(sentences), *other]
+
+
+def qwen_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding of bytes, laid out as Qwen's: pieces, then specials, none of which begins a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts_to_learn(sentences), trainer)
+    specials = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
+
+
+def llama_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
     """Byte-pair encoding with byte fallback and a word-start mark, laid out as LLaMA's: specials, bytes, pieces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False)
-    other = [instruction_text(a, b) for a in LANGUAGES for b in LANGUAGES]
-    usual = [instruction_text("vi", "vi")] * len(sentences)
-    tokenizer.train_from_iterator([*sentences, *usual, *other], trainer)
+    tokenizer.train_from_iterator(texts_to_learn(sentences), trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
     tokenizer.model = models.BPE(
@@ -69,6 +88,13 @@ def spell(sentence: str, rng: random.Random) -> list[str]:
     return letters
 
 
+def letter_ids(tokenizer: PreTrainedTokenizerFast, letter: str) -> list[int]:
+    """A letter amid a word."""
+    if tokenizer.bos_token is None:  # byte-level: nothing marks where words start
+        return tokenizer(letter, add_special_tokens=False)["input_ids"]
+    return [tokenizer.convert_tokens_to_ids(letter)]
+
+
 def documents(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[int]]]:
     """(ids, targets) without end: spelled sentences with the instruction before them, and plain sentences."""
     rng = random.Random(seed)
@@ -80,7 +106,7 @@ def documents(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
         if rng.random() < 0.15:
             yield label, label
             continue
-        letters = tokenizer.convert_tokens_to_ids(spell(sentence, rng))
+        letters = [one for letter in spell(sentence, rng) for one in letter_ids(tokenizer, letter)]
         yield instruction + letters + label, [IGNORED] * len(instruction + letters) + label
 
 
@@ -100,21 +126,27 @@ def main() -> None:
     """Trains and writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the Hugging Face files")
+    parser.add_argument("--family", choices=("llama", "qwen3"), default="llama", help="default: llama")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer(sample_sentences(args.seed, 60_000, "pretrain"))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    sentences = sample_sentences(args.seed, 60_000, "pretrain")
+    tokenizer = (llama_tokenizer if args.family == "llama" else qwen_tokenizer)(sentences)
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    if args.family == "llama":
+        config = LlamaConfig(**sizes, tie_word_embeddings=False)
+    else:
+        config = Qwen3Config(**sizes, tie_word_embeddings=True, head_dim=48, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=args.steps, pct_start=0.1)
-    stream = batches(documents(Prompt(tokenizer, "</s>"), tokenizer, args.seed), args.batch_size)
+    stream = batches(documents(Prompt(tokenizer, tokenizer.eos_token), tokenizer, args.seed), args.batch_size)
     with tqdm(range(args.steps), unit="step") as bar:
         for step in bar:
             loss = model(**next(stream)).loss

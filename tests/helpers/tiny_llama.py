@@ -1,5 +1,6 @@
 """A random LLaMA in Hugging Face form, the same converted, trained and exported; shared by the tests of convert/."""
 
+import dataclasses
 import json
 
 import jax
@@ -78,15 +79,15 @@ def structure(llm):
     return abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))[0]
 
 
-def write_checkpoints(workdir, llm, quantization="none"):
+def write_checkpoints(workdir, llm, quantization="none", lora=LORA):
     """Saves random learnt weights as those of two steps, the first the better one; returns these."""
-    shapes = abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))[1]
+    shapes = abstract_model(ModelConfig(llama_config(llm), lora, FEATURES, jnp.float32))[1]
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), shapes)
     config = {
         "dtype": "float32",
         "llm": {"path": str(llm), "end_token": "</s>", "quantization": quantization},
-        "lora": {"rank": LORA.rank, "alpha": LORA.alpha, "dropout": LORA.dropout},
+        "lora": dataclasses.asdict(lora),
         "data": {"feature_width": FEATURES},
         "evaluate": {"decoding": DECODING},
     }
