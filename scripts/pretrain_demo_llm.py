@@ -5,8 +5,8 @@
 It learns what a large language model brings along: the language (sentences of the demo's grammar, from the split kept
 for pre-training) and spelling (a sentence written letter by letter, with letters repeated, confused and lost, is
 followed by the sentence). It never sees speech: the adapters and the projector have that to learn.
-The shipped weights took 42 minutes on one of two busy CPU cores. With `--family qwen3` it is a Qwen3 of that size with a
-byte-level tokenizer, which has no begin token, to try the demo with another family.
+The shipped weights took 42 minutes on one of two busy CPU cores. With `--family qwen3` it is a Qwen3 of that size with
+a byte-level tokenizer, which has no begin token, to try the demo with another family.
 """
 
 import argparse

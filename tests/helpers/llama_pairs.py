@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import llm_kinds
 import numpy as np
 import torch
 import transformers
@@ -12,7 +13,7 @@ from hf_weights import load_params
 
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.llama import Llama
-from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 
 MODULE, WHOLE = 1e-5, 1e-4
 
@@ -28,7 +29,12 @@ class Pair:
     theirs: transformers.LlamaForCausalLM
 
 
-def make_pair(folder, kv_heads=2, tied=False) -> Pair:
+def make_pair(folder, kv_heads=2, tied=False, kind=None) -> Pair:
+    """Of a LLaMA, or of a kind of llm_kinds.KINDS."""
+    if kind is not None:
+        theirs = llm_kinds.make(kind)
+        theirs.save_pretrained(folder)
+        return Pair(load_model(folder, PROJECTIONS), theirs)
     torch.manual_seed(kv_heads)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=LAYERS,
@@ -44,11 +50,11 @@ def make_pair(folder, kv_heads=2, tied=False) -> Pair:
     return Pair(load_model(folder), theirs)
 
 
-def load_model(folder) -> Llama:
+def load_model(folder, targets=("q", "k", "v")) -> Llama:
     """The folder's weights in our model, with adapters of zeros."""
 
     def build():
-        return Llama(llama_config(folder), LoRAConfig(2), jnp.float32, rngs=nnx.Rngs(0))
+        return Llama(llama_config(folder), LoRAConfig(2, targets=targets), jnp.float32, rngs=nnx.Rngs(0))
 
     graph, abstract = split(nnx.eval_shape(build))
     flat = {path: np.zeros(x.shape, x.dtype) for path, x in traverse_util.flatten_dict(abstract).items()}

@@ -1,6 +1,9 @@
-"""Every kind of language model against transformers: logits and, with adapters on all projections, peft's gradients."""
+"""Every kind of language model against transformers: logits and tokens; adapters on all projections against peft.
 
-import json
+Some kinds stand for all in the suite; `scripts/test.sh -m full` runs all of them, and more prompts.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -62,28 +65,40 @@ def assert_close(ours, theirs, within, what=""):
     assert error < within, (what, error)
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=str)
-def kind(request, tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("kind"), make(request.param)
-    model.save_pretrained(folder)
-    return request.param, folder, model, np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
+USUAL = {"llama 3.2", "llama, all biases", "mistral with a window", "qwen2", "qwen3, biases and windows", "gemma 3"}
+MARKED = [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
 
 
-def test_logits_equal_transformers(kind):
-    _, folder, model, tokens = kind
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Makes a folder, a model and token ids of a kind, once."""
+
+    @functools.cache
+    def of(kind):
+        folder, model = tmp_path_factory.mktemp("kind"), make(kind)
+        model.save_pretrained(folder)
+        return folder, model, np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
+
+    return of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_equal_transformers(kinds, kind):
+    folder, model, tokens = kinds(kind)
     ours = logits_of(*built(folder), tokens, lora=False)
     assert_close(ours, their_logits(model, tokens), 1e-5)
 
 
-def test_gradients_of_every_adapter_equal_peft(kind):
-    _, folder, _, tokens = kind
+@pytest.mark.parametrize("kind", MARKED)
+def test_gradients_of_every_adapter_equal_peft(kinds, kind):
+    folder, _, tokens = kinds(kind)
     graph, params = built(folder)
     target = np.random.default_rng(2).normal(size=(*tokens.shape, VOCAB)).astype(np.float32)
     ours = jax.grad(lambda p: jnp.mean((logits_of(graph, p, tokens) - target) ** 2))(params)
     only = {p: v for p, v in traverse_util.flatten_dict(params).items() if "lora" in p}
     names = sorted({tensor.name.split(".")[-3] for tensor in tensors({"llm": traverse_util.unflatten_dict(only)})})
     config = peft.LoraConfig(r=2, lora_alpha=6.0, lora_dropout=0.0, target_modules=names, use_rslora=True)
-    theirs = peft.get_peft_model(make(kind[0]), config).eval()
+    theirs = peft.get_peft_model(make(kind), config).eval()
     weights, flat = dict(theirs.named_parameters()), traverse_util.flatten_dict({"llm": params}, sep="/")
     compared = tensors({"llm": traverse_util.unflatten_dict(only)})
     assert len(compared) == 3 * 7 * 2  # layers, projections, a and b
@@ -99,26 +114,32 @@ def test_gradients_of_every_adapter_equal_peft(kind):
         assert_close(tensor.to_theirs(gradients[tensor.path][tensor.index]), expected, 1e-4, tensor.name)
 
 
-def test_the_old_spelling_means_the_same(kind):
-    _, folder, _, _ = kind
-    if isinstance(json.loads((folder / "config.json").read_text())["rope_parameters"].get("full_attention"), dict):
-        pytest.skip("Gemma 3 never had it")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "gemma" not in kind])  # which came later
+def test_the_old_spelling_means_the_same(kinds, kind):
+    folder, _, _ = kinds(kind)
     before, text = llama_config(folder), (folder / "config.json").read_text()
     old_spelling(folder)
     assert llama_config(folder) == before
     (folder / "config.json").write_text(text)
 
 
-ROWS, SIZE, STEPS, END = 4, 9, 14, 2
+SIZE, STEPS, END = 9, 14, 2
 
 
 @pytest.mark.parametrize("beams", [1, 5])
-def test_searches_write_what_transformers_writes(kind, beams):
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        *((kind, 4) for kind in KINDS if kind in USUAL),
+        *(pytest.param(kind, 100, marks=pytest.mark.full) for kind in KINDS),
+    ],
+)
+def test_searches_write_what_transformers_writes(kinds, kind, count, beams):
     """Prompts of different lengths, and more tokens than any window has."""
-    _, folder, model, tokens = kind
+    folder, model, _ = kinds(kind)
     graph, params = built(folder)
-    prompts = np.random.default_rng(3).integers(3, VOCAB, (ROWS, SIZE))
-    lengths = np.array([9, 7, 4, 2])
+    rng = np.random.default_rng(3)
+    prompts, lengths = rng.integers(3, VOCAB, (count, SIZE)), rng.permuted(np.arange(count) % (SIZE - 1)) + 2
     config = DecodingConfig(max_new_tokens=STEPS, num_beams=beams)
 
     @jax.jit

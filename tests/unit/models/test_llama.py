@@ -20,6 +20,13 @@ def pair(tmp_path_factory) -> Pair:
     return make_pair(tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(
+    scope="module", params=[None, "qwen3, biases and windows", "gemma 3"], ids=["llama", "qwen3", "gemma 3"]
+)
+def relative(request, tmp_path_factory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("relative"), kind=request.param)
+
+
 def hidden(model, tokens, segment_ids=None, positions=None):
     """Hidden states of packed rows of token ids, jitted."""
     graph, params = split(model)
@@ -92,11 +99,11 @@ def packed():
     return utterances, places, (tokens, segment_ids, positions)
 
 
-def test_packed_rows_equal_each_utterance_alone(pair):
+def test_packed_rows_equal_each_utterance_alone(relative):
     utterances, places, rows = packed()
-    logits = pair.ours.logits(hidden(pair.ours, *rows))
+    logits = relative.ours.logits(hidden(relative.ours, *rows))
     for utterance, (row, start, _) in zip(utterances, places, strict=True):
-        alone = their_logits(pair.theirs, utterance[None])[0]
+        alone = their_logits(relative.theirs, utterance[None])[0]
         np.testing.assert_allclose(logits[row, start : start + len(utterance)], alone, atol=WHOLE, rtol=WHOLE)
 
 
@@ -109,7 +116,7 @@ def test_padding_is_ignored_and_finite(pair):
     assert np.isfinite(first).all()
 
 
-def test_prefill_and_extend_equal_the_full_forward(pair):
+def test_prefill_and_extend_equal_the_full_forward(relative):
     """Three beams a row that fork: at every step each goes on from any, whatever it was.
 
     The cache is full after 3 tokens; what is still seen of it then moves into another one.
@@ -117,7 +124,7 @@ def test_prefill_and_extend_equal_the_full_forward(pair):
     lengths, room, beams, rng = np.array([3, 6, 5]), 3, 3, np.random.default_rng(0)
     moves = []
     prompts = draw((3, 6))
-    graph, params = split(pair.ours)
+    graph, params = split(relative.ours)
 
     @jax.jit
     def prefill(params, prompts, lengths):
@@ -128,7 +135,7 @@ def test_prefill_and_extend_equal_the_full_forward(pair):
     logits, cache = prefill(params, prompts, lengths)
     texts = [[list(row[:n])] * beams for row, n in zip(prompts, lengths, strict=True)]
     for row, (text, *_) in enumerate(texts):
-        np.testing.assert_allclose(logits[row], their_logits(pair.theirs, [text])[0, -1], atol=WHOLE, rtol=WHOLE)
+        np.testing.assert_allclose(logits[row], their_logits(relative.theirs, [text])[0, -1], atol=WHOLE, rtol=WHOLE)
     for step in range(11):
         if int(cache.free) == 0:
             moves.append(np.asarray(cache.visible).any(1).sum(1))
@@ -138,19 +145,19 @@ def test_prefill_and_extend_equal_the_full_forward(pair):
         tokens, parents = draw((3, beams), step), rng.integers(0, beams, (3, beams))
         logits, cache = extend(params, tokens, parents, cache)
         texts = [[text[parents[b, m]] + [tokens[b, m]] for m in range(beams)] for b, text in enumerate(texts)]
-        expected = np.stack([their_logits(pair.theirs, text)[:, -1] for text in texts])
+        expected = np.stack([their_logits(relative.theirs, text)[:, -1] for text in texts])
         np.testing.assert_allclose(logits, expected, atol=WHOLE, rtol=WHOLE)
     assert np.ptp(moves, 1).any()  # not as many places are left in every row
     assert int(cache.steps) == 11 and max(map(max, moves)) < 7 * beams
 
 
-def test_remat_keeps_the_gradients(pair):
+def test_remat_keeps_the_gradients(relative):
     """Also under adapter dropout: the recomputation must draw the same mask."""
     _, _, (tokens, segment_ids, positions) = packed()
-    graph, params = split(pair.ours)
-    for projection in ("q", "k", "v"):
-        for name, value in params["layers"][projection]["lora"].items():
-            params["layers"][projection]["lora"][name] = np.random.default_rng(1).normal(size=value.shape) * 0.1
+    graph, params = split(relative.ours)
+    for layer in params["layers"].values():
+        for name, value in layer.get("lora", {}).items():
+            layer["lora"][name] = np.random.default_rng(1).normal(size=value.shape) * 0.1
 
     def loss(params, remat):
         model = nnx.merge(graph, params)
