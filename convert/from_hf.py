@@ -1,4 +1,4 @@
-"""Converts a LLaMA in a Hugging Face folder to a language-model folder of this project.
+"""Converts a language model in a Hugging Face folder to a language-model folder of this project.
 
     python -m convert.from_hf HF_DIR --output DIR [--dtype bfloat16]
 
