@@ -54,7 +54,7 @@ class BatchedSearch:
     def __init__(self, model: RandomModel):
         e = model.experiment
         self.model = model
-        self.decoder = Decoder(e.mesh, e.structure, e.settings.evaluation.decoding, e.prompt.end_id)
+        self.decoder = Decoder(e.mesh, e.structure, e.settings.evaluation.decoding, e.prompt.end_ids)
         self.found: Found = {}
 
     def __call__(self) -> int:

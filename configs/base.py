@@ -27,11 +27,21 @@ def get_config() -> ml_collections.ConfigDict:
         "remat": "elementwise",
         "llm": {
             "path": "",  # a folder made by python -m convert.from_hf
+            # Closes every label, and ends what is decoded. "": the tokenizer's own EOS. Where it is that, the other EOS
+            # that the model's generation_config.json or config.json lists end it, too.
             "end_token": "</s>",
             # none: frozen weights in `dtype`. nf4: kernels of the layers in 4 bits, as bitsandbytes makes them. The
             # reference trains its adapters against nf4, to fit one GPU; in bfloat16 the 2.77 B weights take 5.5 GB,
             # which a TPU chip or a slice of them has, and no step spends time on dequantisation.
             "quantization": "none",
+        },
+        "prompt": {
+            # What the model is asked, before the speech; {source} and {target} stand for names of languages. "": the
+            # reference's words.
+            "instruction": "",
+            # True, for models that were tuned to chats: instruction and speech are what a user says in the model's own
+            # chat template, and the label is the answer.
+            "chat": False,
         },
         # As in peft. targets: any of q, k, v, o, gate, up, down. rslora: scaled by alpha / √rank, not alpha / rank.
         "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "k", "v"), "rslora": False},

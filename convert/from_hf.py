@@ -21,7 +21,7 @@ from tqdm import tqdm
 from convert.names import Tensor, Tree, check_shapes, tensors
 from convert.safetensors_files import DTYPES, Stored, open_files, refuse_adapter
 from viavsp_jax import __version__, llm_folder
-from viavsp_jax.data.prompt import TOKENIZERS, begin_id, check_ids, load_tokenizer
+from viavsp_jax.data.prompt import TOKENIZERS, check_ids, load_tokenizer, read_eos_ids
 from viavsp_jax.llm_config import llama_config, read_config
 from viavsp_jax.llm_folder import save_llm
 from viavsp_jax.models.lora import LoRAConfig
@@ -161,7 +161,7 @@ def read_tokenizer(folder: epath.PathLike, vocab_size: int) -> "transformers.Pre
         print(f"note: {folder} holds no {' or '.join(TOKENIZERS)}, and training needs one of them", file=sys.stderr)
         return None
     tokenizer = load_tokenizer(folder)
-    begin_id(tokenizer)
+    read_eos_ids(folder)
     check_ids(tokenizer, vocab_size)
     return tokenizer
 

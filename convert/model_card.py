@@ -97,6 +97,8 @@ def _training(opened: WorkFolder) -> str:
         ("updates", f"{opened.step} of {s.training.updates}, the best by validation accuracy"),
         ("encoder", f"trained from update {s.optimizer.freeze_updates} on" if opened.encoder else "frozen"),
         ("LoRA", f"rank {s.lora.rank}, alpha {s.lora.alpha}, dropout {s.lora.dropout}, on {', '.join(s.lora.targets)}"),
+        *([("instruction", repr(s.prompt.instruction))] if s.prompt.instruction else []),
+        *([("prompt", "in the chat template of the language model")] if s.prompt.chat else []),
         ("peak learning rate", s.optimizer.peak_lr),
         ("language model in training", s.llm.quantization.replace("none", s.dtype)),
         ("language model sha256", opened.conversion["sha256"]),

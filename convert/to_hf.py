@@ -33,8 +33,8 @@ from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
 from convert.safetensors_files import HEADER, Piece
 from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import features
-from viavsp_jax.data.prompt import LANGUAGES, RECOGNITION, TRANSLATION, Prompt, load_prompt
+from viavsp_jax.data import features, prompt_ids
+from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -48,7 +48,11 @@ from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import checkpoint_step, new_folder
 
 _HUB = pathlib.Path(__file__).parent / "hub"
-_SHARED = {"feature_extraction_viavsp": features, "modeling_avhubert": modeling_avhubert}  # with the package
+_SHARED = {
+    "feature_extraction_viavsp": features,
+    "modeling_avhubert": modeling_avhubert,
+    "prompt_viavsp": prompt_ids,
+}  # with the package
 
 
 def code_files() -> dict[str, pathlib.Path]:
@@ -140,7 +144,8 @@ def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prom
     config = json.loads((epath.Path(llm) / "config.json").read_text(encoding="utf-8"))
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    generation = {"bos_token_id": prompt.begin_id, "eos_token_id": prompt.end_id, "pad_token_id": prompt.pad_id}
+    ends = list(prompt.end_ids) if len(prompt.end_ids) > 1 else prompt.end_id
+    generation = {"bos_token_id": prompt.begin_id, "eos_token_id": ends, "pad_token_id": prompt.pad_id}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
 
 
@@ -190,19 +195,21 @@ def write_encoders(
     return settings
 
 
-def write_config(folder: pathlib.Path, opened: WorkFolder, encoders: dict[str, Any]) -> None:
+def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encoders: dict[str, Any]) -> None:
     """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
     settings = opened.settings
     config = {
         "model_type": ViAVSPConfig.model_type,
         **CODE,
         "feature_width": settings.data.feature_width,
-        "end_token": settings.llm.end_token,
+        "end_token": prompt.end_token,
+        "end_ids": prompt.end_ids,
         "decoding": dataclasses.asdict(settings.evaluation.decoding),
         "quantization": settings.llm.quantization,
-        "recognition_instruction": RECOGNITION,
-        "translation_instruction": TRANSLATION,
-        "languages": LANGUAGES,
+        "recognition_instruction": prompt.wording.recognition,
+        "translation_instruction": prompt.wording.translation,
+        "languages": prompt.wording.languages,
+        "chat": prompt.wording.chat,
         "dtype": settings.dtype,
         "longest_clip": longest_clip(training_shards(settings.data)),
         **encoders,
@@ -238,14 +245,14 @@ def export(
     settings = opened.settings
     trainable, batch_stats = opened.read_weights()
     opened.checkpoints.close()
-    prompt = load_prompt(opened.llm, settings.llm.end_token)
+    prompt = load_prompt(opened.llm, settings.llm.end_token, settings.prompt)
     found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
     trained = encoder_weights(trainable, batch_stats) if opened.encoder else None
     with replacing(output) as folder:
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, settings.lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
-        write_config(folder, opened, write_encoders(folder, opened, trained, found))
+        write_config(folder, opened, prompt, write_encoders(folder, opened, trained, found))
         if merge:
             (folder / "merged").mkdir()
             adapter, quantization = flatten({"llm": trainable["llm"]}), settings.llm.quantization

@@ -32,6 +32,7 @@ from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, f
 from convert.safetensors_files import DTYPES, Piece
 from convert.work_folder import WorkFolder, adapters, check_reference_holds, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
+from viavsp_jax.data.prompt import REFERENCE
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
 from viavsp_jax.llm_folder import llama_config, read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -186,6 +187,8 @@ def export(
         )
     if (settings.lora.rank, settings.lora.alpha) != REFERENCE_LORA:
         print(f"note: the reference's code has LoRA rank and alpha {REFERENCE_LORA}; change them there for this model")
+    if settings.prompt != REFERENCE:
+        print("note: the reference's code has its own instruction and no chat; change them there for this model")
     if parts is None:
         print(
             "note: without --encoder the file holds neither the encoder nor Adam's state, which counts its parameters"

@@ -89,9 +89,9 @@ def open_work_folder(
                 f"{encoder_path} holds no {CONFIG_FILE}: give the folder that the encoder grew from with --encoder"
             )
         sizes = encoder_folder.read_config(encoder_path)
-    prompt = load_prompt(llm, settings.llm.end_token)
+    prompt = load_prompt(llm, settings.llm.end_token, settings.prompt)
     fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
-    checkpoints.check_fits(chosen, fits | prompt_fits(prompt, settings.llm.end_token))
+    checkpoints.check_fits(chosen, fits | prompt_fits(prompt))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
     model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes)
     _, trainable, frozen = abstract_model(model)

@@ -75,7 +75,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
     for name in names:
         lengths.check_languages(experiment.settings.data, experiment.prompt, name, c.split)
     sharding.check_rows(experiment.mesh, c.rows, "config.evaluate.rows")
-    decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_id)
+    decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_ids)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
     checkpoints.check_fits(step, experiment.fits)

@@ -15,7 +15,7 @@ from convert.avhubert import load_flax
 from viavsp_jax import encoder_folder, llm_folder, settings, sharding, state
 from viavsp_jax.data.features import AUDIO_DIM
 from viavsp_jax.data.packing import RowShape
-from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.data.prompt import Prompt, PromptSettings, load_prompt
 from viavsp_jax.data.settings import Augmentation, DataSettings
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.models.attention import PackedAttention
@@ -86,6 +86,7 @@ class Settings:
     dtype: str  # that the model computes in
     training: TrainingSettings
     llm: LanguageModelSettings
+    prompt: PromptSettings
     lora: LoRAConfig
     encoder: EncoderSettings
     data: DataSettings
@@ -111,6 +112,7 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
             c.checkpoint.keep,
         ),
         LanguageModelSettings(**c.llm),
+        PromptSettings(**c.prompt),
         LoRAConfig(**c.lora),
         EncoderSettings(**encoder),
         DataSettings(**data, of_clips=c.encoder.train, dtype=c.dtype, seed=c.seed),
@@ -255,9 +257,13 @@ def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
     return {f"the encoder's {name}": list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
 
 
-def prompt_fits(prompt: Prompt, end_token: str) -> dict[str, Any]:
+def prompt_fits(prompt: Prompt) -> dict[str, Any]:
     """What text the trained weights were trained on, by names for `Checkpoints.check_fits`."""
-    return {"config.llm.end_token": end_token, "tokenizer and instruction sha256": prompt.sha256()}
+    return {
+        "config.llm.end_token": prompt.end_token,
+        **{f"config.prompt.{name}": value for name, value in dataclasses.asdict(prompt.settings).items()},
+        "tokenizer and instruction sha256": prompt.sha256(),
+    }
 
 
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -268,7 +274,7 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         raise InputError("config.llm.path is not set: expected a folder made by python -m convert.from_hf")
     conversion = llm_folder.read_conversion(llm.path)
     llama = llm_folder.llama_config(llm.path)
-    prompt = load_prompt(llm.path, llm.end_token)
+    prompt = load_prompt(llm.path, llm.end_token, settings.prompt)
     prompt.check_fits(llama.vocab_size)
     encoder, mesh = load_encoder_config(settings), sharding.make_mesh(settings.mesh)
     experiment = abstract_experiment(settings, llama, mesh, jnp.dtype(conversion["dtype"]), encoder)
@@ -282,6 +288,6 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.data.feature_width": settings.data.feature_width,
         "language model sha256": conversion["sha256"],
         "config.llm.quantization": llm.quantization,
-        **prompt_fits(prompt, llm.end_token),
+        **prompt_fits(prompt),
     }
     return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=config.to_json())

@@ -71,6 +71,11 @@ SOME_PROJECTIONS = Rule(
     f"a tuple of different ones of {', '.join(PROJECTIONS)}",
     lambda x: type(x) in (tuple, list) and len(x) == len({*map(str, x)} & {*PROJECTIONS}) > 0,
 )
+END = Rule("a token, or nothing for the tokenizer's own", lambda x: type(x) is str and x.strip() == x)
+INSTRUCTION = Rule(
+    "nothing for the reference's, or text in which braces stand around source and target alone",
+    lambda x: x == "" or WORD.holds(x) and not re.search("[{}]", re.sub("{(source|target)}", "", x)),
+)
 ABOVE_0 = number("above 0", lambda x: x > 0)
 ANY_NUMBER = number("that is finite", lambda x: True)
 SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
@@ -103,8 +108,10 @@ TABLE = {
     "label_smoothing": BELOW_1,
     "remat": one_of(*get_args(Remat)),
     "llm.path": TEXT,
-    "llm.end_token": WORD,
+    "llm.end_token": END,
     "llm.quantization": one_of(*get_args(Quantization)),
+    "prompt.instruction": INSTRUCTION,
+    "prompt.chat": FLAG,
     "lora.rank": COUNT,
     "lora.alpha": ABOVE_0,
     "lora.dropout": BELOW_1,
@@ -152,7 +159,7 @@ TABLE = {
 }
 
 # What may change between training and evaluation, and is told.
-OF_THE_MODEL = ("dtype", "llm", "lora", "encoder")
+OF_THE_MODEL = ("dtype", "llm", "prompt", "lora", "encoder")
 # Which clips a batch holds follows from these: a run goes on with the same, or clips would be read twice, or never.
 ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.rows", "data.row")
 

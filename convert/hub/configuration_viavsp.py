@@ -28,6 +28,8 @@ class ViAVSPConfig(PretrainedConfig):
         recognition_instruction: str = "",
         translation_instruction: str = "",
         languages: dict[str, str] | None = None,
+        end_ids: list[int] | None = None,
+        chat: list[str] | None = None,
         encoder: dict[str, Any] | None = None,
         trained_encoder: bool = False,
         cluster_layer: int | None = None,
@@ -40,9 +42,11 @@ class ViAVSPConfig(PretrainedConfig):
           end_token: closes every text.
           decoding: the search, in the words of transformers' `generate`, as the training's config has it.
           quantization: how the language model was stored in training, none or nf4.
-          recognition_instruction, translation_instruction: what the model is asked, the second one with places for
-            {source} and {target}.
+          recognition_instruction, translation_instruction: what the model is asked, the second one where other
+            languages than Vietnamese are spoken or wanted; {source} and {target} stand for them.
           languages: their names in an instruction, by code.
+          end_ids: the tokens that end what is generated, the end token first; None: that one alone.
+          chat: what stands before the instruction and after the speech, of the model's chat template; None: no chat.
           encoder: the sizes of the AV-HuBERT encoder; None: the export has none and takes features.
           trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
           cluster_layer: the encoder block, from 1, whose output is clustered.
@@ -55,6 +59,8 @@ class ViAVSPConfig(PretrainedConfig):
         self.recognition_instruction = recognition_instruction
         self.translation_instruction = translation_instruction
         self.languages = languages or {}
+        self.end_ids = end_ids
+        self.chat = chat
         self.encoder = encoder
         self.trained_encoder = trained_encoder
         self.cluster_layer = cluster_layer

@@ -25,6 +25,7 @@ from .encoders_viavsp import load_encoders
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
 from .loading_viavsp import NOTHING_MISSING, check_outputs, find_export, placement, sorted_keywords, weights_dtype
+from .prompt_viavsp import Wording, after_speech, before_speech, until_end
 from .saving_viavsp import Origin, save, upload_export
 from .search_viavsp import generate, generation_config, scores
 from .segments_viavsp import nearest, run_lengths, segment_means
@@ -52,11 +53,16 @@ class ViAVSPModel(PreTrainedModel):
         self.origin: Origin | None = None  # of from_pretrained, for save_pretrained
         if getattr(llm, "is_quantized", False):  # transformers then says which of half() and to() cannot be
             self.is_quantized, self.quantization_method = True, llm.quantization_method
-        self.begin_id, self.end_id = tokenizer.bos_token_id, tokenizer.get_vocab().get(config.end_token)
-        if self.end_id is None:
+        self.begin_id, end_id = tokenizer.bos_token_id, tokenizer.get_vocab().get(config.end_token)
+        if end_id is None:
             raise ExportError(f"the tokenizer has no token {config.end_token!r}, which is the end_token of config.json")
+        self.end_ids = tuple(config.end_ids or (end_id,))
+        self.wording = Wording(
+            config.recognition_instruction, config.translation_instruction, config.languages,
+            None if config.chat is None else tuple(config.chat),
+        )  # fmt: skip
         # Replaces the language model's own, so that no repetition penalty or the like of it applies.
-        llm.generation_config = generation_config(config.decoding, {}, self.begin_id, self.end_id)
+        llm.generation_config = generation_config(config.decoding, {}, self.begin_id, self.end_ids)
 
     @classmethod
     def from_pretrained(
@@ -237,13 +243,13 @@ class ViAVSPModel(PreTrainedModel):
     ) -> list[list[dict[str, Any]]]:
         """From encoder features on, as `transcribe`; `languages` are (source, target) of each clip."""
         x, mask = self.embed(features, counts, languages)
-        settings = generation_config(self.config.decoding, search, self.begin_id, self.end_id)
+        settings = generation_config(self.config.decoding, search, self.begin_id, self.end_ids)
         penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
         settings.num_return_sequences = each = 1 if settings.do_sample else settings.num_beams
         length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
         found = []
         for clip, ids in enumerate(generate(self.llm, x, mask, settings, penalty).split(each)):
-            values = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_id, length_penalty)
+            values = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_ids, length_penalty)
             found.append([
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
                 for one, score in zip(ids.tolist(), values.tolist(), strict=True)
@@ -253,14 +259,17 @@ class ViAVSPModel(PreTrainedModel):
     def embed(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]]
     ) -> tuple[Tensor, Tensor]:
-        """[instruction][speech] of each clip, padded on the left: embeddings [B, S, D] and attention mask int[B, S]."""
+        """Prompts of clips, padded on the left: embeddings [B, S, D] and attention mask int[B, S]."""
         device, dtype = self.projector.weight.device, self.projector.weight.dtype
-        rows = []
+
+        def embedded(ids: list[int]) -> Tensor:
+            return self.llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=device))
+
+        after, rows = embedded(after_speech(self.tokenizer, self.wording)), []
         for frames, lengths, pair in zip(features, counts, languages, strict=True):
-            text = self.llm.get_input_embeddings()(torch.tensor(self.instruction(*pair), device=device))
             # Rounded to the compute dtype before the mean too, as in training.
             means = segment_means(frames.to(device, dtype), lengths.to(device).long())
-            rows.append(torch.cat([text, self.projector(means.to(dtype))]))
+            rows.append(torch.cat([embedded(self.instruction(*pair)), self.projector(means.to(dtype)), after]))
         size = max(map(len, rows))
         x = torch.stack([torch.nn.functional.pad(row, (0, 0, size - len(row), 0)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -268,16 +277,11 @@ class ViAVSPModel(PreTrainedModel):
         return x, mask.long()
 
     def instruction(self, source: str, target: str) -> list[int]:
-        """Token ids of the begin token and what the model is asked."""
-        config = self.config
-        for language in (source, target):
-            if language not in config.languages:
-                raise ExportError(f"language {language!r} is unknown: expected one of {', '.join(config.languages)}")
-        text = config.recognition_instruction
-        if not source == target == "vi":
-            names = {"source": config.languages[source], "target": config.languages[target]}
-            text = config.translation_instruction.format(**names)
-        return [self.begin_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        """Token ids of all that precedes the speech."""
+        try:
+            return before_speech(self.tokenizer, self.wording, source, target)
+        except ValueError as error:
+            raise ExportError(str(error)) from None
 
     def text(self, ids: list[int]) -> str:
         """Text of generated ids, up to the end token: one line, without control characters."""
@@ -285,5 +289,5 @@ class ViAVSPModel(PreTrainedModel):
         return " ".join(_CONTROLS.sub(" ", text).split())
 
     def until_end(self, ids: list[int]) -> list[int]:
-        """Generated ids without the end token and what fills them up."""
-        return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        """Generated ids without what ends them and fills them up."""
+        return until_end(ids, self.end_ids)

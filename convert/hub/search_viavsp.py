@@ -3,6 +3,7 @@
 Part of every export, see modeling_viavsp.py. Letters: B clips, H texts, S positions, G generated tokens, D LLM width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 
-def generation_config(decoding: dict[str, Any], search: dict[str, Any], begin_id: int, end_id: int) -> GenerationConfig:
+def generation_config(
+    decoding: dict[str, Any], search: dict[str, Any], begin_id: int | None, end_ids: Sequence[int]
+) -> GenerationConfig:
     """The search `decoding` of the training, changed by `search`; all but the repetition penalty, see `generate`.
 
     Raises TypeError for what is no setting of a search.
@@ -23,10 +26,10 @@ def generation_config(decoding: dict[str, Any], search: dict[str, Any], begin_id
         left_out |= {"early_stopping", "length_penalty"}
     if not settings.get("do_sample", False):
         left_out |= {"top_k", "top_p"}
-    # Texts are filled up with the end token: a tokenizer's own padding may have no embedding in the model.
+    # Texts are filled up with the first end token: a tokenizer's own padding may have no embedding in the model.
     return GenerationConfig(
         **{name: value for name, value in settings.items() if name not in left_out},
-        bos_token_id=begin_id, eos_token_id=end_id, pad_token_id=end_id,
+        bos_token_id=begin_id, eos_token_id=list(end_ids), pad_token_id=end_ids[0],
     )  # fmt: skip
 
 
@@ -40,12 +43,12 @@ def generate(llm: PreTrainedModel, x: Tensor, mask: Tensor, settings: Generation
     return llm.generate(inputs_embeds=x, attention_mask=mask, generation_config=settings, logits_processor=processors)
 
 
-def scores(llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_id: int, length_penalty: float) -> Tensor:
+def scores(llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_ids: Sequence[int], length_penalty: float) -> Tensor:
     """Log-probabilities of texts after a prompt, as beam search ranks them: [S, D] and int64[H, G] → float32[H].
 
     By a forward pass: `generate` would keep the logits of all steps for it. A repetition penalty does not count.
     """
-    is_end = (ids == end_id).long()
+    is_end = torch.isin(ids, torch.tensor(end_ids, device=ids.device)).long()
     counted = is_end.cumsum(1) - is_end == 0
     x = torch.cat([prompt.expand(len(ids), -1, -1), llm.get_input_embeddings()(ids[:, :-1])], 1)
     logits = llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits

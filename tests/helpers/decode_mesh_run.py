@@ -47,7 +47,7 @@ def main(llm: str, shards: str) -> None:
         config.mesh = mesh
         experiment = load_experiment(config)
         c, data = experiment.settings.evaluation, experiment.settings.data
-        decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_id)
+        decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_ids)
         weights = (experiment.init_trainable(), experiment.load_frozen())
         tables.append(evaluate.decode_folder(experiment, functools.partial(decoder, *weights), "av_clean"))
         if mesh["data"] == 8:

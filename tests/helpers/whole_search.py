@@ -8,7 +8,12 @@ from viavsp_jax.decoding.search import DecodingConfig, Extend, Search, result
 
 
 def decode(
-    extend: Extend, logits: jax.Array, cache: Any, config: DecodingConfig, end_id: int, keys: jax.Array | None = None
+    extend: Extend,
+    logits: jax.Array,
+    cache: Any,
+    config: DecodingConfig,
+    end_id: int | tuple[int, ...],
+    keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Continues every row, in one loop that can be jitted: tokens and scores as `result` has them.
 
@@ -17,8 +22,8 @@ def decode(
       logits: float32[B, V] after the prompt.
       cache: what `extend` needs to know of the past, any pytree of arrays.
       config: how to search.
-      end_id: ends a hypothesis; also fills it up.
+      end_id: ends a hypothesis and fills it up; of several each one ends it, the first one fills it up.
       keys: PRNG keys [B], one a row, to sample with.
     """
-    search = Search(config, end_id)
+    search = Search(config, (end_id,) if isinstance(end_id, int) else end_id)
     return result(search.run(extend, search.start(logits, keys), cache, config.max_new_tokens)[0])

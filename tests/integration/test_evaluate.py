@@ -34,7 +34,7 @@ def read_table(path):
 
 
 def decoder_of(exp):
-    return Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, exp.prompt.end_id)
+    return Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, exp.prompt.end_ids)
 
 
 @pytest.fixture(scope="module")

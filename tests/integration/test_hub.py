@@ -72,7 +72,7 @@ def test_scores_are_those_of_beam_search(demo_export, clips):
     model = ViAVSPModel.from_pretrained(demo_export)
     encoded = model.encode([clip["video"] for clip in clips], [clip["audio"] for clip in clips])
     x, mask = model.embed(*encoded, [("vi", "vi")] * len(clips))
-    settings = generation_config(model.config.decoding, {}, model.begin_id, model.end_id)
+    settings = generation_config(model.config.decoding, {}, model.begin_id, model.end_ids)
     settings.num_return_sequences = settings.num_beams
     settings.return_dict_in_generate = settings.output_scores = True
     theirs = model.llm.generate(inputs_embeds=x, attention_mask=mask, generation_config=settings).sequences_scores

@@ -62,11 +62,6 @@ def pad_token(folder):
     tokenizer.save_pretrained(folder)
 
 
-def no_begin(folder):
-    values = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(values | {"bos_token": None}))
-
-
 def renamed(text):
     return text.replace('"</s>"', '"<end>"')
 
@@ -160,7 +155,11 @@ READ_FIRST = [
     bad("tokenizer with more tokens than the model", "has token ids up to 677, expected less", config(vocab_size=600)),
     bad("end token beyond the model's vocabulary", "has token ids up to 678, expected less", tokenizer(renamed)),
     bad("pad token beyond the model's vocabulary", "the model has no embedding for '[PAD]'", pad_token),
-    bad("tokenizer without a begin token", "has no begin token, expected one of its tokens as bos_token", no_begin),
+    bad(
+        "generation_config.json names no token ids",
+        "eos_token_id is </s>, expected a token id or a list of them",
+        file("generation_config.json", b'{"eos_token_id": "</s>"}'),
+    ),
     bad("tokenizer without the end token", "no token '</s>' (config.llm.end_token)", without_end),
     bad("tokenizer that needs its own code", "cannot be read: The repository", file("tokenizer_config.json", OWN_CODE)),
 ]

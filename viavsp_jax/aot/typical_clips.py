@@ -16,6 +16,7 @@ class TypicalPrompt:
     """What the pipeline needs of a `Prompt`, without a tokenizer: a token for each word."""
 
     begin_id, end_id, _word_id = 1, 2, 3
+    end_ids, after = (end_id,), ()
 
     def instruction(self, source: str, target: str) -> list[int]:
         """Begin token and instruction, in any language."""

@@ -113,7 +113,7 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     """
     settings, prompt = experiment.settings.evaluation, TypicalPrompt()
     sharding.check_rows(experiment.mesh, settings.rows, "config.evaluate.rows")
-    decoder = Decoder(experiment.mesh, experiment.structure, settings.decoding, prompt.end_id)
+    decoder = Decoder(experiment.mesh, experiment.structure, settings.decoding, prompt.end_ids)
     clips = draw_clips(SIMULATED_ROWS * settings.rows)
     prompts = [packing.speech_prompt(clip, prompt) for clip in clips]
     labels = [len(prompt.label(clip["transcript"])) for clip in clips]

@@ -87,7 +87,7 @@ class JaxRecognizer:
         if num_beams not in self._decoders:
             config = dataclasses.replace(self._settings.evaluation.decoding, num_beams=num_beams)
             e = self._experiment
-            self._decoders[num_beams] = Decoder(e.mesh, e.structure, config, e.prompt.end_id)
+            self._decoders[num_beams] = Decoder(e.mesh, e.structure, config, e.prompt.end_ids)
         return self._decoders[num_beams]
 
     def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:

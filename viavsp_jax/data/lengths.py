@@ -114,12 +114,12 @@ def _too_long(data: DataSettings, prompt: Prompt, name: str, source: SplitSource
 
 
 def _instructions(prompt: Prompt, records: Records) -> np.ndarray:
-    """int[N], the tokens of each record's instruction. Raises InputError naming the record."""
+    """int[N], the tokens around each record's speech but for its label. Raises InputError naming the record."""
     sizes: dict[tuple[str, str], int] = {}
     for id, languages in zip(records.ids, records.languages, strict=True):
         if languages not in sizes:
             try:
-                sizes[languages] = len(prompt.instruction(*languages))
+                sizes[languages] = len(prompt.instruction(*languages)) + len(prompt.after)
             except InputError as error:
                 raise InputError(f"record {id}: {error}") from error
     return np.array([sizes[languages] for languages in records.languages])

@@ -1,6 +1,7 @@
 """The rows that training and decoding run on, and how utterances are laid out in them.
 
-A row holds several utterances back to back, each `[instruction][speech][label]`:
+A row holds several utterances back to back, each `[instruction][speech][after][label]`, where
+`after` is what a chat template puts there, else nothing:
 
     name                    shape     meaning
     features                [T, E]    encoder frames of all utterances of the row, back to back
@@ -83,7 +84,7 @@ class RowShape:
 
 
 def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
-    """`[instruction][speech]` of one record: frame_slot [t], tokens [s], is_speech [s].
+    """`[instruction][speech][after]` of one record: frame_slot [t], tokens [s], is_speech [s].
 
     Raises InputError naming the record if one of its languages is unknown.
     """
@@ -92,11 +93,11 @@ def speech_prompt(record: Arrays, prompt: Prompt) -> Arrays:
     except InputError as error:
         raise InputError(f"record {record['id']}: {error}") from error
     counts = record["cluster_counts"]
-    slots = len(instruction) + np.arange(len(counts))
+    slots, after = len(instruction) + np.arange(len(counts)), list(prompt.after)
     return {
         "frame_slot": np.repeat(slots, counts).astype(np.int32),
-        "tokens": np.array(instruction + [0] * len(counts), np.int32),
-        "is_speech": np.array([False] * len(instruction) + [True] * len(counts)),
+        "tokens": np.array(instruction + [0] * len(counts) + after, np.int32),
+        "is_speech": np.array([False] * len(instruction) + [True] * len(counts) + [False] * len(after)),
     }
 
 
@@ -135,7 +136,10 @@ class ToUtterance(grain.transforms.Map):
 
         Raises InputError if the record does not fit; `lengths.check` finds that earlier, and for all records.
         """
-        label = self.prompt.label(record["transcript"])
+        try:
+            label = self.prompt.label(record["transcript"])
+        except InputError as error:
+            raise InputError(f"record {record['id']}: {error}") from error
         utterance = speech_prompt(record, self.prompt)
         start = len(utterance["tokens"])
         frame_slot = utterance["frame_slot"]

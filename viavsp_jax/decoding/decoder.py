@@ -32,9 +32,9 @@ class Decoder:
     A batch is that of the pipeline and `stream` uint32[B], which tells the rows apart when tokens are sampled.
     """
 
-    def __init__(self, mesh: Mesh, structure: nnx.GraphDef, config: search.DecodingConfig, end_id: int):
+    def __init__(self, mesh: Mesh, structure: nnx.GraphDef, config: search.DecodingConfig, end_ids: tuple[int, ...]):
         self.mesh, self.structure, self.config = mesh, structure, config
-        self.rules = search.Search(config, end_id, functools.partial(sharding.by_rows, mesh))
+        self.rules = search.Search(config, end_ids, functools.partial(sharding.by_rows, mesh))
         # Every token but the last one is run through the model.
         self.capacities = capacities(max(self.config.max_new_tokens - 1, 1))
         jit = functools.partial(programs.jit, self.mesh)

@@ -50,7 +50,7 @@ class State:
 
     step: jax.Array  # int32, tokens chosen
     keys: jax.Array | None  # PRNG keys [B] to sample with
-    tokens: jax.Array  # int32[B, M, G], open; filled up with the end token
+    tokens: jax.Array  # int32[B, M, G], open; filled up with the first of the end tokens
     scores: jax.Array  # float32[B, M], sums of log-probabilities, best first
     parents: jax.Array  # int32[B, M], which beam each was before its last token
     active: jax.Array  # bool[B]: the row's result may still change
@@ -63,7 +63,7 @@ class Search:
     """A search that can pause; a row's result does not depend on the other rows."""
 
     config: DecodingConfig
-    end_id: int  # ends a hypothesis; also fills it up
+    end_ids: tuple[int, ...]  # each ends a hypothesis; the first one also fills it up
     # Makes a function of arrays [B, ...] and single numbers run apart on every device's own rows. Without it rows that
     # are spread over devices would be gathered: XLA cuts no `top_k`.
     by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
@@ -71,7 +71,7 @@ class Search:
     def start(self, logits: jax.Array, keys: jax.Array | None = None) -> State:
         """The search after its first token: float32[B, V] after the prompt, and, to sample with, PRNG keys [B]."""
         (rows, vocabulary), beams = logits.shape, self.config.num_beams
-        tokens = jnp.full((rows, beams, self.config.max_new_tokens), self.end_id, jnp.int32)
+        tokens = jnp.full((rows, beams, self.config.max_new_tokens), self.end_ids[0], jnp.int32)
         none = jnp.full((rows, beams), -jnp.inf)
         state = State(
             step=jnp.int32(0),
@@ -102,7 +102,7 @@ class Search:
     def _advance(self, state: State, logits: jax.Array) -> State:
         """One token more: logits float32[B, M, V] after the open beams."""
         one_more = _follow if self.config.num_beams == 1 else _branch
-        return self.by_rows(functools.partial(one_more, config=self.config, end_id=self.end_id))(state, logits)
+        return self.by_rows(functools.partial(one_more, config=self.config, end_ids=self.end_ids))(state, logits)
 
 
 def running(state: State) -> jax.Array:
@@ -121,7 +121,9 @@ def result(state: State) -> tuple[jax.Array, jax.Array]:
     return state.finished, state.finished_scores
 
 
-def process(scores: jax.Array, tokens: jax.Array, step: jax.Array, config: DecodingConfig, end_id: int) -> jax.Array:
+def process(
+    scores: jax.Array, tokens: jax.Array, step: jax.Array, config: DecodingConfig, end_ids: tuple[int, ...]
+) -> jax.Array:
     """Repetition penalty and least length, on logits or log-probabilities [B, M, V] after `step` tokens [B, M, G]."""
     if config.repetition_penalty != 1.0:
         old = jnp.take_along_axis(scores, tokens, -1)
@@ -130,7 +132,7 @@ def process(scores: jax.Array, tokens: jax.Array, step: jax.Array, config: Decod
         index = jnp.where(_ids(tokens) < step, tokens, scores.shape[-1])
         write = jax.vmap(jax.vmap(lambda row, i, values: row.at[i].set(values, mode="drop")))
         scores = write(scores, index, new)
-    return jnp.where((_ids(scores) == end_id) & (step < config.min_new_tokens), -jnp.inf, scores)
+    return jnp.where(_ends(_ids(scores), end_ids) & (step < config.min_new_tokens), -jnp.inf, scores)
 
 
 def keep_likely(scores: jax.Array, config: DecodingConfig, least: int) -> jax.Array:
@@ -164,6 +166,11 @@ def _ids(scores: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
+def _ends(tokens: jax.Array, end_ids: tuple[int, ...]) -> jax.Array:
+    """Which tokens are one of `end_ids`, bool of their shape."""
+    return functools.reduce(jnp.logical_or, [tokens == one for one in end_ids])
+
+
 def _gumbel(keys: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """float32[B, M, V]. The largest of log-probabilities plus this are a draw, without replacement, in its order."""
     return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), shape[1:]))(keys)
@@ -174,42 +181,43 @@ def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda value, i: value[i])(values, index)
 
 
-def _follow(state: State, logits: jax.Array, config: DecodingConfig, end_id: int) -> State:
+def _follow(state: State, logits: jax.Array, config: DecodingConfig, end_ids: tuple[int, ...]) -> State:
     """Greedy search, or sampling: [B, 1, V]."""
-    scores = choice = process(logits, state.tokens, state.step, config, end_id)
+    scores = choice = process(logits, state.tokens, state.step, config, end_ids)
     if state.keys is not None:
         choice = keep_likely(scores, config, 1) + _gumbel(state.keys, state.step, scores.shape)
     ended = ~state.active[:, None]
-    token = jnp.where(ended, end_id, jnp.argmax(choice, -1).astype(jnp.int32))
+    token = jnp.where(ended, end_ids[0], jnp.argmax(choice, -1).astype(jnp.int32))
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores), token[..., None], -1)[..., 0]
     return dataclasses.replace(
         state,
         step=state.step + 1,
         tokens=state.tokens.at[:, :, state.step].set(token),
         scores=state.scores + jnp.where(ended, 0.0, log_prob),
-        active=state.active & (token[:, 0] != end_id),
+        active=state.active & ~_ends(token[:, 0], end_ids),
     )
 
 
-def _branch(state: State, logits: jax.Array, config: DecodingConfig, end_id: int) -> State:
+def _branch(state: State, logits: jax.Array, config: DecodingConfig, end_ids: tuple[int, ...]) -> State:
     """Beam search, or, with keys, the same with candidates drawn in place of the likeliest.
 
-    Of 2M candidates at most M end with the end token, one for each beam, so that M are left to go on with.
+    Of (1 + E)M candidates at most EM end with one of E end tokens, E for each beam: M are left to go on with.
     """
     beams, step = config.num_beams, state.step
-    scores = process(jax.nn.log_softmax(logits), state.tokens, step, config, end_id)
+    count = (1 + len(end_ids)) * beams
+    scores = process(jax.nn.log_softmax(logits), state.tokens, step, config, end_ids)
     if state.keys is not None:
-        scores = keep_likely(scores, config, 2)  # 2M candidates must be left
+        scores = keep_likely(scores, config, 1 + len(end_ids))  # so many candidates must be left
     scores = choice = scores + state.scores[..., None]
     if state.keys is not None:
         choice = scores + _gumbel(state.keys, step, scores.shape)
-    values, parents, token = best_candidates(choice, 2 * beams)
+    values, parents, token = best_candidates(choice, count)
     scores = values if state.keys is None else jax.vmap(lambda row, m, v: row[m, v])(scores, parents, token)
     tokens = _pick(state.tokens, parents).at[:, :, step].set(token)
-    ends = (token == end_id) | (step == config.max_new_tokens - 1)
+    ends = _ends(token, end_ids) | (step == config.max_new_tokens - 1)
 
-    # Only the first M of the candidates may finish, which is stricter than being one of the 2M.
-    may_finish = ends & (jnp.arange(2 * beams) < beams)[None] & state.active[:, None]
+    # Only the first M of the candidates may finish, which is stricter than being one of them all.
+    may_finish = ends & (jnp.arange(count) < beams)[None] & state.active[:, None]
     with_penalty = jnp.where(may_finish, scores / _length_norm(step + 1, config), -jnp.inf)
     merged = jnp.concatenate([state.finished_scores, with_penalty], 1)
     finished_scores, best = jax.lax.top_k(merged, beams)

@@ -87,7 +87,7 @@ def test_recomputation_counts():
 def test_decoding_does_what_is_useful_and_little_more():
     llama, beams, generated = make_llama(layers=3), 3, 5
     exp = make_experiment(llama, "none")
-    decoder = Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, TypicalPrompt.end_id)
+    decoder = Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, TypicalPrompt.end_ids)
     prompt = workload.longest_prompt(
         exp.settings.data, exp.settings.evaluation.bucket, [{"frame_slot": np.zeros(S), "tokens": np.zeros(S)}]
     )

@@ -234,12 +234,22 @@ def test_a_tokenizer_that_training_would_refuse(raw, tmp_path):
         InputError, match=rf"the tokenizer in {folder} has token ids up to 90, .* for '\[PAD\]'; give it"
     ):
         from_hf.convert(folder, tmp_path / "llm")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(raw)
-    tokenizer.bos_token = None
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match=f"the tokenizer in {folder} has no begin token"):
+    shutil.copytree(raw, folder, dirs_exist_ok=True)
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(InputError, match=r"generation_config.json: eos_token_id is \['</s>'\], expected a token id or"):
         from_hf.convert(folder, tmp_path / "llm")
     assert not (tmp_path / "llm").exists()
+
+
+def test_a_tokenizer_without_a_begin_token_is_converted(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(raw)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path / "hf")
+    from_hf.convert(tmp_path / "hf", tmp_path / "llm")
+    with_begin, without = load_prompt(raw, ""), load_prompt(tmp_path / "llm", "")
+    assert without.instruction("vi", "vi") == with_begin.instruction("vi", "vi")[1:]
+    assert without.label("xin") == with_begin.label("xin")[1:]
 
 
 def test_what_the_message_says_to_do_helps(raw, tmp_path):

@@ -7,7 +7,7 @@ from small_run import DEMO_LLAMA
 from transformers import AutoTokenizer
 
 from convert.hub import modeling_viavsp
-from viavsp_jax.data.prompt import LANGUAGES, instruction_text, load_prompt, one_line
+from viavsp_jax.data.prompt import LANGUAGES, PromptSettings, instruction_text, load_prompt, one_line
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -98,8 +98,8 @@ def test_a_pad_token_of_the_model_is_used(tmp_path):
     assert prompt.pad_id == prompt.tokenizer.unk_token_id != prompt.end_id
 
 
-def no_begin_token(tokenizer):
-    tokenizer.bos_token = None
+def no_end_token(tokenizer):
+    tokenizer.eos_token = None
 
 
 def test_what_a_tokenizer_lacks(tmp_path):
@@ -108,12 +108,10 @@ def test_what_a_tokenizer_lacks(tmp_path):
     own = r"\(config.llm.end_token\): set that to one it has, such as its own '</s>'$"
     with pytest.raises(InputError, match=rf"no token '<\|im_end\|>' {own}"):
         load_prompt(DEMO_LLAMA, "<|im_end|>")
-    for end_token in ("</s>", "<|im_end|>"):
-        with pytest.raises(
-            InputError, match="has no begin token, expected one of its tokens as bos_token in"
-        ) as caught:
-            load_prompt(changed(tmp_path, no_begin_token), end_token)
-        assert "end_token" not in str(caught.value)
+    with pytest.raises(InputError, match="names no eos_token, for which an empty config.llm.end_token stands: set"):
+        load_prompt(changed(tmp_path, no_end_token), "")
+    with pytest.raises(InputError, match="has no chat template, which config.prompt.chat=True asks for: set that to F"):
+        load_prompt(DEMO_LLAMA, "</s>", PromptSettings(chat=True))
 
 
 def test_errors(tmp_path):

@@ -90,7 +90,7 @@ def test_a_search_can_pause(config):
     def extend(tokens, parents, step):
         return jnp.asarray(table)[step][tokens], step + 1
 
-    rules = Search(config, END)
+    rules = Search(config, (END,))
     go_on = jax.jit(functools.partial(rules.run, extend))
     state, step = jax.jit(rules.start)(first, keys(6)), jnp.int32(0)
     for until in (1, 4, 5, LIMIT + 9):
