@@ -203,7 +203,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encod
         **CODE,
         "feature_width": settings.data.feature_width,
         "end_token": prompt.end_token,
-        "end_ids": prompt.end_ids,
+        "other_end_ids": prompt.end_ids[1:],
         "decoding": dataclasses.asdict(settings.evaluation.decoding),
         "quantization": settings.llm.quantization,
         "recognition_instruction": prompt.wording.recognition,

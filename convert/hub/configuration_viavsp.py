@@ -28,7 +28,7 @@ class ViAVSPConfig(PretrainedConfig):
         recognition_instruction: str = "",
         translation_instruction: str = "",
         languages: dict[str, str] | None = None,
-        end_ids: list[int] | None = None,
+        other_end_ids: list[int] | None = None,
         chat: list[str] | None = None,
         encoder: dict[str, Any] | None = None,
         trained_encoder: bool = False,
@@ -45,7 +45,7 @@ class ViAVSPConfig(PretrainedConfig):
           recognition_instruction, translation_instruction: what the model is asked, the second one where other
             languages than Vietnamese are spoken or wanted; {source} and {target} stand for them.
           languages: their names in an instruction, by code.
-          end_ids: the tokens that end what is generated, the end token first; None: that one alone.
+          other_end_ids: tokens that end what is generated besides the end token; None: there are none.
           chat: what stands before the instruction and after the speech, of the model's chat template; None: no chat.
           encoder: the sizes of the AV-HuBERT encoder; None: the export has none and takes features.
           trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
@@ -59,7 +59,7 @@ class ViAVSPConfig(PretrainedConfig):
         self.recognition_instruction = recognition_instruction
         self.translation_instruction = translation_instruction
         self.languages = languages or {}
-        self.end_ids = end_ids
+        self.other_end_ids = other_end_ids or []
         self.chat = chat
         self.encoder = encoder
         self.trained_encoder = trained_encoder

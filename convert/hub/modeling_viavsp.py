@@ -56,7 +56,7 @@ class ViAVSPModel(PreTrainedModel):
         self.begin_id, end_id = tokenizer.bos_token_id, tokenizer.get_vocab().get(config.end_token)
         if end_id is None:
             raise ExportError(f"the tokenizer has no token {config.end_token!r}, which is the end_token of config.json")
-        self.end_ids = tuple(config.end_ids or (end_id,))
+        self.end_ids = (end_id, *config.other_end_ids)
         self.wording = Wording(
             config.recognition_instruction, config.translation_instruction, config.languages,
             None if config.chat is None else tuple(config.chat),

@@ -1,6 +1,5 @@
 """What a model's own chat template puts around what a user says."""
 
-import datetime
 import itertools
 
 import transformers
@@ -8,8 +7,15 @@ import transformers
 from viavsp_jax.data.prompt_ids import SPEECH, Wording
 from viavsp_jax.runtime.errors import InputError
 
-# What templates that tell the date are told: a prompt is the same every day. Llama 3.1 has it where none is known.
-_DAY = datetime.date(2024, 7, 26)
+# Some templates tell the date, by transformers' strftime_now. A prompt is to be the same every day, so they are given
+# another one, which knows one day alone: that of Llama 3.1, whose template names it where it is told none.
+_DAY = {
+    "%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday",
+    "%H": "00", "%M": "00", "%S": "00",
+}  # fmt: skip
+_REPLACED = "".join(f" | replace('{code}', '{word}')" for code, word in _DAY.items())
+# The line break after it, which jinja drops, leaves the template at the start of a line.
+_STRFTIME_NOW = f"{{% macro strftime_now(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
 
 
 def chat_parts(tokenizer: "transformers.PreTrainedTokenizerBase", wording: Wording) -> tuple[str, str]:
@@ -28,7 +34,7 @@ def chat_parts(tokenizer: "transformers.PreTrainedTokenizerBase", wording: Wordi
         try:
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True,
-                strftime_now=_DAY.strftime,
+                chat_template=_STRFTIME_NOW + tokenizer.get_chat_template(),
             )  # fmt: skip
         except Exception as error:  # a template is a program and raises what it likes
             raise InputError(f"{what} cannot be used: {' '.join(str(error).split())[:300]}") from error
