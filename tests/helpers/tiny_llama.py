@@ -15,7 +15,8 @@ from odd_folders import ODD
 
 from convert import from_hf, to_hf
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data.prompt import instruction_text
+from viavsp_jax.data.prompt import REFERENCE, instruction_text, load_prompt
+from viavsp_jax.experiment import prompt_fits
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
@@ -45,9 +46,11 @@ def write_llama(folder, dtype=torch.float32, tied=False, shard_size="1GB", kv_he
     """A random LLaMA as transformers saves it, with a tokenizer."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=write_tokenizer(folder), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv_heads,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv_heads,
         rms_norm_eps=3e-3, rope_parameters={"rope_type": "default", "rope_theta": 37.0}, tie_word_embeddings=tied,
-        initializer_range=0.3, **({"hidden_size": WIDTH, "intermediate_size": 48, "head_dim": 10} | settings),
+        initializer_range=0.3, **({
+            "vocab_size": write_tokenizer(folder), "hidden_size": WIDTH, "intermediate_size": 48, "head_dim": 10,
+        } | settings),
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).to(dtype).eval()
     # A penalty that decoding here must not inherit.
@@ -79,19 +82,21 @@ def structure(llm):
     return abstract_model(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32))[0]
 
 
-def write_checkpoints(workdir, llm, quantization="none", lora=LORA):
+def write_checkpoints(workdir, llm, quantization="none", lora=LORA, end_token="</s>", prompt=REFERENCE):
     """Saves random learnt weights as those of two steps, the first the better one; returns these."""
     shapes = abstract_model(ModelConfig(llama_config(llm), lora, FEATURES, jnp.float32))[1]
     rng = np.random.default_rng(0)
     trainable = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), shapes)
     config = {
         "dtype": "float32",
-        "llm": {"path": str(llm), "end_token": "</s>", "quantization": quantization},
+        "llm": {"path": str(llm), "end_token": end_token, "quantization": quantization},
+        "prompt": dataclasses.asdict(prompt),
         "lora": dataclasses.asdict(lora),
         "data": {"feature_width": FEATURES},
         "evaluate": {"decoding": DECODING},
     }
     model = {"language model sha256": json.loads((llm / "conversion.json").read_text())["sha256"]}
+    model |= prompt_fits(load_prompt(llm, end_token, prompt))
     checkpoints = Checkpoints(workdir, keep=1)
     for step, accuracy in ((3, 0.9), (5, 0.1)):
         shifted = jax.tree.map(lambda x, step=step: x + (step - 3), trainable)
