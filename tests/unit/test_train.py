@@ -192,6 +192,7 @@ def test_throughput_and_wall_time_are_written(whole):
     ({"data.rows": 4}, "was saved with config.data.rows 2, not 4"),
     ({"data.row.positions": 300, "data.row.labels": 90}, "config.data.row.positions 128, not 300, .*labels 40, not 90"),
     ({"llm.end_token": "<s>"}, "was trained with config.llm.end_token </s>, not <s>"),
+    ({"prompt.instruction": "Write: "}, "was trained with config.prompt.instruction , not Write: "),
     ({"lora.alpha": 8.0}, "was trained with config.lora.alpha 32.0, not 8.0"),
 ])  # fmt: skip
 def test_what_a_run_must_be_continued_with(whole, tmp_path, changed, message):
@@ -222,6 +223,20 @@ def test_a_tokenizer_of_another_model_is_refused(whole, tmp_path):
     (tmp_path / "llm" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="was trained with tokenizer and instruction sha256"):
         checkpoints.check_fits(4, experiment.load_experiment(config).fits)
+
+
+def test_evaluation_ends_a_text_at_every_end(whole, tmp_path):
+    config = whole[0].copy_and_resolve_references()
+    shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(config.llm.path, tmp_path / "llm")
+    # Whatever is written first ends the text.
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(678)]}))
+    config.llm.path, config.evaluate.decoding.num_beams = str(tmp_path / "llm"), 1
+    evaluate.evaluate(config, tmp_path)
+    lines = (tmp_path / "hypotheses" / "av_clean.tsv").read_text().splitlines()
+    column = lines[0].split("\t").index("hypothesis")
+    # But for the begin token, with which labels start.
+    assert {line.split("\t")[column] for line in lines[1:]} == {""}
 
 
 def test_other_changes_are_shown(whole, tmp_path, capsys):
