@@ -18,6 +18,7 @@ from tensorboard_events import scalars
 from viavsp_jax import evaluate, experiment, sharding, state, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
+from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
@@ -225,17 +226,23 @@ def test_a_tokenizer_of_another_model_is_refused(whole, tmp_path):
         checkpoints.check_fits(4, experiment.load_experiment(config).fits)
 
 
-def test_evaluation_ends_a_text_at_every_end(whole, tmp_path):
-    config = whole[0].copy_and_resolve_references()
+def test_evaluation_ends_a_text_at_every_end(whole, tmp_path, monkeypatch):
+    config, given = whole[0].copy_and_resolve_references(), []
     shutil.copytree(whole[1] / "checkpoints", tmp_path / "checkpoints")
     shutil.copytree(config.llm.path, tmp_path / "llm")
-    # Whatever is written first ends the text.
+    # Whatever is written first ends the text, but for the begin token, with which labels start.
     (tmp_path / "llm" / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(678)]}))
     config.llm.path, config.evaluate.decoding.num_beams = str(tmp_path / "llm"), 1
+
+    def noted(*args):
+        given.append(args[-1])
+        return Decoder(*args)
+
+    monkeypatch.setattr(evaluate, "Decoder", noted)
     evaluate.evaluate(config, tmp_path)
+    assert given == [(2, 0, *range(3, 678))]
     lines = (tmp_path / "hypotheses" / "av_clean.tsv").read_text().splitlines()
     column = lines[0].split("\t").index("hypothesis")
-    # But for the begin token, with which labels start.
     assert {line.split("\t")[column] for line in lines[1:]} == {""}
 
 
