@@ -60,8 +60,8 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
     parts = [
         _metadata(media),
         "# ViAVSP: Vietnamese speech from mouth video and sound\n\n"
-        "AV-HuBERT encodes a speaking face, runs of frames in the same K-Means cluster are averaged, and a language model "
-        "with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
+        "AV-HuBERT encodes a speaking face, runs of frames in the same K-Means cluster are averaged, and a language "
+        "model with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
         f"viavsp_jax {__version__}.\n",
         "## How to load it\n\nIt needs `torch`, `transformers` and `peft`"
         + (", and `bitsandbytes` for the 4-bit weights that it was trained against" if nf4 else "")

@@ -137,8 +137,8 @@ def _reference_name(path: str, name: str) -> str:
         return f"decoder.{name.removesuffix('weight')}default.weight"
     if not path.startswith("llm/"):
         return name
-    base_layer = "base_layer." if path in _WITH_ADAPTER else ""
-    return f"{REFERENCE_LLM}{name.removesuffix('weight')}{base_layer}weight"
+    module, _, weight = name.rpartition(".")
+    return f"{REFERENCE_LLM}{module}.{'base_layer.' if path in _WITH_ADAPTER else ''}{weight}"
 
 
 def located(
