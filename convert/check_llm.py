@@ -148,14 +148,19 @@ def generated(pair: Pair, beams: int) -> Iterator[np.ndarray]:
         yield np.pad(ids, ((0, 0), (0, TOKENS - ids.shape[1])), constant_values=end)
 
 
+def own_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What the tokenizer makes of a text by itself, less what it puts around it."""
+    found = tokenizer(text, return_special_tokens_mask=True)
+    return [one for one, special in zip(found["input_ids"], found["special_tokens_mask"], strict=True) if not special]
+
+
 def token_checks(prompt: Prompt, texts: Sequence[str]) -> Iterator[Check]:
     """Instructions and labels against what transformers' tokenizer makes of the same texts."""
     tokenizer, begin = prompt.tokenizer, [] if prompt.begin_id is None else [prompt.begin_id]
-    asked, own = prompt.instruction("vi", "vi"), tokenizer(instruction_text("vi", "vi"))["input_ids"]
-    special = {*tokenizer.all_special_ids}
-    same = asked == [*begin, *(one for one in own if one not in special)]
+    asked = prompt.instruction("vi", "vi")
+    same = asked == [*begin, *own_ids(tokenizer, instruction_text("vi", "vi"))]
     yield Check("instruction as by the tokenizer", f"{len(asked)} tokens", same)
-    plain = [[one for one in tokenizer(text)["input_ids"] if one not in special] for text in texts]
+    plain = [own_ids(tokenizer, text) for text in texts]
     good = sum(prompt.label(text) == [*begin, *ids, prompt.end_id] for text, ids in zip(texts, plain, strict=True))
     yield Check("labels as by the tokenizer", f"{good} of {len(texts)}", good == len(texts))
     read = sum(prompt.text(prompt.label(text)) == " ".join(text.split()) for text in texts)
