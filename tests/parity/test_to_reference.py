@@ -93,6 +93,20 @@ def test_accuracy_and_step_of_the_checkpoint(config, workdir, encoder, tmp_path)
     np.testing.assert_array_equal(written["model"]["avfeat_to_llm.bias"], later.trainable["projector"]["bias"])
 
 
+def test_another_prompt_is_said(config, workdir, tmp_path, capsys):
+    """The reference's code has its own."""
+    to_reference.export(workdir, fairseq=tmp_path / "same.pt")
+    assert "instruction" not in capsys.readouterr().out
+    config = config.copy_and_resolve_references()
+    config.prompt.instruction = "Write {target}: "
+    exp, state = load_experiment(config), open_work_folder(workdir).read_state()
+    checkpoints = Checkpoints(tmp_path / "asked", keep=1)
+    checkpoints.save(state, None, config.to_json(), exp.fits, {}, {"accuracy": 0.5})
+    checkpoints.close()
+    to_reference.export(tmp_path / "asked", fairseq=tmp_path / "other.pt")
+    assert "note: the reference's code has its own instruction and no chat" in capsys.readouterr().out
+
+
 def test_hugging_face_form(best, workdir, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_files, "FILE_BYTES", 4_000_000)
     to_reference.export(workdir, encoder=encoder, hf=tmp_path / "hf")
