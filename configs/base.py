@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
         "remat": "elementwise",
         "llm": {
             "path": "",  # a folder made by python -m convert.from_hf
-            # Closes every label, and ends what is decoded. "": the tokenizer's own EOS. Where it is that, and the model's
-            # generation_config.json or config.json lists it among others, these end it, too.
+            # Closes every label, and ends what is decoded. "": the tokenizer's own EOS. Where it is that, and
+            # the model's generation_config.json or config.json lists it among others, these end it, too.
             "end_token": "</s>",
             # none: frozen weights in `dtype`. nf4: kernels of the layers in 4 bits, as bitsandbytes makes them. The
             # reference trains its adapters against nf4, to fit one GPU; in bfloat16 the 2.77 B weights take 5.5 GB,
