@@ -95,11 +95,11 @@ def test_the_command_writes_subtitles(demo_merged, address, merged, demo_clips, 
 
 def test_what_a_server_refuses_is_one_sentence(demo_merged, demo_clips):
     """In the words of vLLM 0.32, and of what is no vLLM."""
-    off = "You must set `--enable-prompt-embeds` to input `prompt_embeds`."
+    off = "You must set `--enable-prompt-embeds` to input `prompt_embeds`. (parameter=prompt_embeds)"
     error = {"error": {"message": off, "type": "BadRequestError", "param": "prompt_embeds", "code": 400}}
     choice = {"index": 0, "text": "xin chào", "logprobs": None, "finish_reason": "stop"}
     for status, said, message in (
-        (400, error, r"/completions: the server answers 400 \(You must set `--enable-prompt-embeds` to .*embeds`\)$"),
+        (400, error, r"/completions: the server answers 400 \(You must set `--enable-prompt-embeds` to .*embeds\)\)$"),
         (404, {"detail": "Not\nFound"}, r"the server answers 404 \(\{\"detail\": \"Not.nFound\"\}\)$"),
         (502, "", r"the server answers 502 \(Bad Gateway\)$"),
         (200, {"choices": [choice]}, r"answers otherwise than vLLM 0.11 and newer do \(KeyError\('token_ids'\)\)"),
@@ -128,6 +128,8 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
     for folder, url, options, message in (
         (demo_merged, f"http://127.0.0.1:{free_port()}", {}, r"cannot be reached \(.*Connection refused\), expected"),
         (demo_merged, "localhost:8000", {}, "the server is 'localhost:8000', expected an address such as http://"),
+        (demo_merged, "http://localhost:http", {}, r"cannot be reached \(nonnumeric port: 'http'\), expected"),
+        (demo_merged, "http://[::1", {}, r"\(ValueError\('Invalid IPv6 URL'\)\)"),
         (demo_merged, "file:///etc", {}, "the server is 'file:///etc', expected an address such as http://"),
         (demo_export, address, {}, "holds no merged/, which the server must have: export it again with --merge"),
         (demo_merged, address, {"llm": "llm"}, "has a language model, expected no --llm with it"),

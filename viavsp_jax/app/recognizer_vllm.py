@@ -30,7 +30,7 @@ class VLLMRecognizer(TorchRecognizer):
         device = device or default_device()
         check_device(device)
         self._search = read_config(folder).decoding
-        # vLLM neither searches with beams after prompts of embeddings nor survives penalties on them.
+        # After prompts of embeddings, vLLM neither searches with beams nor survives every penalty (its issue 57719).
         if self._search.get("repetition_penalty", 1.0) != 1.0:
             raise InputError(
                 f"{folder} decodes with repetition_penalty={self._search['repetition_penalty']}, expected 1 for a "

@@ -17,7 +17,7 @@ from viavsp_jax.data.prompt import one_line
 from viavsp_jax.runtime.errors import InputError
 
 _SECONDS = 600  # to wait for an answer: other clients may be before this one in the queue
-_MOST_WORDS = 300  # characters of what a server says that are handed on
+_MOST_CHARACTERS = 300  # of what a server says that are handed on
 
 
 class VLLMServer:
@@ -59,8 +59,8 @@ class VLLMServer:
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that the server answers to a GET, or to a POST of `body`."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
+            request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
@@ -70,7 +70,7 @@ class VLLMServer:
             raise InputError(
                 f"{self.url} cannot be reached ({reason}), expected a server started by vllm serve"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._unexpected(error) from None
 
     def _unexpected(self, error: Exception) -> InputError:
@@ -79,9 +79,10 @@ class VLLMServer:
 
 def _reason(error: urllib.error.HTTPError) -> str:
     """What a refusal says: vLLM's `{"error": {"message": ...}}`, or whatever another server sent."""
-    said = error.read().decode(errors="replace")
+    said = ""
     try:
+        said = error.read().decode(errors="replace")
         said = json.loads(said)["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         pass
-    return one_line(str(said))[:_MOST_WORDS].rstrip(".") or error.reason
+    return one_line(str(said))[:_MOST_CHARACTERS].rstrip(".") or error.reason
