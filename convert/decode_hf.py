@@ -49,6 +49,14 @@ def read_config(folder: str) -> ViAVSPConfig:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf: {error!r}") from None
 
 
+def check_device(device: str) -> None:
+    """Raises InputError when there is no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as PyTorch says that it was built without one
+        raise InputError(f"--device {device} is not usable here ({str(error).splitlines()[0]})") from None
+
+
 def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: torch.dtype | None) -> ViAVSPModel:
     """Loads an export of `convert.to_hf`, by this project's own code, whatever code lies in the folder.
 
@@ -59,10 +67,7 @@ def load_model(folder: str, llm: str | None, merged: bool, device: str, dtype: t
 
     Raises InputError when a part of the export is missing, or there is no such device.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # as PyTorch says that it was built without one
-        raise InputError(f"--device {device} is not usable here ({str(error).splitlines()[0]})") from None
+    check_device(device)
     try:
         return ViAVSPModel.from_pretrained(
             folder, config=read_config(folder), base_model=llm, merged=merged, device_map=device, dtype=dtype

@@ -52,6 +52,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="for computation (default: as in training)")
     parser.add_argument(
+        "--server", metavar="URL", help="of a vLLM server of the export's merged/, which decodes (default: none)"
+    )
+    parser.add_argument(
         "--batch_size", type=whole("--batch_size", 1), default=8, help="windows decoded at a time (default 8)"
     )
     parser.add_argument(
@@ -69,6 +72,7 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
         kmeans=args.kmeans,
         device=args.device,
         dtype=args.dtype,
+        server=vars(args).get("server"),  # callers may leave the newer options out
         batch_size=args.batch_size,
         mean_face=args.mean_face and load_mean_face(args.mean_face),
     )

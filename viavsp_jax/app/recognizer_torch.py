@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from etils import epath
+from torch import Tensor
 
 from convert.decode_hf import ExportError, load_model, read_config
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
@@ -25,7 +26,7 @@ class TorchRecognizer:
                 f"{folder} was exported without encoder and clusters, so it takes no media: export it again with "
                 "--encoder and --kmeans"
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or default_device()
         merged = llm is None and (pathlib.Path(folder) / "merged").exists()
         try:
             self._model = load_model(folder, llm, merged, device, dtype and getattr(torch, dtype))
@@ -47,10 +48,19 @@ class TorchRecognizer:
         audio = None if modality == "video" else [one.samples for one in utterances]
         try:
             features, counts = self._model.encode(video, audio, [one.num_frames for one in utterances])
-            found = self._model.recognize(features, counts, [languages] * len(utterances), num_beams=num_beams)
+            found = self._decode(features, counts, languages, num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None
-        return [
-            Recognition(tuple(Hypothesis(one["text"], one["score"]) for one in hypotheses), lengths.cpu().numpy())
-            for hypotheses, lengths in zip(found, counts, strict=True)
-        ]
+        return [Recognition(one, lengths.cpu().numpy()) for one, lengths in zip(found, counts, strict=True)]
+
+    def _decode(
+        self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: tuple[str, str], num_beams: int
+    ) -> list[tuple[Hypothesis, ...]]:
+        """The hypotheses of each utterance, from what ViAVSPModel.encode returns."""
+        found = self._model.recognize(features, counts, [languages] * len(features), num_beams=num_beams)
+        return [tuple(Hypothesis(one["text"], one["score"]) for one in hypotheses) for hypotheses in found]
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -119,6 +119,7 @@ class Transcriber:
         kmeans: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        server: str | None = None,
         batch_size: int = 8,
         mean_face: np.ndarray | None = None,
     ) -> "Transcriber":
@@ -131,6 +132,7 @@ class Transcriber:
             training. An export holds the last two.
           device: of an export: cpu, cuda or cuda:N; None: cuda if there is one.
           dtype: that the model computes in, float32 or bfloat16; None: that of the training.
+          server: of an export: the address of a vLLM server that decodes, see recognizer_vllm; None: it decodes here.
           batch_size, mean_face: see the class.
 
         Raises InputError if the folder is neither, or a part of it is missing.
@@ -145,11 +147,19 @@ class Transcriber:
 
             if encoder or kmeans or step != "best":
                 raise InputError(f"{path} is an export: it holds its encoder and centres, and one step")
+            if server:
+                from viavsp_jax.app.recognizer_vllm import VLLMRecognizer
+
+                if llm:
+                    raise InputError(f"--server {server} has a language model, expected no --llm with it")
+                return cls(VLLMRecognizer(path, server, device, dtype), batch_size, mean_face, THRESHOLD)
             return cls(TorchRecognizer(path, llm, device, dtype), batch_size, mean_face, THRESHOLD)
         if "://" not in path and not (pathlib.Path(path) / "checkpoints").is_dir():
             raise InputError(
                 f"{path} is no model: expected the work folder of a training, or an export of python -m convert.to_hf"
             )
+        if server:
+            raise InputError(f"{path} is a work folder: --server takes an export of python -m convert.to_hf")
         if device:
             raise InputError(
                 f"{path} is a work folder: it takes the devices that JAX sees (JAX_PLATFORMS), no --device"
