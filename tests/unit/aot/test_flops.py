@@ -99,6 +99,20 @@ def test_recomputation_counts():
     assert counts == sorted(counts) and counts[2] > 1.2 * counts[1]
 
 
+def test_norms_of_outputs_recompute_no_products():
+    """Their gradients need what they read, which elementwise recomputation therefore keeps."""
+
+    def recomputed(**changes: bool) -> int:
+        llama = make_llama(layers=2, **changes)
+        none, elementwise = (
+            flops.of_program(trace_update(make_experiment(llama, remat)).jaxpr.jaxpr)
+            for remat in ("none", "elementwise")
+        )
+        return elementwise - none
+
+    assert recomputed(qk_norm=True) == recomputed(qk_norm=True, post_norms=True) == recomputed()
+
+
 @pytest.mark.parametrize("llama", [make_llama(layers=3), make_llama(layers=2, **MORE)], ids=["LLaMA", "more"])
 def test_decoding_does_what_is_useful_and_little_more(llama):
     beams, generated = 3, 5
