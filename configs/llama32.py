@@ -32,15 +32,15 @@ instruction. Rows are laid out for 1.25 and 15: of clips of 10 to 26 syllables a
 some 190. The table packs a token a syllable.
 
 Adapters: Vietnamese is not among the eight languages that Llama 3.2 officially supports, so there is more to learn than
-to listen. They are on all seven projections, since rank 16 on all of them learns more than a higher one on attention
-alone, as "LoRA Without Regret" (Schulman et al., 2025) found.
+to listen. They are on all seven projections: those on attention alone learn less even with as many weights, as "LoRA
+Without Regret" (Schulman et al., 2025) found.
 
 Learning rate: the same study has 5e-4 · (2000 / width)^0.78 = 3.6e-4 as the best for this family at alpha = 32. It also
 found that adapters gain less than other weights from large batches, so the rate is not raised for 25 times the
 reference's batch, as configs/final.py does.
 
-End token: the tokenizer's own, <|eot_id|> of the model that was tuned to chats, <|end_of_text|> of the base model, which
-has hardly written the other one.
+End token: the tokenizer's own, <|eot_id|> of the model that was tuned to chats, <|end_of_text|> of the base model,
+which has hardly seen the other one.
 """
 
 import ml_collections
