@@ -61,7 +61,7 @@ def test_a_request_is_what_vllm_documents(by_server, merged, demo_merged, demo_f
         del body["prompt_embeds"]  # and no prompt beside it
         assert body == {
             "model": "merged", "max_tokens": 16, "min_tokens": 0, "temperature": 0, "ignore_eos": True,
-            "stop_token_ids": [model.end_id], "return_token_ids": True, "logprobs": 0,
+            "stop_token_ids": list(model.end_ids), "return_token_ids": True, "logprobs": 0,
         }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import base, demo, demo_encoder, final
+from configs import base, demo, demo_encoder, final, llama32, qwen3
 from viavsp_jax import settings
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.experiment import read_settings
@@ -72,8 +72,10 @@ def given(config, name, value):
         config[last] = value
 
 
-@pytest.mark.parametrize("config", [base.get_config(), demo.get_config(), demo_encoder.get_config(), final.get_config(),
-                                    final.get_config("reference")])  # fmt: skip
+@pytest.mark.parametrize("config", [
+    base.get_config(), demo.get_config(), demo_encoder.get_config(), final.get_config(), final.get_config("reference"),
+    llama32.get_config(), qwen3.get_config(),
+])  # fmt: skip
 def test_our_own_configs_are_right(config):
     read_settings(config)
     assert flat(config).keys() == settings.TABLE.keys()

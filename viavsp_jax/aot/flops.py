@@ -66,8 +66,9 @@ def useful_in_training(llama: LlamaConfig, utterances: Iterable[tuple[int, int]]
     """Of an update on utterances of so many (positions, label tokens), with frozen weights.
 
     4 for each weight of the language model that a token uses: 2 forward, 2 to the activations backward; the head at
-    label positions only, nothing for looking up an embedding. Attention counts three times its forward pass, among
-    the positions of an utterance only. Adapters and projector, under 1 %, are left out.
+    label positions only, tied to the embedding or not; nothing for looking up an embedding. Attention counts three
+    times its forward pass, among the positions of an utterance only. Adapters and projector, under 1 % where they are
+    those of the reference, are left out.
     """
     utterances = list(utterances)
     positions, labels = (sum(column) for column in zip(*utterances, strict=True))
@@ -99,6 +100,10 @@ def _head_weights(llama: LlamaConfig) -> int:
 
 
 def _attention(llama: LlamaConfig, positions: Sequence[int]) -> int:
-    """Forward pass of queries at these positions of one text, in all layers: each sees itself and what is before."""
-    seen = sum(positions) + len(positions)
-    return 4 * seen * llama.num_heads * llama.head_dim * llama.num_layers
+    """Forward pass of queries at these positions of one text, in all layers.
+
+    Each sees itself and what is before, in a layer with a window no further back than that.
+    """
+    windows = llama.windows or (None,) * llama.num_layers
+    seen = {window: sum(min(position + 1, window or position + 1) for position in positions) for window in {*windows}}
+    return 4 * sum(seen[window] for window in windows) * llama.num_heads * llama.head_dim

@@ -59,7 +59,7 @@ class VLLMRecognizer(TorchRecognizer):
     def _ask(self, prompt: Tensor) -> tuple[list[int], float]:
         search = self._search
         return self._server.decode(
-            prompt, self._model.end_id, search["max_new_tokens"], search.get("min_new_tokens", 0)
+            prompt, self._model.end_ids, search["max_new_tokens"], search.get("min_new_tokens", 0)
         )
 
 

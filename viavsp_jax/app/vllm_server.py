@@ -9,6 +9,7 @@ import io
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class VLLMServer:
             raise self._unexpected(error) from None
 
     def decode(
-        self, prompt: torch.Tensor, end_id: int, max_new_tokens: int, min_new_tokens: int
+        self, prompt: torch.Tensor, end_ids: Sequence[int], max_new_tokens: int, min_new_tokens: int
     ) -> tuple[list[int], float]:
         """The text after a prompt floating[S, D]: int[G], the end token included, and its log-probability.
 
@@ -45,8 +46,8 @@ class VLLMServer:
         answer = self._ask("/v1/completions", {
             "model": self.model, "prompt_embeds": base64.b64encode(stored.getvalue()).decode(), "temperature": 0,
             "max_tokens": max_new_tokens, "min_tokens": min_new_tokens,
-            # The text ends with the end token of the training, whatever the language model's own one is.
-            "stop_token_ids": [end_id], "ignore_eos": True,
+            # The text ends as the export's texts do, whatever the language model's own end is.
+            "stop_token_ids": list(end_ids), "ignore_eos": True,
             # Ids and not text: exports have their own way to text. 0: of the chosen tokens alone.
             "return_token_ids": True, "logprobs": 0,
         })  # fmt: skip

@@ -137,21 +137,29 @@ class Block(nnx.Module):
             for projection, dropped in zip((self.q, self.k, self.v), self._dropped("qkv", h, key), strict=True)
         )
         if c.qk_norm:
+            # Kept is what a norm reads: its gradient needs that, and all from there on is elementwise.
+            q, k = checkpoint_name((q, k), "qkv")
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(one, positions, frequencies, c.rope_scaling.amplitude) for one in (q, k))
         if c.query_scale is not None:
             q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)  # attention itself scales by 1 / √K
-        q, k, v = checkpoint_name((q, k, v), "qkv")
+        if not c.qk_norm:
+            q, k = checkpoint_name((q, k), "qkv")
+        v = checkpoint_name(v, "qkv")
         attended = checkpoint_name(attention(q, k, v), "attention")
         out = self.o(attended, *self._dropped("o", attended, key))
-        out = self.attention_out_norm(out) if c.post_norms else out
-        x = checkpoint_name(x + out, "middle")
+        if c.post_norms:
+            x = x + self.attention_out_norm(checkpoint_name(out, "middle"))
+        else:
+            x = checkpoint_name(x + out, "middle")
         h = self.ffn_in_norm(x) if c.post_norms else self.ffn_norm(x)
         to_gate, to_up = self._dropped(("gate", "up"), h, key)
         gate, up = checkpoint_name((self.gate(h, to_gate), self.up(h, to_up)), "ffn")
         middle = (jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)) * up
         out = self.down(middle, *self._dropped(("down",), middle, key))
-        return x + (self.ffn_out_norm(out) if c.post_norms else out), (k, v)
+        if c.post_norms:
+            out = self.ffn_out_norm(checkpoint_name(out, "ffn"))
+        return x + out, (k, v)
 
     def _dropped(self, names: Sequence[Projection], x: jax.Array, key: jax.Array | None) -> Sequence[jax.Array]:
         """What the adapters of some projections of x read: x with a dropout for each, in training."""

@@ -1,5 +1,8 @@
 """Counted operations, against formulas and against XLA's own count of a model of one layer."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +26,16 @@ from viavsp_jax.optimizer import make_optimizer
 S, L, E, R = 64, 24, 48, 4  # positions, labels, encoder width, adapter rank
 
 
-def make_llama(layers: int, width: int = 96) -> LlamaConfig:
-    return LlamaConfig(
+def make_llama(layers: int, width: int = 96, **changes: Any) -> LlamaConfig:
+    llama = LlamaConfig(
         vocab_size=320, hidden_size=width, intermediate_size=2 * width, num_layers=layers, num_heads=4, num_kv_heads=2,
         head_dim=32, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=False,
     )  # fmt: skip
+    return dataclasses.replace(llama, **changes)
+
+
+# As Qwen3 has them, heads together wider than the model, a layer with a window, and biases as Qwen2 has them.
+MORE = {"tie_word_embeddings": True, "head_dim": 48, "qk_norm": True, "biased": ("q", "k", "v"), "windows": (None, 20)}
 
 
 def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
@@ -55,12 +63,18 @@ def adapters(llama: LlamaConfig, tokens: int) -> int:
 
 
 def unseen(llama: LlamaConfig) -> int:
-    """Forward pass of attention from S positions to those after them, which is done and masked out."""
-    return 4 * (S * S - S * (S + 1) // 2) * llama.num_heads * llama.head_dim * llama.num_layers
+    """Forward pass of attention from S positions to those after them or behind a window: done, and masked out."""
+    masked = llama.num_layers * S * (S - 1) // 2 + behind_windows(llama, range(S))
+    return 4 * masked * llama.num_heads * llama.head_dim
 
 
-def test_an_update_does_what_is_useful_and_little_more():
-    llama = make_llama(layers=3)
+def behind_windows(llama: LlamaConfig, positions: range) -> int:
+    """What tokens at these positions do not see of the text before them, in all layers."""
+    return sum(max(position + 1 - window, 0) for window in llama.windows if window for position in positions)
+
+
+@pytest.mark.parametrize("llama", [make_llama(layers=3), make_llama(layers=2, **MORE)], ids=["LLaMA", "more"])
+def test_an_update_does_what_is_useful_and_little_more(llama):
     found = flops.of_program(trace_update(make_experiment(llama, "none")).jaxpr.jaxpr)
     # Gradients of adapters and projector cost a forward pass more each; features have none.
     projector = 2 * 2 * S * E * llama.hidden_size
@@ -69,9 +83,10 @@ def test_an_update_does_what_is_useful_and_little_more():
 
 
 @pytest.mark.parametrize("remat", ["none", "elementwise", "layers"])
-def test_an_update_against_xla(remat):
+@pytest.mark.parametrize("changes", [{}, MORE | {"head_dim": 256, "windows": ()}], ids=["LLaMA", "more"])
+def test_an_update_against_xla(remat, changes):
     """XLA counts the body of a loop once: one layer. It also counts what is no matrix product, little in a wide one."""
-    traced = trace_update(make_experiment(make_llama(layers=1, width=768), remat))
+    traced = trace_update(make_experiment(make_llama(layers=1, width=768, **changes), remat))
     expected = traced.lower().cost_analysis()["flops"]
     assert 0.97 < flops.of_program(traced.jaxpr.jaxpr) / expected < 1
 
@@ -84,8 +99,23 @@ def test_recomputation_counts():
     assert counts == sorted(counts) and counts[2] > 1.2 * counts[1]
 
 
-def test_decoding_does_what_is_useful_and_little_more():
-    llama, beams, generated = make_llama(layers=3), 3, 5
+def test_norms_of_outputs_recompute_no_products():
+    """Their gradients need what they read, which elementwise recomputation therefore keeps."""
+
+    def recomputed(**changes: bool) -> int:
+        llama = make_llama(layers=2, **changes)
+        none, elementwise = (
+            flops.of_program(trace_update(make_experiment(llama, remat)).jaxpr.jaxpr)
+            for remat in ("none", "elementwise")
+        )
+        return elementwise - none
+
+    assert recomputed(qk_norm=True) == recomputed(qk_norm=True, post_norms=True) == recomputed()
+
+
+@pytest.mark.parametrize("llama", [make_llama(layers=3), make_llama(layers=2, **MORE)], ids=["LLaMA", "more"])
+def test_decoding_does_what_is_useful_and_little_more(llama):
+    beams, generated = 3, 5
     exp = make_experiment(llama, "none")
     decoder = Decoder(exp.mesh, exp.structure, exp.settings.evaluation.decoding, TypicalPrompt.end_ids)
     prompt = workload.longest_prompt(
@@ -101,7 +131,8 @@ def test_decoding_does_what_is_useful_and_little_more():
     # Each token looks at all places of the cache, of which it sees its own beam's past.
     past = beams * sum(range(generated - 1))
     places = read * cache.k.shape[3]
-    masked = 4 * (places - past) * llama.num_heads * llama.head_dim * llama.num_layers
+    unused = llama.num_layers * (places - past) + beams * behind_windows(llama, range(S, S + generated - 1))
+    masked = 4 * unused * llama.num_heads * llama.head_dim
     projector = 2 * S * E * llama.hidden_size
     useful = flops.useful_in_decoding(llama, [(S, generated)], beams)
     assert found == useful + adapters(llama, S + read) + unseen(llama) + masked + projector
