@@ -3,6 +3,7 @@
 Some kinds stand for all in the suite; `scripts/test.sh -m full` runs all of them, and more prompts.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -19,7 +20,7 @@ from whole_search import decode
 from convert.names import Tree, tensors
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config
-from viavsp_jax.models.llama import Llama
+from viavsp_jax.models.llama import Llama, LlamaConfig
 from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 
 LENGTH = 40  # beyond all windows, and the lengths before rope was stretched
@@ -65,6 +66,16 @@ def assert_close(ours, theirs, within, what=""):
     assert error < within, (what, error)
 
 
+# Fields of LlamaConfig that differ from LLaMA 2's, and a kind that has them so.
+FIELDS = {
+    "rope_theta": "llama", "rms_norm_eps": "llama", "rope_scaling": "llama 3.2", "biased": "llama, all biases",
+    "qk_norm": "qwen3", "windows": "mistral with a window", "activation": "gemma 3", "unit_offset": "gemma 3",
+    "post_norms": "gemma 3", "embedding_scale": "gemma 3", "query_scale": "gemma 3", "local_rope_theta": "gemma 3",
+}  # fmt: skip
+LLAMA_2 = {"rope_theta": 1e4, "rms_norm_eps": 1e-5} | {
+    field.name: field.default for field in dataclasses.fields(LlamaConfig) if field.default is not dataclasses.MISSING
+}
+
 USUAL = {"llama 3.2", "llama, all biases", "mistral with a window", "qwen2", "qwen3, biases and windows", "gemma 3"}
 MARKED = [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
 
@@ -87,6 +98,22 @@ def test_logits_equal_transformers(kinds, kind):
     folder, model, tokens = kinds(kind)
     ours = logits_of(*built(folder), tokens, lora=False)
     assert_close(ours, their_logits(model, tokens), 1e-5)
+
+
+@pytest.mark.parametrize("field", LLAMA_2)
+def test_every_field_changes_the_numbers(kinds, field):
+    """So that the comparisons with transformers would see it if one was ignored."""
+    folder, _, tokens = kinds(FIELDS[field])
+    config = llama_config(folder)
+    other = dataclasses.replace(config, **{field: LLAMA_2[field]})
+    assert other != config
+    graph, params = built(folder)
+    plain, flat = logits_of(graph, params, tokens), traverse_util.flatten_dict(params)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(other, LORA, jnp.float32, rngs=nnx.Rngs(0))))
+    shapes = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
+    params = {path: flat.get(path, np.ones(shape.shape, np.float32)) for path, shape in shapes.items()}
+    found = logits_of(graph, traverse_util.unflatten_dict(params), tokens)
+    assert np.abs(found - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize("kind", MARKED)
