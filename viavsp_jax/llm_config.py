@@ -25,6 +25,7 @@ _SIZES = {
     "num_heads": "num_attention_heads",
 }
 _SIZES_THAT_FOLLOW = {"num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+_MOST_LAYERS = 10_000  # transformers' classes and ours hold an entry for each
 # What else transformers' class resolves for every family. No other field of a stranger's file gets to it: some take
 # all memory.
 _RESOLVED = (
@@ -147,6 +148,8 @@ def _check_sizes(given: dict[str, Any], path: epath.Path) -> None:
             continue
         if not (type(value) is int and 0 < value < 2**31):
             raise InputError(f"{path}: {ours} is {repr(value)[:99]}, expected a positive whole number")
+    if (layers := given["num_hidden_layers"]) > _MOST_LAYERS:
+        raise InputError(f"{path}: num_layers is {layers}, expected at most {_MOST_LAYERS}")
     heads, groups = given["num_attention_heads"], given.get("num_key_value_heads") or 1
     if heads % groups:
         raise InputError(f"{path}: num_heads is {heads}, expected a multiple of num_kv_heads {groups}")
