@@ -18,11 +18,15 @@ from viavsp_jax import sharding, state
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.llama import LlamaConfig
-from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 
-TINY = LlamaConfig(96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False)
+# With all that families have.
+TINY = LlamaConfig(
+    96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False,
+    biased=PROJECTIONS, qk_norm=True, windows=(5, None), post_norms=True, local_rope_theta=21.0,
+)  # fmt: skip
 B, T, S, L, E = 8, 24, 16, 6, 10
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 EVERY = [
@@ -55,7 +59,9 @@ def make_batch() -> dict[str, np.ndarray]:
 @functools.cache
 def model(quantization: str):
     return jax.device_get(
-        state.split(ViAVSP(ModelConfig(TINY, LoRAConfig(), E, "float32", quantization), nnx.Rngs(params=0)))
+        state.split(
+            ViAVSP(ModelConfig(TINY, LoRAConfig(targets=PROJECTIONS), E, "float32", quantization), nnx.Rngs(params=0))
+        )
     )
 
 
