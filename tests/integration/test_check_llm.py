@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import tiny_tokenizers
 import torch
 import transformers
 from llm_kinds import KINDS, make
@@ -16,10 +17,18 @@ USUAL = ("llama 3.2", "mistral with a window", "qwen3", "gemma 3")
 
 
 def write(folder, kind, dtype=torch.float32):
-    size = write_tokenizer(folder)
+    """A folder of a kind; where config.json says Qwen, transformers reads every tokenizer as one of Qwen's."""
+    of_qwen = kind.startswith("qwen")
+    if of_qwen:
+        tiny_tokenizers.qwen(folder)
+    else:
+        write_tokenizer(folder)
+    size = len(transformers.AutoTokenizer.from_pretrained(folder))
     model = make(kind, vocab_size=size + 7, bos_token_id=1, eos_token_id=[2, 7]).to(dtype)
     model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=[2, 7])
     model.save_pretrained(folder)
+    if of_qwen:
+        tiny_tokenizers.qwen(folder)  # its generation_config.json
     return folder
 
 
@@ -40,7 +49,10 @@ def test_every_kind_is_safe(tmp_path, monkeypatch, capsys, kind):
     status, said, error = run(monkeypatch, capsys, folder, "--prompts", tmp_path / "prompts.txt")
     assert status == 0, said
     assert "safe to train here" in said and "not safe" not in said and "Traceback" not in error
-    assert said.count("3 of 3") == 4 and "ends with '</s>', " in said
+    assert said.count("3 of 3") == 4
+    assert (
+        "no begin token; ends with '<|im_end|>', '<|endoftext|>'" if "qwen" in kind else "ends with '</s>', "
+    ) in said
 
 
 def test_a_model_that_is_computed_otherwise_is_not_safe(tmp_path, monkeypatch, capsys):
