@@ -16,19 +16,15 @@ from viavsp_jax.models.rope import RopeScaling
 USUAL = ("llama 3.2", "mistral with a window", "qwen3", "gemma 3")
 
 
-def write(folder, kind, dtype=torch.float32):
+def write(folder, kind, dtype=torch.float32, tokenizer=None):
     """A folder of a kind; where config.json says Qwen, transformers reads every tokenizer as one of Qwen's."""
-    of_qwen = kind.startswith("qwen")
-    if of_qwen:
-        tiny_tokenizers.qwen(folder)
-    else:
-        write_tokenizer(folder)
+    tokenizer = tokenizer or (tiny_tokenizers.qwen if kind.startswith("qwen") else write_tokenizer)
+    tokenizer(folder)
     size = len(transformers.AutoTokenizer.from_pretrained(folder))
     model = make(kind, vocab_size=size + 7, bos_token_id=1, eos_token_id=[2, 7]).to(dtype)
     model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=[2, 7])
     model.save_pretrained(folder)
-    if of_qwen:
-        tiny_tokenizers.qwen(folder)  # its generation_config.json
+    tokenizer(folder)  # its generation_config.json, if it has one
     return folder
 
 
@@ -53,6 +49,14 @@ def test_every_kind_is_safe(tmp_path, monkeypatch, capsys, kind):
     assert (
         "no begin token; ends with '<|im_end|>', '<|endoftext|>'" if "qwen" in kind else "ends with '</s>', "
     ) in said
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt2", "unigram_without_begin"])
+def test_tokenizers_of_other_kinds(tmp_path, monkeypatch, capsys, name):
+    folder = write(tmp_path, "llama", tokenizer=tiny_tokenizers.KINDS[name])
+    (tmp_path / "prompts.txt").write_text("xin chào các bạn\nhôm nay trời đẹp\n")
+    status, said, _ = run(monkeypatch, capsys, folder, "--prompts", tmp_path / "prompts.txt")
+    assert status == 0, said
 
 
 def test_a_model_that_is_computed_otherwise_is_not_safe(tmp_path, monkeypatch, capsys):
