@@ -115,6 +115,11 @@ def test_mouths_that_talk(opening, expected):
     assert voice.talks(mouth(opening)) == expected
 
 
+def test_a_change_of_the_shot_does_not_hide_speech():
+    said = mouth(np.sin(np.linspace(0, 6 * np.pi, 60)) ** 2)
+    assert voice.talks(np.concatenate([255 - said[:3], said]))
+
+
 def test_stretches_without_sound():
     samples = RNG.normal(0, 30, 4 * SECOND).astype(np.int16)
     samples[SECOND : 2 * SECOND + 1280] = 0
