@@ -59,7 +59,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.row = {"positions": 2048, "frames": 1824, "labels": 640, "clips": 24, "window": 192}
     config.updates = final.CLIPS // CLIPS_PER_UPDATE
     config.optimizer.peak_lr = 3.6e-4
-    config.optimizer.warmup_updates = config.updates // 3
-    config.optimizer.decay_updates = config.updates - config.updates // 3
-    config.encoder.freeze_updates = config.updates // 30
+    final.spread_schedule(config)
     return config
