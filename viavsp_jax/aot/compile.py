@@ -7,6 +7,7 @@ hold is found by packing clips of VASR's sizes.
 import collections
 import importlib.metadata
 import json
+import math
 import re
 import time
 from typing import Any
@@ -17,7 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax import llm_folder, sharding
-from viavsp_jax.aot import collectives, workload
+from viavsp_jax.aot import collectives, cycles, hlo, kernels, workload
 from viavsp_jax.aot.topology import Chip, Topology, load_topology
 from viavsp_jax.aot.workload import Program, Work
 from viavsp_jax.experiment import abstract_experiment, load_encoder_config, read_settings
@@ -32,6 +33,7 @@ VINALLAMA = LlamaConfig(
     head_dim=128, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=False,
 )  # fmt: skip
 GIB = 2**30
+DEAREST = 10  # instructions to list
 
 
 def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: epath.PathLike | None = None) -> bool:
@@ -71,13 +73,21 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
 def describe(name: str, programs: list[Program], work: Work, topology: Topology) -> Report:
     """Compiles the programs of a step; memory is that of the one that needs most."""
     start = time.time()
-    memories, sent = [], collections.Counter()
+    memories, sent, spent, lines = [], collections.Counter(), collections.Counter(), []
     for program in tqdm(programs, desc=f"compiling: {name}", unit="program", leave=False):
-        memory, sent_by_it = compile_program(program, topology.chip)
+        memory, text = compile_program(program, topology.chip)
         memories.append(memory)
-        sent.update(sent_by_it)
+        if text is None or not program.timed:
+            continue
+        compiled = hlo.parse(text)
+        sent.update(collectives.bytes_by_kind(compiled, program.runs))
+        of_kernels = kernels.seconds(program.traced.jaxpr.jaxpr, topology.chip)
+        estimate = cycles.estimate(compiled, topology.chip, of_kernels, program.runs)
+        spent.update(estimate.seconds)
+        lines += estimate.lines
     worst = max(memories, key=lambda memory: memory["hbm_used_fraction"])
-    seconds = work.flops / topology.chip.peak_flops / len(topology.devices)
+    at_peak = work.flops / topology.chip.peak_flops / len(topology.devices)
+    seconds = math.nan if "refused" in worst else spent.total()
     return {
         "fits": worst["hbm_used_fraction"] <= 1 and "refused" not in worst,
         **worst,
@@ -85,25 +95,29 @@ def describe(name: str, programs: list[Program], work: Work, topology: Topology)
         "useful_flops_fraction": work.useful_flops / work.flops,
         "collective_bytes_per_step": sent.total(),
         "collective_bytes_by_kind": dict(sent),
-        "step_seconds_at_peak": seconds,
+        "step_seconds_at_peak": at_peak,
         "step_seconds_at_bandwidth": work.bytes_read / topology.chip.hbm_bandwidth,
+        "compiler_ms": 1e3 * seconds,
+        "compiler_ms_by_kind": {kind: 1e3 * spent[kind] for kind in cycles.KINDS},
+        "compiler_share_of_peak": at_peak / seconds,
+        "dearest": [line.report() for line in sorted(lines, key=lambda line: -line.seconds)[:DEAREST]],
         "steps": work.steps,
         "clips_per_step": work.clips_per_step,
-        "hours_at_half_peak": 2 * seconds * work.steps / 3600,
+        "hours_by_compiler": seconds * work.steps / 3600,
         **work.facts,
         "compile_seconds": time.time() - start,
     }
 
 
-def compile_program(program: Program, chip: Chip) -> tuple[Report, dict[str, int]]:
-    """Memory on each device, or the compiler's words where it refuses, and the bytes sent by kind of collective."""
+def compile_program(program: Program, chip: Chip) -> tuple[Report, str | None]:
+    """Memory on each device, or the compiler's words where it refuses, and the text of what it made."""
     try:
         compiled = program.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = str(error).splitlines()[0]
-        return {"hbm_used_fraction": max(1.0, refused_size(words) / chip.hbm_bytes), "refused": words}, {}
+        return {"hbm_used_fraction": max(1.0, refused_size(words) / chip.hbm_bytes), "refused": words}, None
     memory = compiled.memory_analysis()
     sizes = {
         "arguments": memory.argument_size_in_bytes + program.resident,
@@ -111,8 +125,7 @@ def compile_program(program: Program, chip: Chip) -> tuple[Report, dict[str, int
         "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # what is handed on counts once
         "code": memory.generated_code_size_in_bytes,
     }
-    sent = collectives.bytes_by_kind(compiled.as_text(), program.runs)
-    return {"hbm_used_fraction": sum(sizes.values()) / chip.hbm_bytes, "hbm_bytes": sizes}, sent
+    return {"hbm_used_fraction": sum(sizes.values()) / chip.hbm_bytes, "hbm_bytes": sizes}, compiled.as_text()
 
 
 def refused_size(message: str) -> float:
@@ -139,20 +152,41 @@ def table(report: Report) -> str:
     for name in ("arguments", "temporaries", "output", "code"):
         sizes = [column["hbm_bytes"][name] if "hbm_bytes" in column else None for column in columns]
         rows.append([f"  {name}", *("refused" if size is None else f"{size / GIB:.2f} GiB" for size in sizes)])
-    for name, key, unit, factor in (
-        ("FLOPs a step", "model_flops_per_step", "T", 1e-12),
-        ("  of them useful", "useful_flops_fraction", "%", 100),
-        ("sent a step by each device", "collective_bytes_per_step", "MB", 1e-6),
-        ("step at peak", "step_seconds_at_peak", "ms", 1e3),
-        ("step of reading weights alone", "step_seconds_at_bandwidth", "ms", 1e3),
-        ("clips a step", "clips_per_step", "", 1),
-        ("steps", "steps", "", 1),
-        ("whole run at half of peak", "hours_at_half_peak", "h", 1),
-    ):
+
+    def row(name: str, key: str, unit: str = "", factor: float = 1) -> list[str]:
         digits = 0 if key == "steps" else 2
-        rows.append([name, *(f"{column[key] * factor:,.{digits}f} {unit}".strip() for column in columns)])
+        return [name, *(f"{column[key] * factor:,.{digits}f} {unit}".strip() for column in columns)]
+
+    rows += [
+        row("FLOPs a step", "model_flops_per_step", "T", 1e-12),
+        row("  of them useful", "useful_flops_fraction", "%", 100),
+        row("sent a step by each device", "collective_bytes_per_step", "MB", 1e-6),
+        row("step at peak", "step_seconds_at_peak", "ms", 1e3),
+        row("step of reading weights alone", "step_seconds_at_bandwidth", "ms", 1e3),
+        row("step by the compiler's estimates", "compiler_ms", "ms"),
+    ]
+    for kind, words in cycles.KINDS.items():
+        spent = [column["compiler_ms_by_kind"][kind] for column in columns]
+        if any(spent):
+            rows.append([f"  {words}", *(f"{ms:,.2f} ms" for ms in spent)])
+    rows += [
+        row("share of peak", "compiler_share_of_peak", "%", 100),
+        row("clips a step", "clips_per_step"),
+        row("steps", "steps"),
+        row("whole run by the compiler's estimates", "hours_by_compiler", "h"),
+    ]
     lines.append(aligned(rows))
     for name, column in zip(("train", "decode"), columns, strict=True):
         if "refused" in column:
             lines.append(f"{name} refused: {column['refused']}")
+        lines += ["", f"most of a step, {name}:", dearest(column["dearest"])]
     return "\n".join(lines)
+
+
+def dearest(instructions: list[Report]) -> str:
+    """The instructions on which most time is spent, for the eye."""
+    rows = [["ms", "runs", "what for", "result", "source"]]
+    for one in instructions:
+        words = cycles.KINDS[one["kind"]]
+        rows.append([f"{one['ms']:,.2f}", f"{one['runs']:,}", words, one["result"][:40], one["source"]])
+    return aligned(rows)

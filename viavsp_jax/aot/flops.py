@@ -33,13 +33,13 @@ def _of_equation(equation: core.JaxprEqn, steps: int) -> int:
         kernel, (_, (out_channels, *_), _) = equation.invars[1].aval.shape, parameters["dimension_numbers"]
         summed = math.prod(kernel) // kernel[out_channels]
         return 2 * math.prod(equation.outvars[0].aval.shape) * summed // math.prod(parameters["lhs_dilation"])
-    inner = [of_program(jaxpr, steps) for jaxpr in _jaxprs(parameters)]
+    inner = [of_program(jaxpr, steps) for jaxpr in jaxprs(parameters)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * _repetitions(name, parameters, steps)
+    return sum(inner) * repetitions(name, parameters, steps)
 
 
-def _repetitions(name: str, parameters: dict[str, Any], steps: int) -> int:
+def repetitions(name: str, parameters: dict[str, Any], steps: int) -> int:
     """How often the bodies of an equation run."""
     match name:
         case "scan":
@@ -53,7 +53,8 @@ def _repetitions(name: str, parameters: dict[str, Any], steps: int) -> int:
     return 1
 
 
-def _jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """Those that an equation runs."""
     for value in parameters.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, core.ClosedJaxpr):

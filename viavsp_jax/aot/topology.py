@@ -18,18 +18,30 @@ class Chip:
     peak_flops: float  # a second, in bfloat16
     hbm_bytes: int  # that the compiler lets a program have; the runtime keeps some for itself
     hbm_bandwidth: float  # bytes a second
+    clock: float  # cycles a second
+    link_bandwidth: float  # bytes a second, over all links to other chips of its slice
+    network_bandwidth: float  # bytes a second, its share of the network between slices
+    cores: int = 1
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of libtpu, so that it is one device
+
+    @property
+    def vector_rate(self) -> float:
+        """Elementwise operations a second: each core has four units for 8 x 128 values."""
+        return self.cores * 4 * 8 * 128 * self.clock
 
 
 def _gib(number: float) -> int:
     return int(number * 2**30)
 
 
+# Peaks, memories and links are those of Google's pages on each chip (docs.cloud.google.com/tpu/docs/v5e and so on); the
+# network is a pod's bandwidth over its chips. The clock is what makes the peak of the chip's matrix units: v5e has 4 of
+# 128 x 128, v4 and v5p 4 in each of 2 cores, v6e 2 of 256 x 256, and a unit does 2 operations a cell and cycle.
 CHIPS = {
-    "v4": Chip(275e12, _gib(30.75), 1228e9, {"chip_config_name": "megacore"}),
-    "v5e": Chip(197e12, _gib(15.75), 819e9),
-    "v5p": Chip(459e12, _gib(95.74), 2765e9),
-    "v6e": Chip(918e12, _gib(31.25), 1640e9),
+    "v4": Chip(275e12, _gib(30.75), 1228e9, 1.05e9, 300e9, 6.25e9, 2, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, _gib(15.75), 819e9, 1.5e9, 200e9, 3.125e9),
+    "v5p": Chip(459e12, _gib(95.74), 2765e9, 1.75e9, 600e9, 6.25e9, 2),
+    "v6e": Chip(918e12, _gib(31.25), 1640e9, 1.75e9, 400e9, 12.5e9),
 }
 
 

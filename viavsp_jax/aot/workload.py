@@ -33,6 +33,7 @@ class Program:
     traced: jax.stages.Traced
     runs: int = 1  # of a loop whose end depends on data
     resident: int = 0  # bytes on each device that it does not take but has to leave room for
+    timed: bool = True  # False: it shows what memory the worst case takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +130,14 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
 
     longest = np.array(labels).reshape(-1, settings.rows).max(1)
     read = round(min(longest.mean(), decoder.config.max_new_tokens)) - 1
-    programs.append(Program(decoder.search.trace(*weights, state, cache), read))
+    programs.append(Program(decoder.search.trace(*weights, state, cache), read, timed=False))
     if len(decoder.capacities) > 1:
         growing = decoder.compact.trace(with_capacity(decoder.capacities[-2]), capacity=decoder.capacities[-1])
-        programs.append(Program(growing, resident=bytes_per_device((*weights, state))))
+        programs.append(Program(growing, resident=bytes_per_device((*weights, state)), timed=False))
     capacity = next((capacity for capacity in decoder.capacities if capacity >= read), decoder.capacities[-1])
     remembered = with_capacity(capacity)
     search = decoder.search.trace(*weights, state, remembered)
+    programs.append(Program(search, read))
     lengths = [(len(prompt["tokens"]), label) for prompt, label in zip(prompts, labels, strict=True)]
     beams = decoder.config.num_beams
     work = Work(

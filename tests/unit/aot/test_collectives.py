@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from viavsp_jax.aot import collectives
+from viavsp_jax.aot import collectives, hlo
 from viavsp_jax.aot.topology import load_topology
 
 N = 1024
@@ -48,7 +48,7 @@ def test_a_known_program(devices):
     f = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))
     x = jax.ShapeDtypeStruct((4, 8, N), jnp.float32, sharding=NamedSharding(mesh, rows))
     part = 8 * N * 4
-    assert collectives.bytes_by_kind(f.lower(x).compile().as_text(), steps=7) == {
+    assert collectives.bytes_by_kind(hlo.parse(f.lower(x).compile().as_text()), steps=7) == {
         "all-gather": 4 * part,
         "reduce-scatter": 4 * part,
         "collective-permute": part,
@@ -58,7 +58,7 @@ def test_a_known_program(devices):
 
 
 def count(text: str, steps: int = 1) -> dict[str, int]:
-    return collectives.bytes_by_kind(textwrap.dedent(text), steps)
+    return collectives.bytes_by_kind(hlo.parse(textwrap.dedent(text)), steps)
 
 
 def test_a_gather_spread_over_other_work_counts_once():
