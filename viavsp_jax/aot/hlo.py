@@ -1,4 +1,4 @@
-"""A compiled program as its text (HLO) tells it: computations, instructions, sizes, and the lines of source behind them."""
+"""A compiled program, read from its text (HLO): computations, instructions, sizes, and the source behind them."""
 
 import dataclasses
 import functools
@@ -80,8 +80,7 @@ class Program:
     tables: dict[str, dict[int, str]]  # FileNames, FunctionNames, FileLocations, StackFrames: rows by number
 
     def trips(self, loop: Instruction, steps: int) -> int:
-        """How often a `while` runs: what the compiler knows, else the constant that the loop's counter is compared with,
-        else `steps`."""
+        """How often a `while` runs: as the compiler knows, else as its counter's limit says, else `steps`."""
         if known := _TRIP_COUNT.search(loop.rest):
             return int(known[1])
         condition = self.computations[loop.attribute("condition")]
