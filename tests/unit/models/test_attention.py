@@ -92,7 +92,7 @@ def test_utterances_that_share_an_instruction(case, sees, whole):
     """With the bounds as tight as they can be, and with loose ones."""
     lengths, size = BEHIND_AN_INSTRUCTION[case]
     rows = make_rows(lengths, size, 4, 2, 8)
-    longest = max((sizes[0] for sizes in lengths if sizes))
+    longest = max(sizes[0] for sizes in lengths if sizes)
     window = None if whole else max(sizes[0] + max(sizes[1:], default=0) for sizes in lengths if sizes)
     attention = functools.partial(
         PackedAttention(window, instruction=longest + 50 * whole), seen=None if sees is None else jnp.int32(sees)
