@@ -121,8 +121,10 @@ def make_model(llama: LlamaConfig, **changes: Any) -> RandomModel:
     config.update_from_flattened_dict(changes)
     settings = experiment.read_settings(config)
     mesh = sharding.make_mesh(settings.mesh)
-    made = experiment.abstract_experiment(settings, llama, mesh, jnp.dtype(settings.dtype))
-    made = dataclasses.replace(made, prompt=make_prompt(llama.vocab_size))
+    prompt, dtype = make_prompt(llama.vocab_size), jnp.dtype(settings.dtype)
+    instruction = len(prompt.instruction("vi", "vi"))
+    made = experiment.abstract_experiment(settings, llama, mesh, dtype, instruction)
+    made = dataclasses.replace(made, prompt=prompt)
     shardings = jax.tree.map(lambda x: x.sharding, (made.trainable, made.frozen))
 
     @functools.partial(jax.jit, out_shardings=shardings)

@@ -82,7 +82,9 @@ def training(
     labels = [len(prompt.label(clip["transcript"])) for clip in clips]
     # The last label token is predicted, never read.
     lengths = [len(speech_prompt(clip, prompt)["tokens"]) + n - 1 for clip, n in zip(clips, labels, strict=True)]
-    count = flops.useful_in_training(model.experiment.model.llama, zip(lengths, labels, strict=True))
+    # The instruction, which a row needs once, is left out.
+    own = [range(len(prompt.instruction("vi", "vi")), length) for length in lengths]
+    count = flops.useful_in_training(model.experiment.model.llama, zip(own, labels, strict=True))
     return comparison, facts | use(comparison, count / len(clips), statistics.mean(lengths))
 
 

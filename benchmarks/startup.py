@@ -93,6 +93,7 @@ import jax
 import jax.numpy as jnp
 from configs import demo
 from viavsp_jax import llm_folder, sharding, train
+from viavsp_jax.aot.typical_clips import INSTRUCTION_TOKENS
 from viavsp_jax.data.packing import empty_row, stack_rows
 from viavsp_jax.experiment import abstract_experiment, read_settings
 from viavsp_jax.optimizer import make_optimizer
@@ -103,7 +104,7 @@ if unrolled:
 config = demo.get_config()
 llama = dataclasses.replace(llm_folder.llama_config(llm), num_layers=layers)
 settings = read_settings(config)
-experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), jnp.float32)
+experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), jnp.float32, INSTRUCTION_TOKENS)
 row = empty_row(settings.data.row, settings.data.feature_width, jnp.float32)
 batch = sharding.put_batch(experiment.mesh, stack_rows([row] * settings.data.rows))
 optimizer, _ = make_optimizer(experiment.settings.optimizer)

@@ -73,9 +73,9 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "feature_width": 1024,
             "rows": 1,
-            # A VASR clip takes about 15 instruction, 45 speech and 20 label positions, and 76 frames. No utterance may
-            # be longer than `window`, since attention looks no further back. With encoder.train every clip gets an
-            # equal share of the row's frames.
+            # A VASR clip takes about 45 speech and 20 label positions, and 76 frames; the instruction before it, about
+            # 15, is there once a row. No utterance may be longer than `window`, instruction included, since attention
+            # looks no further back. With encoder.train every clip gets an equal share of the row's frames.
             "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8, "window": 192},
             # Records that do not fit a row, which are looked for before the first update and listed in too_long.jsonl
             # of the work folder. error: there are to be none. skip: they are left out, of validation too.

@@ -5,8 +5,8 @@
 
 The reference makes 300,000 updates of 8 clips, 2.4 M clips in all. The default keeps the number of clips seen and the
 shape of the schedule (a third warm-up, two thirds decay), in fewer and larger updates: 8 rows of 2,048 positions hold
-about 25 VASR clips each, 200 an update, and give every chip of an 8-chip slice one row. 25 times the clips bring
-5 times less gradient noise, which carries a higher rate; the peak is doubled, well short of the square-root
+about 31 VASR clips each, 250 an update, and give every chip of an 8-chip slice one row. 31 times the clips bring
+5.6 times less gradient noise, which carries a higher rate; the peak is doubled, well short of the square-root
 rule, since nobody has measured this model at that batch yet.
 
     --config=configs/final.py:reference
@@ -25,7 +25,7 @@ import ml_collections
 from configs import base
 
 CLIPS = 2_400_000
-CLIPS_PER_UPDATE = 200
+CLIPS_PER_UPDATE = 250
 
 
 def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
@@ -35,8 +35,8 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         config.updates = 300_000
     elif variant == "tpu":
         config.data.rows = 8
-        # 26 clips of 76 frames.
-        config.data.row = {"positions": 2048, "frames": 1976, "labels": 640, "clips": 26, "window": 192}
+        # 32 clips of 76 frames.
+        config.data.row = {"positions": 2048, "frames": 2432, "labels": 656, "clips": 32, "window": 192}
         config.updates = CLIPS // CLIPS_PER_UPDATE
         config.optimizer.peak_lr = 1e-3
         config.evaluate.rows = 16

@@ -28,15 +28,15 @@ Mesh and remat: the weights take 6.0 GiB of a chip; the embedding, 0.7 GiB of th
 So every chip holds all of them and one row, and only gradients of adapters and projector are sent.
 
 Rows: this tokenizer makes 1.13 to 1.21 tokens of a Vietnamese syllable, measured on two texts, and 13 of the
-instruction. Rows are laid out for 1.25 and 15: of clips of 10 to 26 syllables and 76 frames a row holds 24, an update
-some 190. The table packs a token a syllable.
+instruction. Rows are laid out for 1.25 and 15: of clips of 10 to 26 syllables and 76 frames a row holds 29, an update
+some 230. The table packs a token a syllable.
 
 Adapters: Vietnamese is not among the eight languages that Llama 3.2 officially supports, so there is more to learn than
 to listen. They are on all seven projections: those on attention alone learn less even with as many weights, as "LoRA
 Without Regret" (Schulman et al., 2025) found.
 
 Learning rate: the same study has 5e-4 · (2000 / width)^0.78 = 3.6e-4 as the best for this family at alpha = 32. It also
-found that adapters gain less than other weights from large batches, so the rate is not raised for 25 times the
+found that adapters gain less than other weights from large batches, so the rate is not raised for 29 times the
 reference's batch, as configs/final.py does.
 
 End token: the tokenizer's own, <|eot_id|> of the model that was tuned to chats, <|end_of_text|> of the base model,
@@ -47,7 +47,7 @@ import ml_collections
 
 from configs import final
 
-CLIPS_PER_UPDATE = 190
+CLIPS_PER_UPDATE = 232
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -55,8 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = final.get_config()
     config.llm.end_token = ""
     config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
-    # 24 clips of 76 frames.
-    config.data.row = {"positions": 2048, "frames": 1824, "labels": 640, "clips": 24, "window": 192}
+    # 30 clips of 76 frames.
+    config.data.row = {"positions": 2048, "frames": 2280, "labels": 736, "clips": 30, "window": 192}
     config.updates = final.CLIPS // CLIPS_PER_UPDATE
     config.optimizer.peak_lr = 3.6e-4
     final.spread_schedule(config)

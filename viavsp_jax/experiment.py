@@ -196,22 +196,28 @@ def stacks_to_quantize(llm: LanguageModelSettings, llama: LlamaConfig, mesh: Mes
     return stacks
 
 
-def packed_attention(window: int, dtype: str, mesh: Mesh, llama: LlamaConfig) -> PackedAttention:
+def packed_attention(window: int, instruction: int, dtype: str, mesh: Mesh, llama: LlamaConfig) -> PackedAttention:
     """Attention of training by the fastest kernel that the mesh's devices have for the model's sizes."""
     platform, kernel = mesh.devices.flat[0].platform, "xla"
     if platform == "tpu" and llama.head_dim % 128 == 0:
         kernel = "splash"
     elif platform == "gpu" and llama.head_dim % 8 == 0 and llama.head_dim <= 128 and dtype == "bfloat16":
         kernel = "cudnn"
-    return PackedAttention(window, kernel, sharding.heads(mesh, llama.num_kv_heads))
+    return PackedAttention(window, kernel, instruction, sharding.heads(mesh, llama.num_kv_heads))
 
 
 def abstract_experiment(
-    settings: Settings, llama: LlamaConfig, mesh: Mesh, stored_dtype: DTypeLike, encoder: AVHubertConfig | None = None
+    settings: Settings,
+    llama: LlamaConfig,
+    mesh: Mesh,
+    stored_dtype: DTypeLike,
+    instruction: int,
+    encoder: AVHubertConfig | None = None,
 ) -> Experiment:
     """All that shapes tell: enough to compile every program, for devices of any kind. Reads no file.
 
-    `encoder` is the one that is trained, if there is one. Raises InputError for sizes that do not go together.
+    `instruction` is the longest one, in tokens; `encoder` the one that is trained, if there is one. Raises InputError
+    for sizes that do not go together.
     """
     to_quantize, c = stacks_to_quantize(settings.llm, llama, mesh, stored_dtype), settings.encoder
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -221,7 +227,7 @@ def abstract_experiment(
         settings.data.feature_width,
         jnp.dtype(settings.dtype),
         settings.llm.quantization,
-        packed_attention(settings.data.row.window, settings.dtype, mesh, llama),
+        packed_attention(settings.data.row.window, instruction, settings.dtype, mesh, llama),
         encoder,
         EncoderTraining(c.layer_drop, c.activation_dropout, c.batch_norm, unroll=on_cpu),
     )
@@ -277,7 +283,8 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     prompt = load_prompt(llm.path, llm.end_token, settings.prompt)
     prompt.check_fits(llama.vocab_size)
     encoder, mesh = load_encoder_config(settings), sharding.make_mesh(settings.mesh)
-    experiment = abstract_experiment(settings, llama, mesh, jnp.dtype(conversion["dtype"]), encoder)
+    dtype, instruction = jnp.dtype(conversion["dtype"]), max(map(len, prompt.instructions()))
+    experiment = abstract_experiment(settings, llama, mesh, dtype, instruction, encoder)
     fits = {
         "config.encoder.train": settings.encoder.train,
         **encoder_fits(encoder),

@@ -72,11 +72,11 @@ def test_what_is_sent_are_the_gradients(small):
 
 
 def test_rows_are_packed_from_typical_clips(small):
-    """An utterance takes some 15 instruction, 45 speech and 19 label positions; a row of 256 holds 3 of them."""
+    """An utterance takes some 45 speech and 19 label positions; a row of 256 holds 3 of them and 15 of instruction."""
     _, report = small
     train = report["train"]
     assert 2.8 * 4 < train["clips_per_step"] <= 3.2 * 4
-    assert train["real_positions"] == pytest.approx(train["clips_per_step"] / 4 * 79.2 / 256, rel=0.02)
+    assert train["real_positions"] == pytest.approx((15 + train["clips_per_step"] / 4 * 64.2) / 256, rel=0.02)
     assert train["clips_seen"] == round(1000 * train["clips_per_step"])
 
 

@@ -7,7 +7,7 @@ import sys
 import matplotlib
 import pytest
 
-from tests.stress import resident, soak, soak_figure
+from tests.stress import soak, soak_figure
 
 RUN = {"train/loss": {1: 2.0, 2: 1.5}, "valid/loss": {2: 1.6, 4: 1.4}, "av_clean.tsv": "a", "adapter.safetensors": "b"}
 

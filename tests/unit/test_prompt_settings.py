@@ -48,7 +48,7 @@ def test_rows_of_training_and_decoding_hold_the_prompt(config, settings, before,
     row = {name: value[0] for name, value in next(pipeline.training_batches(exp.settings.data, exp.prompt)).items()}
     records = pipeline.evaluation_records(exp.settings.data, "av_clean", "test")
     _, decoded = next(pipeline.decoding_batches(exp.settings.data, exp.prompt, records, 4, 32))
-    first, length = row["segment_ids"] == 1, decoded["lengths"][0]
+    first, length = np.isin(row["segment_ids"], (1, 2)), decoded["lengths"][0]
     training = row["tokens"][first], row["is_speech"][first]
     decoding = decoded["tokens"][0, :length], decoded["is_speech"][0, :length]
     shown = []

@@ -31,7 +31,7 @@ def test_shapes_build(recipe, name):
     config, llama = recipe.get_config(), llm_folder.llama_config(SHAPES / name)
     config.mesh.data = 1
     settings = read_settings(config)
-    experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), settings.dtype)
+    experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), settings.dtype, 15)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(experiment.frozen)) == WEIGHTS[name]
     assert experiment.trainable["llm"]["layers"].keys() == {*settings.lora.targets}
     # The scales of norms are all that no token is multiplied by as by a matrix.
@@ -44,11 +44,11 @@ def test_rows_are_full_and_the_clips_as_many_as_the_schedule_says(recipe, name, 
     monkeypatch.setattr(workload, "TypicalPrompt", LongerLabels)
     config = recipe.get_config()
     data = read_settings(config).data
-    utterances = workload.pack(data)
-    positions = sum(length for length, _ in utterances) / workload.SIMULATED_ROWS
+    texts = workload.pack(data)
+    positions = sum(len(own) for own, _ in texts) / workload.SIMULATED_ROWS
     assert positions > 0.97 * data.row.positions
-    assert max(length for length, _ in utterances) < data.row.window
-    clips = data.rows * len(utterances) / workload.SIMULATED_ROWS
+    assert max(own[-1] for own, _ in texts) < data.row.window
+    clips = data.rows * sum(labels > 0 for _, labels in texts) / workload.SIMULATED_ROWS
     assert clips == pytest.approx(recipe.CLIPS_PER_UPDATE, rel=0.02)
     schedule = config.optimizer
     assert schedule.warmup_updates + schedule.hold_updates + schedule.decay_updates == config.updates

@@ -62,8 +62,8 @@ def test_packed_gradient_is_the_mean_over_single_utterances(config):
     loss, packed = gradient(batch)
     singles = []
     for row in range(len(batch["tokens"])):
-        for segment in range(1, batch["segment_ids"][row].max() + 1):
-            keep = batch["segment_ids"] == segment
+        for segment in range(2, batch["segment_ids"][row].max() + 1):
+            keep = np.isin(batch["segment_ids"], (1, segment))
             keep[np.arange(len(keep)) != row] = False
             owner = np.take_along_axis(batch["segment_ids"], batch["label_index"], 1)
             mine = (owner == segment) & (np.arange(len(keep)) == row)[:, None]

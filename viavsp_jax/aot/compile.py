@@ -20,6 +20,7 @@ from tqdm import tqdm
 from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import collectives, cycles, hlo, kernels, workload
 from viavsp_jax.aot.topology import Chip, Topology, load_topology
+from viavsp_jax.aot.typical_clips import INSTRUCTION_TOKENS
 from viavsp_jax.aot.workload import Program, Work
 from viavsp_jax.experiment import abstract_experiment, load_encoder_config, read_settings
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -47,7 +48,7 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
     mesh = sharding.make_mesh(settings.mesh, topology.devices)
     large = settings.encoder.train and not settings.encoder.path
     encoder = AVHubertConfig() if large else load_encoder_config(settings)
-    experiment = abstract_experiment(settings, llama, mesh, settings.dtype, encoder)
+    experiment = abstract_experiment(settings, llama, mesh, settings.dtype, INSTRUCTION_TOKENS, encoder)
     report = {
         "fits": False,
         "model": folder or "VinaLLaMA-2.7B, as config.llm.path is not set",

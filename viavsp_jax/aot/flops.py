@@ -63,18 +63,20 @@ def jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
                 yield one
 
 
-def useful_in_training(llama: LlamaConfig, utterances: Iterable[tuple[int, int]]) -> int:
-    """Of an update on utterances of so many (positions, label tokens), with frozen weights.
+def useful_in_training(llama: LlamaConfig, texts: Iterable[tuple[range, int]]) -> int:
+    """Of an update on texts with (positions, label tokens), with frozen weights.
+
+    A text is the instruction of a row, from 0 on and without labels, or an utterance behind it, which sees it too.
 
     4 for each weight of the language model that a token uses: 2 forward, 2 to the activations backward; the head at
     label positions only, tied to the embedding or not; nothing for looking up an embedding. Attention counts three
-    times its forward pass, among the positions of an utterance only. Adapters and projector, under 1 % where they are
+    times its forward pass, to positions that are seen only. Adapters and projector, under 1 % where they are
     those of the reference, are left out.
     """
-    utterances = list(utterances)
-    positions, labels = (sum(column) for column in zip(*utterances, strict=True))
+    texts = list(texts)
+    positions, labels = sum(len(one) for one, _ in texts), sum(labels for _, labels in texts)
     products = _layer_weights(llama) * positions + _head_weights(llama) * labels
-    return 4 * products + 3 * sum(_attention(llama, range(length)) for length, _ in utterances)
+    return 4 * products + 3 * sum(_attention(llama, one) for one, _ in texts)
 
 
 def useful_in_decoding(llama: LlamaConfig, clips: Iterable[tuple[int, int]], beams: int) -> int:

@@ -15,6 +15,7 @@ from viavsp_jax.aot import flops
 from viavsp_jax.aot.typical_clips import FRAMES, TypicalPrompt, draw_clips
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.features import CROP_SIZE
+from viavsp_jax.data.packer import OPEN_ROWS
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import Experiment
@@ -59,20 +60,20 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     # The update of most of the run, which takes the most memory too.
     step = train.jit_train_step(experiment, optimizer, train_encoder=data.of_clips)
     traced = step.trace(state, experiment.frozen, batch)
-    utterances = pack(data)
+    texts = pack(data)
     share = data.rows / SIMULATED_ROWS
-    clips = share * len(utterances)
+    clips = share * sum(labels > 0 for _, labels in texts)
     work = Work(
         steps=updates,
         clips_per_step=clips,
         flops=flops.of_program(traced.jaxpr.jaxpr),
-        useful_flops=share * flops.useful_in_training(experiment.model.llama, utterances)
+        useful_flops=share * flops.useful_in_training(experiment.model.llama, texts)
         + 3 * clips * encoder_flops(experiment.model.encoder, FRAMES),
         bytes_read=2 * bytes_per_device(experiment.frozen),  # forward and backward
         facts={
             "clips_seen": round(clips * updates),
-            "real_positions": sum(length for length, _ in utterances) / SIMULATED_ROWS / data.row.positions,
-            "real_label_places": sum(labels for _, labels in utterances) / SIMULATED_ROWS / data.row.labels,
+            "real_positions": sum(len(positions) for positions, _ in texts) / SIMULATED_ROWS / data.row.positions,
+            "real_label_places": sum(labels for _, labels in texts) / SIMULATED_ROWS / data.row.labels,
         },
     )
     return [Program(traced)], work
@@ -93,18 +94,22 @@ def encoder_flops(encoder: AVHubertConfig | None, frames: int) -> int:
     return flops.of_program(jax.make_jaxpr(encode)(params, *inputs).jaxpr)
 
 
-def pack(data: DataSettings) -> list[tuple[int, int]]:
-    """Positions and label tokens of the typical clips in SIMULATED_ROWS rows, by the pipeline's own packer."""
-    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + 2 * pipeline.OPEN_ROWS) * data.row.clips))
+def pack(data: DataSettings) -> list[tuple[range, int]]:
+    """Positions and label tokens of SIMULATED_ROWS rows of typical clips, by the pipeline's own packer.
+
+    Of the instruction of each row, which has no label, then of its utterances.
+    """
+    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + OPEN_ROWS) * data.row.clips))
     to_utterance = packing.ToUtterance(TypicalPrompt(), data.row, np.dtype(data.dtype))
     (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
-    utterances = []
+    texts = []
     for row in itertools.islice(stream, SIMULATED_ROWS):
-        is_label = row["weights"] > 0
-        positions = np.bincount(row["segment_ids"])[1:]
-        labels = np.bincount(row["segment_ids"][row["label_index"][is_label]])[1:]
-        utterances += zip(positions.tolist(), labels.tolist(), strict=True)
-    return utterances
+        segments, positions = row["segment_ids"], row["positions"]
+        labels = np.bincount(segments[row["label_index"][row["weights"] > 0]])
+        for segment in range(packing.INSTRUCTION, segments.max() + 1):
+            own = positions[segments == segment]
+            texts.append((range(own[0], own[-1] + 1), int(labels[segment])))
+    return texts
 
 
 def decoding(experiment: Experiment) -> tuple[list[Program], Work]:

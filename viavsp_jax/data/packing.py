@@ -1,14 +1,19 @@
 """The rows that training and decoding run on, and how utterances are laid out in them.
 
-A row holds several utterances back to back, each `[instruction][speech][after][label]`, where
-`after` is what a chat template puts there, else nothing:
+An utterance is `[instruction][speech][after][label]`, where `after` is what a chat template puts there, else nothing.
+The utterances of a row have the same instruction, which is there once:
+
+    [instruction][speech][after][label][speech][after][label]…
+
+Each of them sees it and itself, as if it were alone in the row. So its positions begin where the instruction ends.
 
     name                    shape     meaning
     features                [T, E]    encoder frames of all utterances of the row, back to back
     frame_slot              [T]       row position each frame is averaged into; S for padding
     tokens                  [S]       token ids at text positions, 0 elsewhere
     is_speech               [S]       positions filled by segment means
-    segment_ids, positions  [S]       which utterance (0 = padding), position inside it
+    segment_ids             [S]       0: padding, 1: the instruction, 2, 3, …: the utterances
+    positions               [S]       in the instruction or, after it, in the utterance
     label_index             [L]       positions whose next token is a label
     targets, weights        [L]       that token; 1 / (label tokens of its utterance), 0 for padding
 
@@ -35,6 +40,8 @@ from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, np.ndarray]
+
+INSTRUCTION = 1  # segment id, as in viavsp_jax/models/attention.py
 
 # Arrays of a row that come from the encoder's cache, and those that go through the encoder.
 FEATURES = ("features", "frame_slot")
@@ -121,7 +128,7 @@ def speech_frames(record: Arrays, frame_slot: np.ndarray, clip_frames: int | Non
 
 @dataclasses.dataclass(frozen=True)
 class ToUtterance(grain.transforms.Map):
-    """Record → one utterance, numbered from its own start; checks that it fits a row.
+    """Record → one utterance, alone in its row; checks that it fits one.
 
     Records are those of feature shards or, for rows of clips, what a `ClipLoader` makes of media.
     """
@@ -132,7 +139,7 @@ class ToUtterance(grain.transforms.Map):
     of_clips: bool = False
 
     def map(self, record: Arrays) -> Arrays:
-        """The arrays of the module's table for one utterance, unpadded.
+        """The arrays of the module's table for one utterance, unpadded, and int32[P] its `instruction` once more.
 
         Raises InputError if the record does not fit; `lengths.check` finds that earlier, and for all records.
         """
@@ -153,36 +160,35 @@ class ToUtterance(grain.transforms.Map):
             "label_index": start - 1 + np.arange(len(label), dtype=np.int32),
             "targets": np.array(label, np.int32),
             "weights": np.full(len(label), 1 / len(label), np.float32),
-        }
-
-    def lengths(self) -> dict[str, int]:
-        """What a row holds of each array along its first axis."""
-        shape = self.shape
-        frames = dict.fromkeys(CLIPS, shape.clips) if self.of_clips else dict.fromkeys(FEATURES, shape.frames)
-        return {
-            **frames,
-            **dict.fromkeys(("tokens", "is_speech"), shape.positions),
-            **dict.fromkeys(("label_index", "targets", "weights"), shape.labels),
+            "instruction": utterance["tokens"][: utterance["is_speech"].argmax()],
         }
 
 
-def to_row(packed: Arrays, shape: RowShape) -> Arrays:
-    """Moves frame and label indices from their utterance's start to the row's, and drops the packer's helpers."""
-    segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
-    starts = np.append(0, np.flatnonzero((segments > 0) & (positions == 0)))  # of padding, of utterance 1, 2, …
+def to_row(utterances: Sequence[Arrays], shape: RowShape) -> Arrays:
+    """The row of these utterances, which have one instruction and fit together."""
+    frames = utterances[0].get("features")
+    row = empty_row(shape, *((None, None) if frames is None else (frames.shape[1], frames.dtype)))
+    filled, shift = dict.fromkeys(row, 0), 0
+    for number, utterance in enumerate(utterances):
+        for name, part in _part(utterance, number, shift, shape.positions).items():
+            row[name][filled[name] : filled[name] + len(part)] = part
+            filled[name] += len(part)
+        shift += len(utterance["tokens"]) - len(utterance["instruction"])
+    return row
 
-    def placed(name: str, padding: int) -> np.ndarray:
-        owner, index = packed[f"{name}_segment_ids"], packed[name]
-        start = np.where(owner > 0, starts[owner], -1).reshape(owner.shape + (1,) * (index.ndim - owner.ndim))
-        return np.where((start >= 0) & (index >= 0), index + start, padding).astype(np.int32)
 
-    kept = [*FEATURES, *CLIPS, "tokens", "is_speech", "targets", "weights"]
+def _part(utterance: Arrays, number: int, shift: int, padding: int) -> Arrays:
+    """What an utterance adds to a row, `shift` positions behind where it would be if it were alone."""
+    instruction, slots = len(utterance["instruction"]), utterance["frame_slot"]
+    first = instruction if number else 0  # it is there once
+    positions = np.arange(first, len(utterance["tokens"]))
     return {
-        **{name: packed[name] for name in kept if name in packed},
-        "frame_slot": placed("frame_slot", shape.positions),
-        "label_index": placed("label_index", 0),
-        "segment_ids": segments,
+        **{name: utterance[name] for name in (*FEATURES, *CLIPS, "targets", "weights") if name in utterance},
+        "frame_slot": np.where(slots < 0, padding, slots + shift),
+        **{name: utterance[name][first:] for name in ("tokens", "is_speech")},
+        "segment_ids": np.where(positions < instruction, INSTRUCTION, INSTRUCTION + 1 + number),
         "positions": positions,
+        "label_index": utterance["label_index"] + shift,
     }
 
 

@@ -11,6 +11,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from viavsp_jax.data.clips import ClipLoader
+from viavsp_jax.data.packer import PackedRows
 from viavsp_jax.data.packing import (
     Arrays,
     ToUtterance,
@@ -19,19 +20,16 @@ from viavsp_jax.data.packing import (
     speech_frames,
     speech_prompt,
     stack_rows,
-    to_row,
 )
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, folder_of, open_sources, records_of
 
-# Rows that one stream fills at the same time. 32 would fill VASR rows 0.25 % better than 4 and hold 8 times the memory:
-# each open row of 2,048 frames takes 4 MB.
-OPEN_ROWS = 4
 # Shared by the streams of a process: enough to hide the latency of a bucket.
 READ_THREADS = 32
 # Records that one stream reads ahead, about a row's worth.
 READ_AHEAD = 32
+BATCHES_AHEAD = 2
 
 
 def row_streams(
@@ -42,20 +40,9 @@ def row_streams(
     Row r of `rows` is packed from records r, r + rows, r + 2·rows, … and from nothing else. So it does not matter to a
     batch how many processes share the work.
     """
-    shape, lengths = to_utterance.shape, to_utterance.lengths()
     options = grain.ReadOptions(num_threads=max(1, READ_THREADS // len(own)), prefetch_buffer_size=READ_AHEAD)
 
-    def stream(row: int) -> grain.IterDataset:
-        packed = grain.experimental.FirstFitPackIterDataset(
-            dataset[row::rows].map(to_utterance).to_iter_dataset(options),
-            length_struct=lengths,
-            num_packing_bins=OPEN_ROWS,
-            max_sequences_per_bin=shape.clips,
-            shuffle_bins=False,
-        )
-        return packed.map(lambda packed_row: to_row(packed_row, shape))
-
-    return [stream(row) for row in own]
+    return [PackedRows(dataset[row::rows].map(to_utterance), to_utterance.shape, options) for row in own]
 
 
 def packed_batches(
@@ -159,8 +146,7 @@ def training_batches(
     own = range(rows) if own is None else own
     streams = row_streams(_endless(data, left_out), _to_utterance(data, prompt), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
-    # The streams come to the end of their open rows together: what they pack then has to last until the next time.
-    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=OPEN_ROWS)
+    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
     return TrainingBatches(iter(ahead), own)
 
 

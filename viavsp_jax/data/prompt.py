@@ -115,10 +115,13 @@ class Prompt:
     def sha256(self) -> str:
         """Another one whenever a token has another id, or any language another instruction."""
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-        instructions = [self.instruction(source, target) for source in LANGUAGES for target in LANGUAGES]
         # What earlier versions did not have is left out where it is not used: their sums stay.
         chat = [self.after] if self.wording.chat is not None else []
-        return hashlib.sha256(json.dumps([vocabulary, instructions, *chat]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([vocabulary, self.instructions(), *chat]).encode()).hexdigest()
+
+    def instructions(self) -> list[list[int]]:
+        """Of all pairs of languages."""
+        return [self.instruction(source, target) for source in LANGUAGES for target in LANGUAGES]
 
     def instruction(self, source: str, target: str) -> list[int]:
         """All that precedes the speech: begin token, if there is one, and instruction.

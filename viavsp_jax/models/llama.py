@@ -8,6 +8,7 @@ K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -259,7 +260,8 @@ class Llama(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
         def layer(run, x, key, window):
-            return run(x, positions, lambda q, k, v: self.attention(q, k, v, segment_ids, window), key)[0], None
+            attention = functools.partial(self.attention, segment_ids=segment_ids, positions=positions, seen=window)
+            return run(x, positions, attention, key)[0], None
 
         return self._run(x, keys, min(self.attention.window or x.shape[1], x.shape[1]), layer, remat)[0]
 
@@ -273,7 +275,7 @@ class Llama(nnx.Module):
         positions = jnp.tile(jnp.arange(size), (batch, 1))
 
         def layer(run, x, _, window):
-            x, (k, v) = run(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid, window))
+            x, (k, v) = run(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid, positions, window))
             return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         x, (k, v) = self._run(x, None, size, layer)

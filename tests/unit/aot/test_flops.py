@@ -38,7 +38,7 @@ def make_llama(layers: int, width: int = 96, **changes: Any) -> LlamaConfig:
 MORE = {"tie_word_embeddings": True, "head_dim": 48, "qk_norm": True, "biased": ("q", "k", "v"), "windows": (None, 20)}
 
 
-def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
+def make_experiment(llama: LlamaConfig, remat: str, instruction: int = 0) -> experiment.Experiment:
     """One row of one utterance that fills it."""
     config = base.get_config()
     config.dtype, config.remat, config.lora.rank = "float32", remat, R
@@ -46,7 +46,7 @@ def make_experiment(llama: LlamaConfig, remat: str) -> experiment.Experiment:
     config.data.row = {"positions": S, "frames": S, "labels": L, "clips": 1, "window": S}
     config.evaluate.rows, config.evaluate.decoding.num_beams = 1, 3
     settings = read_settings(config)
-    return experiment.abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), "float32")
+    return experiment.abstract_experiment(settings, llama, sharding.make_mesh(settings.mesh), "float32", instruction)
 
 
 def trace_update(exp: experiment.Experiment) -> jax.stages.Traced:
@@ -78,8 +78,26 @@ def test_an_update_does_what_is_useful_and_little_more(llama):
     found = flops.of_program(trace_update(make_experiment(llama, "none")).jaxpr.jaxpr)
     # Gradients of adapters and projector cost a forward pass more each; features have none.
     projector = 2 * 2 * S * E * llama.hidden_size
-    useful = flops.useful_in_training(llama, [(S, L)])
+    useful = flops.useful_in_training(llama, [(range(S), L)])
     assert found == useful + 3 * adapters(llama, S) + 3 * unseen(llama) + projector
+
+
+@pytest.mark.parametrize("llama", [make_llama(layers=3), make_llama(layers=2, **MORE)], ids=["LLaMA", "more"])
+def test_an_instruction_is_of_use_once_a_row(llama):
+    """Those behind it see it as if each had its own, which no layer and no window computes again."""
+    alone = [flops.useful_in_training(llama, [(range(length), labels)]) for length, labels in ((30, 5), (40, 7))]
+    instruction = flops.useful_in_training(llama, [(range(12), 0)])
+    row = flops.useful_in_training(llama, [(range(12), 0), (range(12, 30), 5), (range(12, 40), 7)])
+    assert row == sum(alone) - instruction > 0
+
+
+def test_seeing_an_instruction_costs_its_keys_for_every_query():
+    llama = make_llama(layers=2)
+    without, with_it = (
+        flops.of_program(trace_update(make_experiment(llama, "none", size)).jaxpr.jaxpr) for size in (0, 16)
+    )
+    # Two products forward, four backward.
+    assert with_it - without == 3 * llama.num_layers * 4 * S * 16 * llama.num_heads * llama.head_dim
 
 
 @pytest.mark.parametrize("remat", ["none", "elementwise", "layers"])
@@ -164,7 +182,7 @@ def test_a_kernel_of_the_tpu_counts_the_tiles_in_its_window():
     attention = PackedAttention(window=256, kernel="splash")
     q = jax.ShapeDtypeStruct((1, 1024, 4, 128), jnp.bfloat16)
     segment_ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
-    found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, segment_ids).jaxpr)
+    found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, segment_ids, segment_ids).jaxpr)
     # 4 tiles of queries, each with its own keys and the tile of keys before, two products each.
     assert found == 4 * 4 * 2 * (2 * 2 * 256 * 256 * 128)
 

@@ -180,14 +180,15 @@ def test_rows_of_clips(config, source):
     for batch in batches:
         assert batch["video"].shape == (2, 2, LONGEST, 88, 88) and batch["audio"].shape == (2, 2, LONGEST, 104)
         for row in range(2):
-            used = batch["segment_ids"][row].max()
+            used = max(batch["segment_ids"][row].max() - packing.INSTRUCTION, 0)
             assert batch["has_audio"][row].tolist() == [number < used for number in range(2)]
             assert (batch["frame_slot"][row, used:] == shape.positions).all() and not batch["video"][row, used:].any()
             for number in range(used):
                 seen += 1
-                own = batch["segment_ids"][row] == number + 1
+                segment = packing.INSTRUCTION + 1 + number
+                own = batch["segment_ids"][row] == segment
                 speech = np.flatnonzero(own & batch["is_speech"][row])
-                owner = batch["segment_ids"][row, batch["label_index"][row]] == number + 1
+                owner = batch["segment_ids"][row, batch["label_index"][row]] == segment
                 ids = batch["targets"][row][owner & (batch["weights"][row] > 0)]
                 record = records_of[prompt.text(ids[1:].tolist())]
                 frames = media.decode_video(record["video"], "")

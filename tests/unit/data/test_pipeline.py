@@ -33,10 +33,15 @@ def unpack(batch, prompt):
     found = []
     for row in range(len(batch["tokens"])):
         arrays = {name: value[row] for name, value in batch.items()}
-        for segment in range(1, arrays["segment_ids"].max() + 1):
+        instruction = prompt.instruction("vi", "vi")
+        start = len(instruction) * arrays["segment_ids"].any()
+        assert np.array_equal(np.flatnonzero(arrays["segment_ids"] == packing.INSTRUCTION), np.arange(start))
+        assert np.array_equal(arrays["positions"][:start], np.arange(start))
+        assert arrays["tokens"][:start].tolist() == instruction[:start]
+        for segment in range(packing.INSTRUCTION + 1, arrays["segment_ids"].max() + 1):
             (places,) = np.nonzero(arrays["segment_ids"] == segment)
             assert np.array_equal(places, np.arange(places[0], places[-1] + 1)), "utterances are contiguous"
-            assert np.array_equal(arrays["positions"][places], np.arange(len(places)))
+            assert np.array_equal(arrays["positions"][places], start + np.arange(len(places)))
             labels = [
                 i for i in range(len(arrays["targets"]))
                 if arrays["weights"][i] > 0 and arrays["label_index"][i] in places
@@ -51,8 +56,7 @@ def unpack(batch, prompt):
             assert arrays["is_speech"][slots].all()
             assert set(slots) == set(places[arrays["is_speech"][places]])
             text = arrays["tokens"][places[~arrays["is_speech"][places]]]
-            instruction = prompt.instruction("vi", "vi")
-            assert text.tolist() == instruction + targets[:-1].tolist()
+            assert text.tolist() == targets[:-1].tolist()
             counts = tuple(np.unique(slots, return_counts=True)[1])
             found.append((prompt.text(targets.tolist()), counts, arrays["features"][frames]))
     return found
@@ -180,7 +184,7 @@ def test_a_row_holds_no_more_clips_than_asked(config, prompt):
     config.data.row.clips = 2
     batches = pipeline.training_batches(read_settings(config).data, prompt)
     counts = [next(batches)["segment_ids"].max(1) for _ in range(4)]
-    assert np.max(counts) == 2
+    assert np.max(counts) == packing.INSTRUCTION + 2
 
 
 @pytest.mark.parametrize(

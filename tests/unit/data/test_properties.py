@@ -14,7 +14,7 @@ from small_run import DEMO_LLAMA
 
 from convert import avhubert, names
 from convert.to_hf import hugging_face_tensors
-from viavsp_jax.data.packing import RowShape, ToUtterance
+from viavsp_jax.data.packing import INSTRUCTION, RowShape, ToUtterance
 from viavsp_jax.data.pipeline import packed_batches
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.evaluation.scoring import normalize, score
@@ -54,11 +54,11 @@ def assert_holds(row, segment, clip, prompt):
     (places,) = np.nonzero(row["segment_ids"] == segment)
     start, instruction, label = places[0], prompt.instruction("vi", "vi"), prompt.label(clip["transcript"])
     runs = len(clip["cluster_counts"])
-    length = len(instruction) + runs + len(label) - 1
+    length = runs + len(label) - 1
     assert places.tolist() == list(range(start, start + length))
-    assert row["positions"][places].tolist() == list(range(length))
-    assert row["tokens"][places].tolist() == instruction + [0] * runs + label[:-1]
-    speech = start + len(instruction) + np.arange(runs)
+    assert row["positions"][places].tolist() == list(range(len(instruction), len(instruction) + length))
+    assert row["tokens"][places].tolist() == [0] * runs + label[:-1]
+    speech = start + np.arange(runs)
     assert np.flatnonzero(row["is_speech"] & (row["segment_ids"] == segment)).tolist() == speech.tolist()
     frames = np.isin(row["frame_slot"], speech)
     np.testing.assert_array_equal(row["features"][frames], clip["features"])
@@ -78,13 +78,17 @@ def test_packed_rows_hold_each_utterance_once_and_whole(prompt, found, rows):
     for batch in packed_batches(dataset, ToUtterance(prompt, SHAPE, np.float32), rows):
         for number in range(rows):
             row = {name: value[number] for name, value in batch.items()}
-            used = np.zeros(3, int)
-            for segment in range(1, row["segment_ids"].max() + 1):
+            instruction = prompt.instruction("vi", "vi") if row["segment_ids"].any() else []
+            before = row["segment_ids"] == INSTRUCTION
+            assert row["tokens"][before].tolist() == row["tokens"][: len(instruction)].tolist() == instruction
+            assert row["positions"][before].tolist() == list(range(len(instruction)))
+            used = np.array([0, len(instruction), 0])
+            for segment in range(INSTRUCTION + 1, row["segment_ids"].max() + 1):
                 first = row["frame_slot"] == np.flatnonzero((row["segment_ids"] == segment) & row["is_speech"])[0]
                 clip = left.pop(float(row["features"][first][0, 0]))
                 assert int(clip["id"]) % rows == number
                 used += assert_holds(row, segment, clip, prompt)
-            assert row["segment_ids"].max() <= SHAPE.clips
+            assert row["segment_ids"].max() <= INSTRUCTION + SHAPE.clips
             # Nothing else is in the row.
             masks = row["frame_slot"] < SHAPE.positions, row["segment_ids"] > 0, row["weights"] > 0
             assert [mask.sum() for mask in masks] == used.tolist()

@@ -12,36 +12,40 @@ from viavsp_jax.models.attention import PackedAttention
 
 
 def make_rows(lengths, size, heads, groups, width):
-    """Queries, keys, values and segment ids of rows whose utterances have `lengths`."""
+    """Queries, keys, values, segment ids and positions of rows whose texts have `lengths`."""
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (
         jax.random.normal(key, (len(lengths), size, count, width))
         for key, count in zip(keys, (heads, groups, groups), strict=False)
     )
-    ids = np.zeros((len(lengths), size), np.int32)
+    ids, positions = np.zeros((2, len(lengths), size), np.int32)
     for row, sizes in enumerate(lengths):
         for number, (start, length) in enumerate(zip(np.cumsum([0, *sizes]), sizes, strict=False), 1):
             ids[row, start : start + length] = number
-    return q, k, v, jnp.asarray(ids)
+            # Those behind an instruction; attention without one does not look at positions.
+            positions[row, start : start + length] = np.arange(length) + sizes[0] * (number > 1)
+    return q, k, v, jnp.asarray(ids), jnp.asarray(positions)
 
 
-def values_and_gradients(attention, q, k, v, ids):
+def values_and_gradients(attention, q, k, v, ids, positions):
     """Of a random weighting of the outputs at real positions."""
     weight = jax.random.normal(jax.random.key(1), (*q.shape[:2], q.shape[2] * q.shape[3])) * (ids > 0)[..., None]
 
     def loss(q, k, v):
-        out = attention(q, k, v, ids)
+        out = attention(q, k, v, ids, positions)
         return jnp.sum(out * weight), out * (ids > 0)[..., None]
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
     return out, *gradients
 
 
-def with_full_mask(q, k, v, ids, sees=10**6):
+def with_full_mask(q, k, v, ids, positions, sees=10**6, instruction=False):
+    """`instruction`: the first text of a row is one."""
     batch, size, heads, width = q.shape
     k, v = (jnp.repeat(x, heads // x.shape[2], 2) for x in (k, v))
-    seen = (ids[:, :, None] == ids[:, None]) & (ids > 0)[:, None] & np.tri(size, dtype=bool)[None]
-    seen &= (np.arange(size)[:, None] - np.arange(size) < sees)[None]
+    seen = (ids[:, :, None] == ids[:, None]) | (instruction & (ids[:, :, None] > 1) & (ids[:, None] == 1))
+    seen &= (ids > 0)[:, None] & np.tri(size, dtype=bool)[None]
+    seen &= positions[:, :, None] - positions[:, None] < sees
     scores = jnp.where(seen[:, None], jnp.einsum("bqhk,bchk->bhqc", q, k) / width**0.5, -1e9)
     return jnp.einsum("bhqc,bchk->bqhk", jax.nn.softmax(scores), v).reshape(batch, size, heads * width)
 
@@ -72,6 +76,31 @@ def test_tokens_that_see_so_many_positions(sees, window, kernel):
     expected = values_and_gradients(functools.partial(with_full_mask, sees=sees), *rows)
     for a, b in zip(values_and_gradients(attention, *rows), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+BEHIND_AN_INSTRUCTION = {
+    "few": ([(5, 30, 1, 2, 20), (1, 30, 29), (9,), ()], 60),
+    "over a block": ([(70, 100, 60, 20), (64, 66, 66, 54)], 250),
+    "longer than utterances": ([(100, 3, 2, 1, 14), (65, 1)], 120),
+}
+
+
+@pytest.mark.parametrize("case", BEHIND_AN_INSTRUCTION)
+@pytest.mark.parametrize("sees", [None, 1, 4, 40, 90])
+@pytest.mark.parametrize("whole", [True, False])
+def test_utterances_that_share_an_instruction(case, sees, whole):
+    """With the bounds as tight as they can be, and with loose ones."""
+    lengths, size = BEHIND_AN_INSTRUCTION[case]
+    rows = make_rows(lengths, size, 4, 2, 8)
+    longest = max(sizes[0] for sizes in lengths if sizes)
+    window = None if whole else max(sizes[0] + max(sizes[1:], default=0) for sizes in lengths if sizes)
+    attention = functools.partial(
+        PackedAttention(window, instruction=longest + 50 * whole), seen=None if sees is None else jnp.int32(sees)
+    )
+    masked = functools.partial(with_full_mask, sees=sees or 10**6, instruction=True)
+    expected = values_and_gradients(masked, *rows)
+    for a, b in zip(values_and_gradients(attention, *rows), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=4e-6)
 
 
 def test_a_window_that_is_too_short_does():

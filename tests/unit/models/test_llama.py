@@ -64,7 +64,7 @@ def test_every_stage_equals_transformers(tmp_path, kv_heads, tied):
     np.testing.assert_array_equal(x, pair.theirs.model.embed_tokens(torch.tensor(tokens)).detach())
     graph, params = split(pair.ours.layers)
     positions, ids = np.tile(np.arange(9), (2, 1)), jnp.ones((2, 9), int)
-    attention = functools.partial(WHOLE_ROWS, segment_ids=ids)
+    attention = functools.partial(WHOLE_ROWS, segment_ids=ids, positions=positions)
     frequencies = RopeScaling().frequencies(37.0, HEAD_DIM)
     block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, frequencies, attention)[0])
     assert len(blocks) == LAYERS
