@@ -200,7 +200,7 @@ def packed_attention(window: int, instruction: int, dtype: str, mesh: Mesh, llam
     """Attention of training by the fastest kernel that the mesh's devices have for the model's sizes."""
     platform, kernel = mesh.devices.flat[0].platform, "xla"
     if platform == "tpu" and llama.head_dim % 128 == 0:
-        kernel = "splash"
+        kernel = "tpu"
     elif platform == "gpu" and llama.head_dim % 8 == 0 and llama.head_dim <= 128 and dtype == "bfloat16":
         kernel = "cudnn"
     return PackedAttention(window, kernel, instruction, sharding.heads(mesh, llama.num_kv_heads))

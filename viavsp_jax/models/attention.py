@@ -9,16 +9,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding
 
-# splash: Pallas kernel of TPUs. cudnn: flash attention of NVIDIA GPUs. xla: everywhere.
-Kernel = Literal["splash", "cudnn", "xla"]
+from viavsp_jax.models import attention_tpu
+from viavsp_jax.models.rope import rotate
+
+# tpu: ours, in attention_tpu.py. cudnn: flash attention of NVIDIA GPUs. xla: everywhere.
+Kernel = Literal["tpu", "cudnn", "xla"]
 
 INSTRUCTION = 1  # segment id of what all utterances of a row, 2, 3, …, have before them; 0 is padding
 
 _BLOCK = 64  # queries that XLA's attention works on at a time
-_TILE = 256  # queries and keys that the TPU kernel works on at a time
 
 
 def causal_mask(query_ids: jax.Array, key_ids: jax.Array, seen: jax.Array | None = None) -> jax.Array:
@@ -60,6 +61,22 @@ def instruction_mask(
     return mask & (query_positions[:, :, None] - jnp.arange(key_ids.shape[1])[None, None] < seen)
 
 
+def stretches(segment_ids: jax.Array, positions: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """What each query sees, as the TPU kernel wants it, see `attention_tpu.packed_attention`: → int32[B, S, 3]."""
+    place = jnp.arange(segment_ids.shape[1])[None]
+    shared = jnp.sum(segment_ids == INSTRUCTION, 1, keepdims=True)
+    end = jnp.where(segment_ids > INSTRUCTION, shared, 0)  # of the instruction, for those that see it
+    own, begin = place - (positions - end), jnp.zeros_like(end)
+    if seen is not None:
+        own, begin = jnp.maximum(own, place - seen + 1), jnp.maximum(begin, positions - seen + 1)
+    return jnp.stack([own, begin, end], -1).astype(jnp.int32)
+
+
+def heads(x: jax.Array, table: jax.Array) -> jax.Array:
+    """[B, S, H·K] → [B, S, H, K], by the table [B, S, 2·K]."""
+    return x.reshape(*x.shape[:2], -1, table.shape[-1] // 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedAttention:
     """Causal attention of each utterance of packed rows to itself and to the instruction that a row begins with.
@@ -71,7 +88,7 @@ class PackedAttention:
     window: int | None = None  # None: none is longer than its row
     kernel: Kernel = "xla"
     instruction: int = 0  # P; 0: rows hold none that is shared
-    # Of [B, S, H, K], for the TPU kernel, which XLA cannot cut by itself.
+    # Of [B, S, H·K], for the TPU kernel, which XLA cannot cut by itself.
     sharding: NamedSharding | None = None
 
     def __call__(
@@ -79,19 +96,20 @@ class PackedAttention:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
+        table: jax.Array,
         segment_ids: jax.Array,
         positions: jax.Array,
         seen: jax.Array | None = None,
     ) -> jax.Array:
-        """q [B, S, H, K], k and v [B, S, G, K], segment_ids and positions int32[B, S] → [B, S, H·K].
+        """Rotates queries and keys and attends: q [B, S, H·K], k and v [B, S, G·K] → [B, S, H·K].
 
-        `seen`: how many positions a token sees, int32, its own included; None: all of its utterance before it.
+        `table` [B, S, 2·K] is that of `rope.table`; segment_ids, positions int32[B, S]. `seen`: how many positions a
+        token sees, int32, its own included; None: all of its utterance before it.
         """
-        if self.kernel == "splash" and seen is None and not self.instruction:
-            out = self._tiled(q, k, v, segment_ids)
-        else:
-            out = self._in_blocks(q, k, v, segment_ids, positions, seen)
-        return out.reshape(*q.shape[:2], -1)
+        if self.kernel == "tpu":
+            return self._in_tiles(q, k, v, table, segment_ids, positions, seen)
+        q, k, v = (heads(x, table) for x in (q, k, v))
+        return self._in_blocks(rotate(q, table), rotate(k, table), v, segment_ids, positions, seen)
 
     def _in_blocks(self, q, k, v, segment_ids, positions, seen):
         """Blocks of Q queries, each with the keys of its own block and of those before that reach W positions back.
@@ -128,40 +146,26 @@ class PackedAttention:
             k, v = with_first(k), with_first(v)
         else:
             k, v = with_previous(k), with_previous(v)
-        kernel = "xla" if self.kernel == "splash" else self.kernel
-        out = jax.nn.dot_product_attention(blocks(q), k, v, mask=mask[:, None], implementation=kernel)
-        return out.reshape(batch, padded, *q.shape[2:])[:, :size]
+        out = jax.nn.dot_product_attention(blocks(q), k, v, mask=mask[:, None], implementation=self.kernel)
+        return out.reshape(batch, padded, -1)[:, :size]
 
-    def _tiled(self, q, k, v, segment_ids):
-        """The TPU kernel, in which tiles outside the window cost nothing."""
-        size, width = q.shape[1], q.shape[-1]
-        padding = -size % _TILE
+    def _in_tiles(self, q, k, v, table, segment_ids, positions, seen):
+        """The TPU kernel, on each device's own rows and heads."""
 
-        def attention(q, k, v, segment_ids):
-            q, k, v = (jnp.pad(x.swapaxes(1, 2), [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in (q, k, v))
-            segment_ids = jnp.pad(segment_ids, [(0, 0), (0, padding)])
-            window = splash.LocalMask((size + padding,) * 2, ((self.window or size) - 1, 0), 0)
-            mask = splash.MultiHeadMask([window] * q.shape[1])
-            tiles = dict.fromkeys(
-                ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
-                 "block_q_dq", "block_kv_dq"), _TILE
-            )  # fmt: skip
-            kernel = splash.make_splash_mha_single_device(
-                mask, block_sizes=splash.BlockSizes(**tiles), residual_checkpoint_name="attention"
+        def attention(q, k, v, table, visible):
+            return attention_tpu.packed_attention(
+                q, k, v, table, visible, window=min(self.window or size, size), instruction=self.instruction
             )
-            out = jax.vmap(kernel)(q * width**-0.5, k, v, splash.SegmentIds(segment_ids, segment_ids))
-            return out[:, :, :size].swapaxes(1, 2)
 
+        size, visible = q.shape[1], stretches(segment_ids, positions, seen)
         if self.sharding is None:
-            return attention(q, k, v, segment_ids)
+            return attention(q, k, v, table, visible)
         spec = self.sharding.spec
+        by_row = jax.sharding.PartitionSpec(spec[0])
         return jax.shard_map(
-            attention,
-            mesh=self.sharding.mesh,
-            in_specs=(spec, spec, spec, jax.sharding.PartitionSpec(spec[0])),
-            out_specs=spec,
+            attention, mesh=self.sharding.mesh, in_specs=(spec, spec, spec, by_row, by_row), out_specs=spec,
             check_vma=False,
-        )(q, k, v, segment_ids)
+        )(q, k, v, table, visible)  # fmt: skip
 
 
 WHOLE_ROWS = PackedAttention()

@@ -58,7 +58,6 @@ def packed_attention(
     table: jax.Array,
     seen: jax.Array,
     *,
-    kv_heads: int,
     window: int,
     instruction: int,
     interpret: bool = False,
@@ -71,7 +70,6 @@ def packed_attention(
       table: [B, S, 2·K], cosines and signed sines of the rotation, see `rope.table`.
       seen: int32[B, S, 3], for each query the place of the first key of its own utterance that it sees, and the first
         and the end of those of the instruction, which stands at the row's start. It sees none behind itself.
-      kv_heads: G.
       window: no query sees a key further back in its own utterance.
       instruction: no instruction is longer.
       interpret: without a TPU.
@@ -79,14 +77,14 @@ def packed_attention(
     Returns:
       [B, S, H·K].
     """
-    size, width = q.shape[1], k.shape[2] // kv_heads
+    size, width = q.shape[1], table.shape[2] // 2
     padding = -size % TILE
     q, k, v, table = (jnp.pad(x, [(0, 0), (0, padding), (0, 0)]) for x in (q, k, v, table))
     seen = jnp.pad(seen, [(0, 0), (0, padding), (0, 0)])
     places = -(-instruction // _ROWS) * _ROWS
     # As many more as fill whole vectors with the scores.
     before = -(-(places + window - 1) // _LANES) * _LANES - places
-    sizes = Sizes(q.shape[2] // width, kv_heads, width, size + padding, places, before, interpret)
+    sizes = Sizes(q.shape[2] // width, k.shape[2] // width, width, size + padding, places, before, interpret)
     return _attention(q, k, v, table, seen, sizes)[:, :size]
 
 
@@ -200,8 +198,7 @@ def _begin(k_ref, table_ref, keys_ref) -> jax.Array:
 
 
 def _softmax(tile, q_ref, v_ref, table_ref, seen_ref, keys_ref, sizes: Sizes):
-    """Rotated and scaled queries [Q, K], keys and values [C, K], weights float32[Q, C] and what makes each row sum to 1,
-    float32[Q, 1]."""
+    """Rotated and scaled queries [Q, K]; keys, values [C, K]; weights float32[Q, C]; 1 / their sum, float32[Q, 1]."""
     queries, near = pl.ds(tile * TILE, TILE), pl.ds(sizes.start(tile), sizes.near)
     q = _turned(q_ref[...], *_turning(table_ref[queries]))
     q = (q * sizes.width**-0.5).astype(q_ref.dtype)
@@ -241,5 +238,3 @@ def _turned(x, cos, sin):
 def _turned_back(x, cos, sin):
     """The transpose of `_turned`."""
     return x * cos + pltpu.roll(x * sin, x.shape[1] // 2, 1)
-
-

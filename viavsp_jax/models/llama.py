@@ -8,7 +8,6 @@ K head width, F feed-forward width, V vocabulary, N layers.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -19,12 +18,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
+from viavsp_jax.models.activation import Activation, gated
+from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention, heads
 from viavsp_jax.models.cache import Cache, attend
 from viavsp_jax.models.dropout import three_dropouts
 from viavsp_jax.models.lora import PROJECTIONS, Linear, LoRAConfig, Projection
 from viavsp_jax.models.quantize import Quantization
-from viavsp_jax.models.rope import RopeScaling, rotate
+from viavsp_jax.models.rope import RopeScaling, rotate, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LlamaConfig:
     biased: tuple[Projection, ...] = ()  # projections with a bias
     qk_norm: bool = False  # an RMSNorm over each head of q and k, before the rotation
     windows: tuple[int | None, ...] = ()  # of each layer: positions a token sees, its own included; None, (): all
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     # What only Gemma has.
     unit_offset: bool = False  # norms scale by 1 + w, in float32
     post_norms: bool = False  # norms behind attention and feed-forward, too
@@ -55,9 +55,9 @@ class LlamaConfig:
 
 
 # What the backward pass computes again instead of keeping it from the forward pass: nothing; all but the outputs of
-# matrix products, of attention and of the random generator; everything inside a layer.
+# matrix products and of attention; everything inside a layer.
 Remat = Literal["none", "elementwise", "layers"]
-KEPT = ("kept", "qkv", "attention", "middle", "ffn")  # of a layer under "elementwise"
+KEPT = ("qkv", "low", "attention", "middle", "ffn")  # of a layer under "elementwise"
 
 
 class RMSNorm(nnx.Module):
@@ -115,39 +115,29 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        positions: jax.Array,
-        frequencies: jax.Array | np.ndarray,
-        attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+        attention: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, Any]:
         """One layer.
 
         Args:
           x: [B, S, D].
-          positions: int32[B, S].
-          frequencies: float32[K / 2], of the rotation.
-          attention: takes q [B, S, H, K] and k, v [B, S, G, K] to [B, S, H·K].
+          attention: takes q [B, S, H·K] and k, v [B, S, G·K], not rotated yet, to [B, S, H·K] and whatever else.
           key: a PRNG key turns adapter dropout on.
 
-        Returns the new x, and this x's keys and values [B, S, G, K].
+        Returns the new x, and what else the attention returned.
         """
         c = self.config
         h = self.attention_norm(x)
-        q, k, v = (
-            projection(h, dropped).reshape(*h.shape[:2], -1, c.head_dim)
-            for projection, dropped in zip((self.q, self.k, self.v), self._dropped("qkv", h, key), strict=True)
-        )
+        projections = zip((self.q, self.k, self.v), self._dropped("qkv", h, key), strict=True)
+        q, k, v = checkpoint_name(tuple(projection(h, dropped) for projection, dropped in projections), "qkv")
         if c.qk_norm:
-            # Kept is what a norm reads: its gradient needs that, and all from there on is elementwise.
-            q, k = checkpoint_name((q, k), "qkv")
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate(one, positions, frequencies, c.rope_scaling.amplitude) for one in (q, k))
+            q, k = (norm(one.reshape(*one.shape[:2], -1, c.head_dim)).reshape(one.shape)
+                    for norm, one in ((self.q_norm, q), (self.k_norm, k)))  # fmt: skip
         if c.query_scale is not None:
             q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)  # attention itself scales by 1 / √K
-        if not c.qk_norm:
-            q, k = checkpoint_name((q, k), "qkv")
-        v = checkpoint_name(v, "qkv")
-        attended = checkpoint_name(attention(q, k, v), "attention")
+        attended, other = attention(q, k, v)
+        attended = checkpoint_name(attended, "attention")
         out = self.o(attended, *self._dropped("o", attended, key))
         if c.post_norms:
             x = x + self.attention_out_norm(checkpoint_name(out, "middle"))
@@ -155,12 +145,11 @@ class Block(nnx.Module):
             x = checkpoint_name(x + out, "middle")
         h = self.ffn_in_norm(x) if c.post_norms else self.ffn_norm(x)
         to_gate, to_up = self._dropped(("gate", "up"), h, key)
-        gate, up = checkpoint_name((self.gate(h, to_gate), self.up(h, to_up)), "ffn")
-        middle = (jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)) * up
+        middle = gated(*checkpoint_name((self.gate(h, to_gate), self.up(h, to_up)), "ffn"), c.activation)
         out = self.down(middle, *self._dropped(("down",), middle, key))
         if c.post_norms:
             out = self.ffn_out_norm(checkpoint_name(out, "ffn"))
-        return x + out, (k, v)
+        return x + out, other
 
     def _dropped(self, names: Sequence[Projection], x: jax.Array, key: jax.Array | None) -> Sequence[jax.Array]:
         """What the adapters of some projections of x read: x with a dropout for each, in training."""
@@ -215,35 +204,38 @@ class Llama(nnx.Module):
     def _run(
         self,
         x: jax.Array,
-        inputs: Any,
+        positions: jax.Array,
+        attention: Callable[..., tuple[jax.Array, Any]],
         reach: int | None,
-        layer: Callable[[Callable[..., Any], jax.Array, Any, jax.Array | None], tuple[jax.Array, Any]],
+        inputs: Any = None,
+        keys: jax.Array | None = None,
         remat: Remat = "none",
     ) -> tuple[jax.Array, Any]:
-        """Runs the layers one after the other: x, and what they return, stacked.
+        """Runs the layers one after the other on x [B, S, D]: the new x, and what `attention` returned, stacked.
 
         Args:
-          inputs: a tree of arrays [N, ...], of each layer; or None.
+          positions: int32[B, S].
+          attention: takes q, k, v as in `Block`; the table of their rotation; how many positions a token sees, which is
+            None where all layers see all of `reach`; and the layer's inputs.
           reach: positions between a token and the first that it could see, its own included; None: any number.
-          layer: takes a layer, as a function of x, positions, attention and a key; x; its inputs; and the number of
-            positions that its tokens see, which is None where all layers see all of `reach`.
+          inputs: a tree of arrays [N, ...], of each layer.
+          keys: a PRNG key of each layer.
         """
         c, (graph, params) = self.config, nnx.split(self.layers)
-        frequencies, local, windows = c.rope_scaling.frequencies(c.rope_theta, c.head_dim), None, None
-        if c.local_rope_theta is not None:
-            near = RopeScaling().frequencies(c.local_rope_theta, c.head_dim)
-            local = jnp.stack([frequencies if window is None else near for window in c.windows])
+        turning = table(
+            positions, c.rope_scaling.frequencies(c.rope_theta, c.head_dim), c.rope_scaling.amplitude, x.dtype
+        )
+        windows = local = None
         if any(window is not None and (reach is None or window < reach) for window in c.windows):
             windows = jnp.array([np.iinfo(np.int32).max if window is None else window for window in c.windows])
+        if c.local_rope_theta is not None:
+            near = table(positions, RopeScaling().frequencies(c.local_rope_theta, c.head_dim), 1.0, x.dtype)
+            local = jnp.array([window is not None for window in c.windows])
 
-        def body(x, inputs):
-            params, local, window, inputs = inputs
-
-            def run(x, positions, attention, key=None):
-                turning = frequencies if local is None else local
-                return nnx.merge(graph, params)(x, positions, turning, attention, key)
-
-            return layer(run, x, inputs, window)
+        def body(x, layer):
+            params, window, local, inputs, key = layer
+            here = turning if local is None else jnp.where(local, near, turning)
+            return nnx.merge(graph, params)(x, lambda q, k, v: attention(q, k, v, here, window, inputs), key)
 
         # Inside a scan there are no common subexpressions to keep apart.
         if remat == "elementwise":
@@ -251,7 +243,7 @@ class Llama(nnx.Module):
             body = jax.checkpoint(body, policy=kept, prevent_cse=False)
         elif remat == "layers":
             body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, (params, local, windows, inputs))
+        return jax.lax.scan(body, x, (params, windows, local, inputs, keys))
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: Remat
@@ -259,11 +251,11 @@ class Llama(nnx.Module):
         """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm."""
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
-        def layer(run, x, key, window):
-            attention = functools.partial(self.attention, segment_ids=segment_ids, positions=positions, seen=window)
-            return run(x, positions, attention, key)[0], None
+        def attention(q, k, v, turning, window, _):
+            return self.attention(q, k, v, turning, segment_ids, positions, window), None
 
-        return self._run(x, keys, min(self.attention.window or x.shape[1], x.shape[1]), layer, remat)[0]
+        reach = min(self.attention.window or x.shape[1], x.shape[1])
+        return self._run(x, positions, attention, reach, keys=keys, remat=remat)[0]
 
     def prefill(self, x: jax.Array, lengths: jax.Array, capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).
@@ -274,11 +266,11 @@ class Llama(nnx.Module):
         valid = (jnp.arange(size)[None] < lengths[:, None]).astype(jnp.int32)
         positions = jnp.tile(jnp.arange(size), (batch, 1))
 
-        def layer(run, x, _, window):
-            x, (k, v) = run(x, positions, lambda q, k, v: WHOLE_ROWS(q, k, v, valid, positions, window))
-            return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        def attention(q, k, v, turning, window, _):
+            attended = WHOLE_ROWS(q, k, v, turning, valid, positions, window)
+            return attended, (rotate(heads(k, turning), turning).swapaxes(1, 2), heads(v, turning).swapaxes(1, 2))
 
-        x, (k, v) = self._run(x, None, size, layer)
+        x, (k, v) = self._run(x, positions, attention, size)
         cache = Cache.empty(k, v, lengths, capacity, beams)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
         return self.logits(last), cache
@@ -293,10 +285,11 @@ class Llama(nnx.Module):
         now = cache.lengths + cache.steps
         positions = jnp.tile(now[:, None], (1, tokens.shape[1]))
 
-        def layer(run, x, past, window):
-            x, (k, v) = run(x, positions, lambda q, k, v: attend(q, k, v, cache.seen(past, visible, now, window)))
-            return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        def attention(q, k, v, turning, window, past):
+            q, k, v = (heads(one, turning) for one in (q, k, v))
+            q, k = rotate(q, turning), rotate(k, turning)
+            return attend(q, k, v, cache.seen(past, visible, now, window)), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         past = cache.prompt_k, cache.prompt_v, cache.k, cache.v
-        x, (k, v) = self._run(self.embed(tokens), past, None, layer)
+        x, (k, v) = self._run(self.embed(tokens), positions, attention, None, past)
         return self.logits(x), cache.with_tokens(k, v, visible, now)

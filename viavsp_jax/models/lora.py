@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from viavsp_jax.models.quantize import NF4Kernel, Quantization
@@ -52,7 +53,7 @@ class LoRA(nnx.Module):
         """x: [..., I] → [..., O] in x's dtype."""
         # As a matrix: gradients of weights that sum over two axes would copy x and the output's gradient transposed.
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ self.a[...].astype(x.dtype) * self.config.scale
+        low = checkpoint_name(rows @ self.a[...].astype(x.dtype) * self.config.scale, "low")
         return (low @ self.b[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 

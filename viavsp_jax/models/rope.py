@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
@@ -64,18 +65,20 @@ class RopeScaling:
         return np.clip(steps / np.float32(last - first or 0.001), 0, 1)
 
 
-def rotate(
-    x: jax.Array, positions: jax.Array, frequencies: jax.Array | np.ndarray, amplitude: float = 1.0
-) -> jax.Array:
-    """Turns pairs of dimensions, in LLaMA's half-split order, by position x frequency.
+def table(positions: jax.Array, frequencies: np.ndarray, amplitude: float, dtype: DTypeLike) -> jax.Array:
+    """Cosines and signed sines that turn a head by position x frequency: int32[B, S], float32[K / 2] → [B, S, 2·K].
 
-    x [B, S, H, K], positions int32[B, S], frequencies float32[K / 2] → [B, S, H, K]; the angles are float32.
+    The angles are float32.
     """
-    half = x.shape[-1] // 2
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, half)
+    angles = positions[:, :, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if amplitude != 1:
         cos, sin = cos * amplitude, sin * amplitude
-    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return jnp.concatenate([cos, cos, -sin, sin], -1).astype(dtype)
+
+
+def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Turns pairs of dimensions, in LLaMA's half-split order: [B, S, H, K], the `table` [B, S, 2·K] → [B, S, H, K]."""
+    cos, sin = jnp.split(table[:, :, None].astype(x.dtype), 2, -1)
+    first, second = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([second, first], -1) * sin
