@@ -61,12 +61,17 @@ def instruction_mask(
     return mask & (query_positions[:, :, None] - jnp.arange(key_ids.shape[1])[None, None] < seen)
 
 
-def stretches(segment_ids: jax.Array, positions: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-    """What each query sees, as the TPU kernel wants it, see `attention_tpu.packed_attention`: → int32[B, S, 3]."""
+def stretches(segment_ids: jax.Array, positions: jax.Array, shared: bool, seen: jax.Array | None = None) -> jax.Array:
+    """What each query sees, as the TPU kernel wants it, see `attention_tpu.packed_attention`: → int32[B, S, 3].
+
+    `shared`: whether the row begins with an instruction for all utterances.
+    """
     place = jnp.arange(segment_ids.shape[1])[None]
-    shared = jnp.sum(segment_ids == INSTRUCTION, 1, keepdims=True)
-    end = jnp.where(segment_ids > INSTRUCTION, shared, 0)  # of the instruction, for those that see it
-    own, begin = place - (positions - end), jnp.zeros_like(end)
+    first = segment_ids != jnp.pad(segment_ids, [(0, 0), (1, 0)], constant_values=-1)[:, :-1]
+    own = jax.lax.cummax(jnp.where(first, place, 0), axis=1)
+    length = jnp.sum(segment_ids == INSTRUCTION, 1, keepdims=True)
+    end = jnp.where(shared & (segment_ids > INSTRUCTION), length, 0)  # of the instruction, for those that see it
+    begin = jnp.zeros_like(end)
     if seen is not None:
         own, begin = jnp.maximum(own, place - seen + 1), jnp.maximum(begin, positions - seen + 1)
     return jnp.stack([own, begin, end], -1).astype(jnp.int32)
@@ -157,7 +162,7 @@ class PackedAttention:
                 q, k, v, table, visible, window=min(self.window or size, size), instruction=self.instruction
             )
 
-        size, visible = q.shape[1], stretches(segment_ids, positions, seen)
+        size, visible = q.shape[1], stretches(segment_ids, positions, self.instruction > 0, seen)
         if self.sharding is None:
             return attention(q, k, v, table, visible)
         spec = self.sharding.spec

@@ -34,7 +34,6 @@ class Sizes:
     size: int  # S, a multiple of TILE
     instruction: int  # I, a multiple of 16
     before: int  # keys in front of a tile, a multiple of 16
-    interpret: bool
 
     @property
     def near(self) -> int:
@@ -60,7 +59,6 @@ def packed_attention(
     *,
     window: int,
     instruction: int,
-    interpret: bool = False,
 ) -> jax.Array:
     """Attention of queries over what they see of their own row.
 
@@ -72,7 +70,6 @@ def packed_attention(
         and the end of those of the instruction, which stands at the row's start. It sees none behind itself.
       window: no query sees a key further back in its own utterance.
       instruction: no instruction is longer.
-      interpret: without a TPU.
 
     Returns:
       [B, S, H·K].
@@ -84,7 +81,7 @@ def packed_attention(
     places = -(-instruction // _ROWS) * _ROWS
     # As many more as fill whole vectors with the scores.
     before = -(-(places + window - 1) // _LANES) * _LANES - places
-    sizes = Sizes(q.shape[2] // width, k.shape[2] // width, width, size + padding, places, before, interpret)
+    sizes = Sizes(q.shape[2] // width, k.shape[2] // width, width, size + padding, places, before)
     return _attention(q, k, v, table, seen, sizes)[:, :size]
 
 
@@ -99,7 +96,6 @@ def _attention(q, k, v, table, seen, sizes: Sizes):
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_shapes=[pltpu.VMEM((c.size, c.width), k.dtype)],
         compiler_params=_PARAMETERS,
-        interpret=c.interpret,
         name="packed_attention",
     )(q, k, v, table, seen)
 
@@ -120,7 +116,6 @@ def _attention_bwd(sizes: Sizes, kept, d_out):
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         scratch_shapes=[pltpu.VMEM((c.size, c.width), k.dtype), totals, totals],
         compiler_params=_PARAMETERS,
-        interpret=c.interpret,
         name="packed_attention_backward",
     )(d_out, q, k, v, table, seen)
     return dq, dk, dv, None, None

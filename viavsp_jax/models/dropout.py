@@ -42,7 +42,8 @@ def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     an adapter. Which words come out does not depend on the mesh.
     """
     key_rows, key_columns = jax.random.split(key)
-    x = jax.random.bits(key_rows, (*shape[:-1], 1)) + jax.random.bits(key_columns, shape[-1:])
+    columns = (1,) * (len(shape) - 1) + shape[-1:]
+    x = jax.random.bits(key_rows, (*shape[:-1], 1)) + jax.random.bits(key_columns, columns)
     x = (x ^ x >> 16) * jnp.uint32(0x7FEB352D)
     x = (x ^ x >> 15) * jnp.uint32(0x846CA68B)
     return x ^ x >> 16

@@ -70,7 +70,7 @@ def table(positions: jax.Array, frequencies: np.ndarray, amplitude: float, dtype
 
     The angles are float32.
     """
-    angles = positions[:, :, None].astype(jnp.float32) * frequencies
+    angles = positions[:, :, None].astype(jnp.float32) * frequencies.reshape(1, 1, -1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if amplitude != 1:
         cos, sin = cos * amplitude, sin * amplitude

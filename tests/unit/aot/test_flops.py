@@ -178,13 +178,15 @@ def test_loops_branches_and_devices():
     assert count(shared) == one and count(each) == 2 * one
 
 
-def test_a_kernel_of_the_tpu_counts_the_tiles_in_its_window():
-    attention = PackedAttention(window=256, kernel="splash")
-    q = jax.ShapeDtypeStruct((1, 1024, 4, 128), jnp.bfloat16)
-    segment_ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
-    found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, segment_ids, segment_ids).jaxpr)
-    # 4 tiles of queries, each with its own keys and the tile of keys before, two products each.
-    assert found == 4 * 4 * 2 * (2 * 2 * 256 * 256 * 128)
+def test_a_kernel_of_the_tpu_counts_the_keys_of_each_tile():
+    attention = PackedAttention(window=256, kernel="tpu", instruction=20)
+    q = jax.ShapeDtypeStruct((1, 1024, 512), jnp.bfloat16)
+    table = jax.ShapeDtypeStruct((1, 1024, 256), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
+    found = flops.of_program(jax.make_jaxpr(attention)(q, q, q, table, ids, ids).jaxpr)
+    # For 4 heads and 4 tiles of 256 queries two products with the tile's own keys and 384 others, in whole vectors of
+    # 128: those of the instruction and of what stands before the tile.
+    assert found == 4 * 4 * 2 * (2 * 256 * 640 * 128)
 
 
 def test_convolutions_count_by_what_each_output_sums():

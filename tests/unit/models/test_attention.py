@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas import tpu as pltpu
 
 from viavsp_jax.models.attention import PackedAttention
+from viavsp_jax.models.rope import RopeScaling, rotate, table
 
 
 def make_rows(lengths, size, heads, groups, width):
@@ -25,6 +26,22 @@ def make_rows(lengths, size, heads, groups, width):
             # Those behind an instruction; attention without one does not look at positions.
             positions[row, start : start + length] = np.arange(length) + sizes[0] * (number > 1)
     return q, k, v, jnp.asarray(ids), jnp.asarray(positions)
+
+
+def by_heads(attention, seen=None, theta=None):
+    """`attention` of arrays with an axis of heads; without `theta`, nothing is rotated."""
+
+    def attend(q, k, v, ids, positions):
+        flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+        turning = turned(positions, q.shape[-1], theta)
+        return attention(*flat, turning, ids, positions, None if seen is None else jnp.int32(seen))
+
+    return attend
+
+
+def turned(positions, width, theta):
+    frequencies = np.zeros(width // 2) if theta is None else RopeScaling().frequencies(theta, width)
+    return table(positions, frequencies, 1.0, jnp.float32)
 
 
 def values_and_gradients(attention, q, k, v, ids, positions):
@@ -54,7 +71,7 @@ def with_full_mask(q, k, v, ids, positions, sees=10**6, instruction=False):
 @pytest.mark.parametrize("groups", [4, 2])
 def test_a_window_as_long_as_the_longest_utterance_changes_nothing(window, groups):
     rows = make_rows([(7, 7, 3, 6, 7), (2, 1, 7, 5), ()], 33, 4, groups, 8)
-    found = values_and_gradients(PackedAttention(window), *rows)
+    found = values_and_gradients(by_heads(PackedAttention(window)), *rows)
     for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
@@ -62,17 +79,17 @@ def test_a_window_as_long_as_the_longest_utterance_changes_nothing(window, group
 @pytest.mark.parametrize("window", [65, 66, 150])
 def test_a_window_of_several_blocks(window):
     rows = make_rows([(65, 60, 64, 3), (50, 65, 65)], 200, 2, 1, 8)
-    found = values_and_gradients(PackedAttention(window), *rows)
+    found = values_and_gradients(by_heads(PackedAttention(window)), *rows)
     for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
 @pytest.mark.parametrize("sees", [1, 5, 64, 70, 300])
-@pytest.mark.parametrize(("window", "kernel"), [(None, "xla"), (150, "xla"), (150, "splash")])
-def test_tokens_that_see_so_many_positions(sees, window, kernel):
-    """Of long utterances, in several blocks; the TPU kernel leaves that to XLA's."""
+@pytest.mark.parametrize("window", [None, 150])
+def test_tokens_that_see_so_many_positions(sees, window):
+    """Of long utterances, in several blocks."""
     rows = make_rows([(150, 50), (20, 130)], 200, 2, 1, 8)
-    attention = functools.partial(PackedAttention(window, kernel), seen=jnp.int32(sees))
+    attention = by_heads(PackedAttention(window), sees)
     expected = values_and_gradients(functools.partial(with_full_mask, sees=sees), *rows)
     for a, b in zip(values_and_gradients(attention, *rows), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -94,9 +111,7 @@ def test_utterances_that_share_an_instruction(case, sees, whole):
     rows = make_rows(lengths, size, 4, 2, 8)
     longest = max(sizes[0] for sizes in lengths if sizes)
     window = None if whole else max(sizes[0] + max(sizes[1:], default=0) for sizes in lengths if sizes)
-    attention = functools.partial(
-        PackedAttention(window, instruction=longest + 50 * whole), seen=None if sees is None else jnp.int32(sees)
-    )
+    attention = by_heads(PackedAttention(window, instruction=longest + 50 * whole), sees)
     masked = functools.partial(with_full_mask, sees=sees or 10**6, instruction=True)
     expected = values_and_gradients(masked, *rows)
     for a, b in zip(values_and_gradients(attention, *rows), expected, strict=True):
@@ -105,17 +120,34 @@ def test_utterances_that_share_an_instruction(case, sees, whole):
 
 def test_a_window_that_is_too_short_does():
     rows = make_rows([(20,)], 20, 2, 2, 8)
-    out, expected = (values_and_gradients(f, *rows)[0] for f in (PackedAttention(9), with_full_mask))
+    out, expected = (values_and_gradients(f, *rows)[0] for f in (by_heads(PackedAttention(9)), with_full_mask))
     np.testing.assert_allclose(out[:, :9], expected[:, :9], atol=2e-6)
     assert np.abs(out - expected)[:, 18:].max() > 0.01
 
 
-@pytest.mark.parametrize(("groups", "window"), [(2, 100), (1, None)])
-def test_the_tpu_kernel(groups, window, monkeypatch):
-    """The kernel itself, run by Pallas' interpreter."""
-    on_cpu = functools.partial(splash.make_splash_mha_single_device, interpret=True)
-    monkeypatch.setattr(splash, "make_splash_mha_single_device", on_cpu)
-    rows = make_rows([(100, 90, 71, 99), (7, 100)], 400, 2, groups, 128)
-    found = values_and_gradients(PackedAttention(window, "splash"), *rows)
-    for a, b in zip(found, values_and_gradients(with_full_mask, *rows), strict=True):
+TPU_CASES = {
+    "utterances alone": ([(100, 90, 71, 99), (7, 100)], 400, 100, 0, None),
+    "a row of less than a tile": ([(3, 40), (11, 60)], 100, 90, 11, None),
+    "a window of several tiles": ([(20, 300, 200), (1, 330)], 600, None, 20, None),
+    "tokens that see 40 positions": ([(50, 30, 90, 70), (9, 100, 80), ()], 300, 160, 50, 40),
+    "tokens that see none of the instruction": ([(9, 30, 90, 70)], 256, 128, 16, 1),
+}
+
+
+@pytest.mark.parametrize("heads, groups, width", [(2, 2, 128), (4, 2, 128), (2, 1, 256)])
+@pytest.mark.parametrize("case", TPU_CASES)
+def test_the_tpu_kernel(case, heads, groups, width):
+    """The kernel itself, run by Pallas' interpreter, rotation included."""
+    lengths, size, window, instruction, sees = TPU_CASES[case]
+    rows = make_rows(lengths, size, heads, groups, width)
+    with pltpu.force_tpu_interpret_mode():
+        attention = by_heads(PackedAttention(window, "tpu", instruction), sees, theta=50.0)
+        found = values_and_gradients(attention, *rows)
+
+    def rotated(q, k, v, ids, positions):
+        turning = turned(positions, width, 50.0)
+        q, k = rotate(q, turning), rotate(k, turning)
+        return with_full_mask(q, k, v, ids, positions, sees or 10**6, instruction > 0)
+
+    for a, b in zip(found, values_and_gradients(rotated, *rows), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,7 +1,5 @@
 """The language model against transformers' LlamaForCausalLM, float32; theta, eps and head width off the defaults."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from llama_pairs import HEAD_DIM, HEADS, LAYERS, MODULE, WHOLE, WIDTH, Pair, dra
 
 from viavsp_jax.models.attention import WHOLE_ROWS
 from viavsp_jax.models.cache import compact
-from viavsp_jax.models.rope import RopeScaling, rotate
+from viavsp_jax.models.rope import RopeScaling, rotate, table
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +62,12 @@ def test_every_stage_equals_transformers(tmp_path, kv_heads, tied):
     np.testing.assert_array_equal(x, pair.theirs.model.embed_tokens(torch.tensor(tokens)).detach())
     graph, params = split(pair.ours.layers)
     positions, ids = np.tile(np.arange(9), (2, 1)), jnp.ones((2, 9), int)
-    attention = functools.partial(WHOLE_ROWS, segment_ids=ids, positions=positions)
-    frequencies = RopeScaling().frequencies(37.0, HEAD_DIM)
-    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, positions, frequencies, attention)[0])
+    turning = table(positions, RopeScaling().frequencies(37.0, HEAD_DIM), 1.0, jnp.float32)
+
+    def attention(q, k, v):
+        return WHOLE_ROWS(q, k, v, turning, ids, positions), None
+
+    block = jax.jit(lambda params, x: nnx.merge(graph, params)(x, attention)[0])
     assert len(blocks) == LAYERS
     for i in range(LAYERS):
         theirs_in = x if i == 0 else blocks[i - 1].numpy()
@@ -84,7 +85,7 @@ def test_rotation_equals_transformers(pair):
     cos, sin = pair.theirs.model.rotary_emb(torch.tensor(x), torch.tensor(positions))
     q = torch.tensor(x).transpose(1, 2)
     theirs = apply_rotary_pos_emb(q, q, cos, sin)[0].transpose(1, 2)
-    ours = rotate(jnp.array(x), positions, RopeScaling().frequencies(37.0, HEAD_DIM))
+    ours = rotate(jnp.array(x), table(positions, RopeScaling().frequencies(37.0, HEAD_DIM), 1.0, jnp.float32))
     np.testing.assert_allclose(ours, theirs, atol=2e-5)  # angles up to 420 radians
 
 
