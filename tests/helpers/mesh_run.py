@@ -17,6 +17,7 @@ from configs import base
 from viavsp_jax import sharding, state
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
+from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
@@ -27,7 +28,7 @@ TINY = LlamaConfig(
     96, 128, 192, 2, 4, 2, 16, 1e4, 1e-5, False,
     biased=PROJECTIONS, qk_norm=True, windows=(5, None), post_norms=True, local_rope_theta=21.0,
 )  # fmt: skip
-B, T, S, L, E = 8, 24, 16, 6, 10
+B, T, S, P, L, E = 8, 24, 16, 3, 6, 10
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 EVERY = [
     {"data": data, "fsdp": fsdp, "tensor": -1} for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
@@ -48,7 +49,8 @@ def make_batch() -> dict[str, np.ndarray]:
         "frame_slot": np.sort(rng.integers(0, S + 1, (B, T))).astype(np.int32),
         "tokens": rng.integers(0, 96, (B, S)).astype(np.int32),
         "is_speech": rng.random((B, S)) < 0.5,
-        "segment_ids": np.sort(rng.integers(1, 3, (B, S))).astype(np.int32),
+        # An instruction of P positions and two utterances behind it.
+        "segment_ids": np.sort(np.append(np.ones((B, P)), rng.integers(2, 4, (B, S - P)), 1)).astype(np.int32),
         "positions": np.tile(np.arange(S, dtype=np.int32), (B, 1)),
         "label_index": rng.integers(0, S, (B, L)).astype(np.int32),
         "targets": rng.integers(0, 96, (B, L)).astype(np.int32),
@@ -58,11 +60,9 @@ def make_batch() -> dict[str, np.ndarray]:
 
 @functools.cache
 def model(quantization: str):
-    return jax.device_get(
-        state.split(
-            ViAVSP(ModelConfig(TINY, LoRAConfig(targets=PROJECTIONS), E, "float32", quantization), nnx.Rngs(params=0))
-        )
-    )
+    attention = PackedAttention(instruction=P)
+    config = ModelConfig(TINY, LoRAConfig(targets=PROJECTIONS), E, "float32", quantization, attention)
+    return jax.device_get(state.split(ViAVSP(config, nnx.Rngs(params=0))))
 
 
 def loss_and_gradients(quantization: str, sizes: dict[str, int]):

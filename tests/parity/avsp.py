@@ -24,6 +24,7 @@ from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import Prompt, instruction_text, load_prompt
 from viavsp_jax.llm_folder import llama_config
 from viavsp_jax.losses import label_loss
+from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 from viavsp_jax.prepare.manifest import read_manifest
@@ -92,9 +93,12 @@ def load_model(golden: Golden, kind: str, **encoder: Any) -> Model:
     width = weights["avfeat_to_llm.weight"].shape[1]
     # Dropout is off in all recordings.
     lora = LoRAConfig(rank, ALPHA, 0.0)
-    structure, trainable, _ = abstract_model(ModelConfig(llama_config(folder), lora, width, jnp.float32, **encoder))
+    prompt = load_prompt(folder, "</s>")
+    attention = PackedAttention(instruction=len(prompt.instruction("vi", "vi")))
+    config = ModelConfig(llama_config(folder), lora, width, jnp.float32, attention=attention, **encoder)
+    structure, trainable, _ = abstract_model(config)
     frozen = jax.tree.map(jnp.asarray, load_params(folder))
-    return Model(structure, learnt(others(trainable), weights), frozen, load_prompt(folder, "</s>"))
+    return Model(structure, learnt(others(trainable), weights), frozen, prompt)
 
 
 def record(golden: Golden, kind: str, number: str, modality: str) -> Arrays:
@@ -221,7 +225,7 @@ def packing_checks(golden: Golden, model: Model, kind: str) -> Iterator[Row]:
         log_probs = jax.nn.log_softmax(model.logits(batch))
         nll = -np.take_along_axis(log_probs, batch["targets"][..., None], -1)[..., 0] * batch["weights"]
         owner = np.take_along_axis(batch["segment_ids"], batch["label_index"], 1)
-        found = [nll[row, owner[row] == segment].sum() for row in range(rows) for segment in range(1, owner.max() + 1)]
+        found = [nll[row, owner[row] == segment].sum() for row in range(rows) for segment in range(2, owner.max() + 1)]
         found = [loss for loss in found if loss > 0]
         yield close(f"{kind} losses of {len(losses)} clips, {title}", sorted(found), sorted(losses), WHOLE)
 

@@ -11,6 +11,7 @@ from tiny_llama import FEATURES, LORA, SENTENCES
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.llm_folder import llama_config
+from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 
 TOLERANCE = 1e-5
@@ -18,7 +19,9 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def model(llm) -> ViAVSP:
-    made = ViAVSP(ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32), nnx.Rngs(params=0))
+    attention = PackedAttention(instruction=len(load_prompt(llm, "</s>").instruction("vi", "vi")))
+    config = ModelConfig(llama_config(llm), LORA, FEATURES, jnp.float32, attention=attention)
+    made = ViAVSP(config, nnx.Rngs(params=0))
     for projection in (made.llm.layers.q, made.llm.layers.k, made.llm.layers.v):
         projection.lora.b[...] = jax.random.normal(jax.random.key(1), projection.lora.b.shape)
     return made
