@@ -39,7 +39,8 @@ from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
-from viavsp_jax.models.quantize import Quantization, round_trip
+from viavsp_jax.models.nf4 import round_trip
+from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.prepare.features import modeling_avhubert
 from viavsp_jax.prepare.features.provenance import encoder_and_centers, longest_clip
 from viavsp_jax.prepare.kmeans import load_centers
