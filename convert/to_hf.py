@@ -117,7 +117,8 @@ def merged(
       llm: the converted language-model folder.
       tensor: which one.
       adapters: trained weights by our path, numpy float32; those of other tensors are passed over.
-      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against.
+      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against;
+        after int8, whose rounding is near that of bfloat16, into the weights as they were before it.
 
     Sums are float32, the result is in the stored dtype.
     """

@@ -12,7 +12,6 @@ from viavsp_jax.models.int8 import Int8Kernel
 from viavsp_jax.models.nf4 import NF4Kernel
 
 Quantization = Literal["none", "int8", "nf4"]
-QuantizedKernel = Int8Kernel | NF4Kernel
 
 KERNELS: dict[Quantization, type[Int8Kernel] | type[NF4Kernel]] = {"int8": Int8Kernel, "nf4": NF4Kernel}
 
