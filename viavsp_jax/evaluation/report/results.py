@@ -19,7 +19,14 @@ Report = dict[str, Any]
 About = Mapping[str, Any]  # the fields of ABOUT
 
 FILE = "report.json"
-ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "decoding")  # the first and the third in every version
+ABOUT = (
+    "checkpoint",
+    "weights",
+    "split",
+    "dtype",
+    "quantization",
+    "decoding",
+)  # the first and the third in every version
 RESERVED = (*ABOUT, "evaluations", "analysis")
 
 
