@@ -30,9 +30,11 @@ def get_config() -> ml_collections.ConfigDict:
             # Closes every label, and ends what is decoded. "": the tokenizer's own EOS. Where it is that, and
             # the model's generation_config.json or config.json lists it among others, these end it, too.
             "end_token": "</s>",
-            # none: frozen weights in `dtype`. nf4: kernels of the layers in 4 bits, as bitsandbytes makes them. The
-            # reference trains its adapters against nf4, to fit one GPU; in bfloat16 the 2.77 B weights take 5.5 GB,
-            # which a TPU chip or a slice of them has, and no step spends time on dequantisation.
+            # none: frozen weights in `dtype`. int8: kernels of the layers in 8 bits, with a scale for each output, for
+            # decoding, which waits for weights to be read; with --mode=eval it does for checkpoints of `none`, too, and
+            # the other way round, for exports always are of the weights before they were rounded. nf4: in 4 bits, as
+            # bitsandbytes makes them. The reference trains its adapters against nf4, to fit one GPU; in bfloat16 the
+            # 2.77 B weights take 5.5 GB, which a TPU chip or a slice of them has, and no time goes into dequantisation.
             "quantization": "none",
         },
         "prompt": {

@@ -39,7 +39,8 @@ from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig, merge_adapter
-from viavsp_jax.models.quantize import Quantization, round_trip
+from viavsp_jax.models.nf4 import round_trip
+from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.prepare.features import modeling_avhubert
 from viavsp_jax.prepare.features.provenance import encoder_and_centers, longest_clip
 from viavsp_jax.prepare.kmeans import load_centers
@@ -116,7 +117,8 @@ def merged(
       llm: the converted language-model folder.
       tensor: which one.
       adapters: trained weights by our path, numpy float32; those of other tensors are passed over.
-      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against.
+      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against;
+        after int8, whose rounding is near that of bfloat16, into the weights as they were before it.
 
     Sums are float32, the result is in the stored dtype.
     """

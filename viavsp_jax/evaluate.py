@@ -86,6 +86,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
         "dtype": experiment.settings.dtype,
         "decoding": dataclasses.asdict(c.decoding),
     }
+    if (quantization := experiment.settings.llm.quantization) != "none":  # else as in reports of earlier versions
+        about["quantization"] = quantization
     # Every process asks: Orbax lets them wait for each other.
     changed = settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)

@@ -22,7 +22,8 @@ from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.avhubert.config import AVHubertConfig, BatchNormStatistics, EncoderTraining
 from viavsp_jax.models.llama import LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import BLOCK, Quantization, quantize_stack
+from viavsp_jax.models.nf4 import BLOCK
+from viavsp_jax.models.quantize import Quantization, quantize_stack
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 from viavsp_jax.optimizer import OptimizerSettings
 from viavsp_jax.runtime import programs
@@ -170,8 +171,8 @@ class Experiment:
         for kernel, shape in self.to_quantize.items():
             shardings = {path[-1]: target.sharding for path, target in frozen.items() if path[:-1] == kernel}
             (stack,) = flatten_dict(llm_folder.load_llm(folder, unflatten_dict({kernel: shape}))).values()
-            to_nf4 = programs.jit(self.mesh, quantize_stack, out_shardings=shardings)
-            weights[kernel] = jax.block_until_ready(to_nf4(stack))
+            quantize = programs.jit(self.mesh, quantize_stack, static_argnums=1, out_shardings=shardings)
+            weights[kernel] = jax.block_until_ready(quantize(stack, self.settings.llm.quantization))
             del stack  # before the next one is read
         return {"llm": unflatten_dict(weights)}
 
@@ -179,7 +180,7 @@ class Experiment:
 def stacks_to_quantize(llm: LanguageModelSettings, llama: LlamaConfig, mesh: Mesh, stored_dtype: DTypeLike) -> Stacks:
     """The kernels that `config.llm.quantization` is about, in the shape and dtype that they are stored in.
 
-    Raises InputError for a kernel that does not fit its blocks.
+    Raises InputError for a kernel that does not fit the blocks of nf4.
     """
     if llm.quantization == "none":
         return {}
@@ -188,7 +189,7 @@ def stacks_to_quantize(llm: LanguageModelSettings, llama: LlamaConfig, mesh: Mes
     frozen = sharding.with_sharding(frozen, sharding.shard_params(mesh, frozen))
     stacks = {path: shape for path, shape in flatten_dict(frozen["llm"]).items() if path[-1] == "kernel"}
     for path, shape in stacks.items():
-        if shape.shape[1] % BLOCK:
+        if llm.quantization == "nf4" and shape.shape[1] % BLOCK:
             raise InputError(
                 f"{llm.path or 'the language model'}: {'/'.join(path)} has {shape.shape[1]} inputs, "
                 f"config.llm.quantization=nf4 needs a multiple of {BLOCK}"
@@ -294,7 +295,8 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.lora.rslora": settings.lora.rslora,
         "config.data.feature_width": settings.data.feature_width,
         "language model sha256": conversion["sha256"],
-        "config.llm.quantization": llm.quantization,
+        # int8 rounds the same weights once more, as a dtype does; nf4 moves them so far that adapters learn to mend it.
+        "config.llm.quantization": "nf4" if llm.quantization == "nf4" else "none",
         **prompt_fits(prompt),
     }
     return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=config.to_json())

@@ -41,7 +41,7 @@ class ViAVSPConfig(PretrainedConfig):
           feature_width: values of a frame that the encoder hands to the projector.
           end_token: closes every text.
           decoding: the search, in the words of transformers' `generate`, as the training's config has it.
-          quantization: how the language model was stored in training, none or nf4.
+          quantization: how the language model was stored in training: none, int8 (which is used as none is) or nf4.
           recognition_instruction, translation_instruction: what the model is asked, the second one where other
             languages than Vietnamese are spoken or wanted; {source} and {target} stand for them.
           languages: their names in an instruction, by code.

@@ -6,6 +6,7 @@ takes every shape that 8 devices have.
 """
 
 import functools
+import itertools
 import sys
 
 import jax
@@ -72,7 +73,7 @@ def loss_and_gradients(quantization: str, sizes: dict[str, int]):
     trainable, frozen = (jax.device_put(x, sharding.shard_params(mesh, x)) for x in (trainable, frozen))
     batch = sharding.put_batch(mesh, make_batch())
     kernel = frozen["llm"]["layers"]["up"]["kernel"]
-    inputs, stored = (128, kernel) if quantization == "none" else (64, kernel["codes"])
+    inputs, stored = (64 if quantization == "nf4" else 128), (kernel if quantization == "none" else kernel["codes"])
     pieces = {piece.data.shape for piece in stored.addressable_shards}
     assert pieces == {(2, inputs // mesh.shape["fsdp"], 192 // mesh.shape["tensor"])}, pieces
     rows = batch["tokens"].addressable_shards[0].data.shape[0]
@@ -85,29 +86,29 @@ def loss_and_gradients(quantization: str, sizes: dict[str, int]):
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(trainable, frozen, batch))
 
 
-def check_quantization(sizes: dict[str, int]) -> None:
+def check_quantization(quantization: str, sizes: dict[str, int]) -> None:
     """Kernels that are quantised where they lie get the codes they get on one device."""
-    whole, quantized = ({"llm": {"layers": model(name)[2]["llm"]["layers"]}} for name in ("none", "nf4"))
+    whole, quantized = ({"llm": {"layers": model(name)[2]["llm"]["layers"]}} for name in ("none", quantization))
     mesh = make_mesh(sizes)
     placed = jax.device_put(whole, sharding.shard_params(mesh, whole))
     shardings = sharding.shard_params(mesh, quantized)
     for name in ("q", "down"):
         kernel, target, expected = (tree["llm"]["layers"][name]["kernel"] for tree in (placed, shardings, quantized))
-        found = jax.jit(quantize_stack, out_shardings=target)(kernel)
+        found = jax.jit(quantize_stack, static_argnums=1, out_shardings=target)(kernel, quantization)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def main() -> None:
     assert jax.device_count() == 8
     shapes = EVERY if sys.argv[1:] == ["every"] else [ALL_AXES, FSDP, TENSOR]
-    for quantization, meshes in (("none", shapes), ("nf4", [ALL_AXES])):
+    for quantization, meshes in (("none", shapes), ("int8", [ALL_AXES]), ("nf4", [ALL_AXES])):
         expected = loss_and_gradients(quantization, ONE_DEVICE)
         for sizes in meshes:
             found = loss_and_gradients(quantization, sizes)
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    for sizes in (FSDP, ALL_AXES):
-        check_quantization(sizes)
+    for quantization, sizes in itertools.product(("int8", "nf4"), (FSDP, ALL_AXES)):
+        check_quantization(quantization, sizes)
     print("equal")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.rows import Golden, Row, exact, worst
-from viavsp_jax.models.quantize import LEVELS, SCALE_LEVELS, dequantize, quantize
+from viavsp_jax.models.nf4 import LEVELS, SCALE_LEVELS, dequantize, quantize
 
 STATE = "quant_state.bitsandbytes__nf4"
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
+from flax import nnx, traverse_util
 from whole_search import decode
 
 from convert import from_hf
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
+from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import abstract_model
 
@@ -91,3 +92,47 @@ def test_logits_and_greedy_text(models, prompt):
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
     assert text[0, 0].tolist() == generated[0, length:].tolist()
     assert len(set(text[0, 0].tolist())) > 10
+
+
+def quantized(llm, quantization):
+    """The model with its kernels rounded to bfloat16, then quantised; it computes in float32 still."""
+    config = ModelConfig(llm.config, LoRAConfig(), 8, jnp.float32, quantization)
+    structure, trainable, _ = abstract_model(config)
+    trainable = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trainable)
+    frozen = {}
+    for path, value in traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(llm))).items():
+        if "lora" in path:
+            continue
+        stored = value.astype(jnp.bfloat16)
+        if path[-1] != "kernel" or quantization == "none":
+            frozen[path] = stored.astype(jnp.float32)
+        else:
+            frozen |= {(*path, name): part for name, part in quantize_stack(stored, quantization).items()}
+    return nnx.merge(structure, trainable, {"llm": traverse_util.unflatten_dict(frozen)}).llm
+
+
+def test_int8_is_near_float32_and_nf4_is_not(models):
+    """Means over 256 tokens: KL divergence of the next token's distribution from float32, and its likeliest token."""
+    _, tokenizer, ours = models
+    text = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    tokens = jnp.asarray(tokenizer(text)["input_ids"][:256])[None]
+
+    def predicted(llm):
+        graph, params = nnx.split(llm)
+
+        @jax.jit
+        def run(params):
+            model = nnx.merge(graph, params)
+            hidden = model(model.embed(tokens), jnp.ones_like(tokens), jnp.arange(256)[None], None, "none")
+            return jax.nn.log_softmax(model.logits(hidden)[0])
+
+        return np.asarray(run(params), np.float64)
+
+    exact = predicted(ours)
+    divergence, same = {}, {}
+    for quantization in ("none", "int8", "nf4"):
+        found = predicted(quantized(ours, quantization))
+        divergence[quantization] = (np.exp(exact) * (exact - found)).sum(-1).mean()
+        same[quantization] = (found.argmax(-1) == exact.argmax(-1)).mean()
+    assert 0 < divergence["none"] < divergence["int8"] < 0.01 < divergence["nf4"], divergence
+    assert same["int8"] > 0.95 > same["nf4"], same

@@ -22,7 +22,7 @@ WRONG = {
     "llm.end_token": (" ", "</s> "),
     "prompt.instruction": (" ", "Write {language}: ", "{", None),
     "prompt.chat": ("yes", 1),
-    "llm.quantization": ("int8",),
+    "llm.quantization": ("int4", None),
     "lora.rank": (0, -1),
     "lora.alpha": (0.0, float("inf")),
     "lora.dropout": (1.0, 2.0, -0.1),

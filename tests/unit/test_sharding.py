@@ -11,7 +11,7 @@ from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.runtime.errors import InputError
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_every_weight_has_a_rule(quantization):
     mesh = sharding.make_mesh(read_settings(base.get_config()).mesh)
     _, trainable, frozen = state.abstract_model(ModelConfig(TINY, LoRAConfig(), 10, "float32", quantization))

@@ -163,7 +163,7 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """The language model. It computes in `dtype`, and stores its frozen weights in it.
 
-    `quantization` is of the kernels of the layers: none, or nf4, which stores them in 4 bits a weight.
+    `quantization` is of the kernels of the layers: none, or int8 or nf4, which store them in 8 or 4 bits a weight.
     """
 
     def __init__(

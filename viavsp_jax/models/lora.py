@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from viavsp_jax.models.quantize import NF4Kernel, Quantization
+from viavsp_jax.models.quantize import KERNELS, Quantization
 
 # The projections of a layer, which may have adapters.
 Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -73,13 +73,14 @@ class Linear(nnx.Module):
         bias: bool = False,
     ):
         kernel = jax.random.normal(rngs.params(), (stack, inputs, outputs), dtype) * inputs**-0.5
-        self.kernel = NF4Kernel(kernel) if quantization == "nf4" else nnx.Param(kernel.astype(dtype))
+        quantized = KERNELS.get(quantization)
+        self.kernel = quantized(kernel) if quantized else nnx.Param(kernel.astype(dtype))
         self.bias = nnx.Param(jnp.zeros((stack, outputs), dtype)) if bias else None
         self.lora = LoRA(lora, inputs, outputs, stack=stack, rngs=rngs) if lora else None
 
     def __call__(self, x: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
         """x: [..., I] → [..., O]; the adapter reads `dropped` if given. Called on one layer's slice of the stack."""
-        y = self.kernel(x) if isinstance(self.kernel, NF4Kernel) else x @ self.kernel[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype) if isinstance(self.kernel, nnx.Param) else self.kernel(x)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         return y if self.lora is None else y + self.lora(x if dropped is None else dropped)

@@ -10,7 +10,7 @@ import pytest
 import viavsp_jax
 from viavsp_jax.aot import topology
 from viavsp_jax.integrity import checksum
-from viavsp_jax.models.quantize import round_trip
+from viavsp_jax.models.nf4 import round_trip
 from viavsp_jax.runtime import programs
 
 PACKAGE = pathlib.Path(viavsp_jax.__file__).parent
@@ -22,7 +22,7 @@ def test_no_other_place_makes_programs_that_multiply():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.jit" for node in ast.walk(tree)):
             made.add(path.relative_to(PACKAGE).as_posix())
-    assert made == {"runtime/programs.py", "integrity.py", "models/quantize.py"}
+    assert made == {"runtime/programs.py", "integrity.py", "models/nf4.py"}
     kernel = jnp.zeros((1, 64, 2))
     assert "dot_general" not in f"{jax.make_jaxpr(round_trip)(kernel)} {jax.make_jaxpr(checksum)([kernel])}"
 

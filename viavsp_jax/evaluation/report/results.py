@@ -19,7 +19,14 @@ Report = dict[str, Any]
 About = Mapping[str, Any]  # the fields of ABOUT
 
 FILE = "report.json"
-ABOUT = ("checkpoint", "weights", "split", "dtype", "decoding")  # the first and the third in every version
+ABOUT = (
+    "checkpoint",
+    "weights",
+    "split",
+    "dtype",
+    "quantization",
+    "decoding",
+)  # the first and the third in every version
 RESERVED = (*ABOUT, "evaluations", "analysis")
 
 
@@ -39,7 +46,7 @@ def search_of(about: About) -> str:
         return "not recorded"
     usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
     search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
-    return ", ".join([*search, str(about["dtype"])])
+    return ", ".join([*search, *(str(about[name]) for name in ("dtype", "quantization") if name in about)])
 
 
 def table_path(workdir: epath.PathLike, key: str) -> epath.Path:

@@ -29,7 +29,7 @@ from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.quantize import BLOCK, LEVELS, dequantize, quantize, quantize_stack, round_trip
+from viavsp_jax.models.nf4 import BLOCK, LEVELS, dequantize, quantize, quantize_stack, round_trip
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import InputError
