@@ -91,19 +91,18 @@ def estimate(program: Program, chip: Chip, kernels: dict[str, float], steps: int
 
     Loops count as often as they run, those whose end depends on data `steps` times, of branches the dearest.
     """
-    lines: list[Line] = []
 
-    def visit(name: str, runs: int) -> collections.Counter[str]:
-        """Seconds of all runs of a computation, by kind."""
+    def visit(name: str, runs: int) -> Estimate:
+        """Of all runs of a computation, without what is sent."""
         computation = program.computations[name]
-        own, within, moved = collections.Counter(), collections.Counter(), 0
+        own, moved, lines, parts = collections.Counter(), 0, [], []
         for one in computation.values():
             if one.opcode == "while":
-                within += visit(one.attribute("body"), runs * program.trips(one, steps))
+                parts.append(visit(one.attribute("body"), runs * program.trips(one, steps)))
             elif one.opcode == "conditional":
-                within += max((visit(branch, runs) for branch in one.called), key=lambda costs: costs.total())
+                parts.append(max((visit(branch, runs) for branch in one.called), key=lambda part: part.seconds.total()))
             elif one.opcode == "call":
-                within += visit(one.called[0], runs)
+                parts.append(visit(one.called[0], runs))
             else:
                 moved += memory_bytes(one, computation, program)
                 if spent := runs * _seconds(one, chip, kernels):
@@ -111,13 +110,13 @@ def estimate(program: Program, chip: Chip, kernels: dict[str, float], steps: int
                     own[kind] += spent
                     lines.append(Line(spent, runs, kind, one.name, one.result, _source(one, program)))
         own["memory"] += max(0.0, runs * moved / chip.hbm_bandwidth - own.total())
-        return own + within
+        return Estimate(sum((part.seconds for part in parts), own), sum((part.lines for part in parts), lines))
 
-    total = visit(program.entry, 1)
+    whole = visit(program.entry, 1)
     for kind, size in bytes_by_kind(program, steps).items():
         bandwidth = chip.network_bandwidth if kind == "send" else chip.link_bandwidth
-        total["collectives"] += (2 if kind == "all-reduce" else 1) * size / bandwidth
-    return Estimate(total, sorted(lines, key=lambda line: -line.seconds))
+        whole.seconds["collectives"] += (2 if kind == "all-reduce" else 1) * size / bandwidth
+    return Estimate(whole.seconds, sorted(whole.lines, key=lambda line: -line.seconds))
 
 
 def _seconds(one: Instruction, chip: Chip, kernels: dict[str, float]) -> float:
@@ -149,7 +148,9 @@ def memory_bytes(one: Instruction, computation: Computation, program: Program) -
             for place, operand in enumerate(one.operands)
             if any(array.space == 0 for array in computation[operand].arrays)
         )
-        return read + sum(_written(root, body, program) for root in _roots(body))
+        # Several results of one root, as of a reduction of two arrays at once, lie in one place.
+        written = zip(one.arrays, _roots(body), strict=False)
+        return read + sum(_written(root, body, program) for array, root in written if array.space == 0)
     if one.opcode in _SLICES:
         moved = computation[one.operands[1]] if one.opcode == "dynamic-update-slice" else one
         return 2 * _size(moved)
@@ -201,6 +202,7 @@ def _read(source: Instruction, body: Computation, program: Program) -> int:
 
 
 def _written(root: Instruction, body: Computation, program: Program) -> int:
+    """Bytes of a fused computation's result that are new."""
     if root.opcode == "bitcast" and body[root.operands[0]].opcode != "parameter":
         return _written(body[root.operands[0]], body, program)
     if root.opcode == "dynamic-update-slice":
@@ -208,7 +210,7 @@ def _written(root: Instruction, body: Computation, program: Program) -> int:
     if root.opcode == "fusion":
         inner = program.computations[root.called[0]]
         return sum(_written(one, inner, program) for one in _roots(inner))
-    return _size(root)
+    return sum(array.bytes for array in root.arrays)
 
 
 def kind_of(one: Instruction, computation: Computation, program: Program) -> str:

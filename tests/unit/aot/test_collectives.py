@@ -1,15 +1,12 @@
 """Bytes of collectives: of a program whose collectives are known, and of what only the TPU's compiler writes."""
 
-import os
 import textwrap
 
 import jax
 import jax.numpy as jnp
-import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from viavsp_jax.aot import collectives, hlo
-from viavsp_jax.aot.topology import load_topology
 
 N = 1024
 
@@ -33,17 +30,8 @@ def program(x):
     return jax.lax.while_loop(running, body, (0, x))[1]
 
 
-@pytest.fixture
-def devices():
-    """Of a TPU; its variables are not to reach other tests."""
-    before = dict(os.environ)
-    yield load_topology("v5e:2x2").devices
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def test_a_known_program(devices):
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+def test_a_known_program(slice_of_four):
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,), devices=slice_of_four.devices)
     rows = PartitionSpec("rows")
     f = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))
     x = jax.ShapeDtypeStruct((4, 8, N), jnp.float32, sharding=NamedSharding(mesh, rows))
