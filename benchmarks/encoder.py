@@ -33,7 +33,6 @@ from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.runtime.errors import reported_to_user
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # of values up to about 5
-SIZE = 4096  # of the square matrices that are multiplied
 
 
 def make_clips(count: int) -> list[Media]:
@@ -58,29 +57,29 @@ def encode(encoder: Encoder, clips: list[Media], batch_size: int) -> list[np.nda
     return [features for batch in fetched for features in batch]
 
 
-def product_rate(multiply: Callable[[], object]) -> float:
-    """FLOP/s of the best of five products of large matrices, after a first one."""
+def product_rate(multiply: Callable[[], object], size: int) -> float:
+    """FLOP/s of the best of five products of square matrices of this size, after a first one."""
     multiply()
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         multiply()
         seconds.append(time.perf_counter() - start)
-    return 2 * SIZE**3 / min(seconds)
+    return 2 * size**3 / min(seconds)
 
 
-def product_rates(dtype: str) -> dict[str, float]:
+def product_rates(dtype: str, size: int) -> dict[str, float]:
     """Of JAX and of PyTorch, on the devices that they encode on."""
-    ours = jnp.ones((SIZE, SIZE), dtype)
-    theirs = torch.ones(SIZE, SIZE, dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
+    ours = jnp.ones((size, size), dtype)
+    theirs = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
 
     def with_torch():
         return (theirs @ theirs)[0, 0].item()
 
     multiply = jax.jit(jnp.matmul)
     return {
-        "JAX": product_rate(lambda: multiply(ours, ours).block_until_ready()),
-        "PyTorch": product_rate(with_torch),
+        "JAX": product_rate(lambda: multiply(ours, ours).block_until_ready(), size),
+        "PyTorch": product_rate(with_torch, size),
     }
 
 
@@ -114,12 +113,15 @@ def main(arguments: list[str] | None = None) -> Comparison:
     parser.add_argument("--clips", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="clips encoded at a time (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=24, help="transformer layers (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=1024, help="of them, of 64 for each head (default: %(default)s)")
+    parser.add_argument("--products", type=int, default=4096, help="size of the matrices (default: %(default)s)")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="(default: %(default)s)")
     add_flags(parser)
     args = parser.parse_args(arguments)
-    model = make_encoder(AVHubertConfig(num_layers=args.layers))
+    sizes = {"embed_dim": args.width, "num_heads": args.width // 64, "ffn_dim": 4 * args.width}
+    model = make_encoder(AVHubertConfig(num_layers=args.layers, **sizes))
     comparison = run(model, make_clips(args.clips), args.batch_size, args.dtype, args.rounds)
-    work, peaks = encoder_flops(model.config, FRAMES), product_rates(args.dtype)
+    work, peaks = encoder_flops(model.config, FRAMES), product_rates(args.dtype, args.products)
     shares = {
         name: f"{np.median(rates) * work / peaks[name.split(',')[0]]:.1%}" for name, rates in comparison.rates.items()
     }

@@ -26,6 +26,7 @@ from viavsp_jax.data.examples import Example
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.viavsp import ViAVSP
+from viavsp_jax.settings import DTYPES
 
 Tree = dict[str, Any]
 
@@ -78,7 +79,8 @@ class TorchModel:
 
 
 def add_size_flags(parser: argparse.ArgumentParser, default: LlamaConfig) -> None:
-    """The flags of `sizes`."""
+    """The flags of `sizes`, and the dtype of `prepare`."""
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, elsewhere bfloat16")
     for flag, value in (
         ("layers", default.num_layers),
         ("heads", default.num_heads),
@@ -153,7 +155,7 @@ def prepare(
     clips = draw_clips(max(splits.values()), args.feature_width, llama.vocab_size)
     write_shards(folder, {split: clips[:count] for split, count in splits.items()})
     settings |= {"data.path": str(folder), "data.feature_width": args.feature_width}
-    return make_model(llama, dtype=compute_dtype(), **settings), clips
+    return make_model(llama, dtype=args.dtype or compute_dtype(), **settings), clips
 
 
 def with_adapters(trainable: Tree, key: jax.Array) -> Tree:

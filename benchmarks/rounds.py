@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +20,10 @@ from tqdm import tqdm
 from viavsp_jax.runtime.options import new_file, whole
 from viavsp_jax.runtime.tables import aligned
 
-PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "grain", "torch", "transformers", "peft", "numpy")
+PACKAGES = (
+    "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
+    "flax", "grain", "torch", "transformers", "peft", "numpy",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +98,23 @@ def machine() -> dict[str, str]:
         "jax devices": f"{len(devices)} × {devices[0].device_kind}",
         "torch device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch threads": str(torch.get_num_threads()),
-    }
+    } | gpu()
     return found | {
         "versions": ", ".join(
             f"{name} {number}" for name, number in ({"python": platform.python_version()} | versions).items()
         ),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def gpu() -> dict[str, str]:
+    """The NVIDIA GPU that the driver shows, if any."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    asked = ("name", "memory.total", "driver_version")
+    command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30).stdout.splitlines()
+    return {f"GPU {number} ({', '.join(asked)})": line for number, line in enumerate(found)}
 
 
 def processor() -> str:

@@ -90,12 +90,13 @@ def batch_loss(model: TorchModel, clips: Sequence[Clip]) -> torch.Tensor:
 
 
 def label_only_batch_loss(model: TorchModel, clips: Sequence[Clip]) -> torch.Tensor:
-    """The same with logits at the label positions only, which transformers offers since version 5."""
+    """The same with logits at the label positions only: the model without its head, then the head on these."""
     x, labels = padded(model, clips)
     shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     wanted = shifted != IGNORED
-    logits = model.llm(inputs_embeds=x, use_cache=False, logits_to_keep=wanted).logits
-    return cross_entropy(logits.float(), shifted[wanted])
+    llm = model.llm.get_base_model()  # with its adapters, which stand in its layers
+    hidden = llm.model(inputs_embeds=x, use_cache=False).last_hidden_state
+    return cross_entropy(llm.lm_head(hidden[wanted]).float(), shifted[wanted])
 
 
 class Training:

@@ -12,7 +12,7 @@ cores.
     batched PyTorch       transformers + peft: clips padded to the longest of the batch, SDPA without a mask (causal
                           attention needs none for padding on the right), one index_add for all runs, labels in and
                           loss out; the fastest of --batches
-    …, logits at labels   the same with the boolean `logits_to_keep` of transformers 5, which few know
+    …, logits at labels   the same, but that its head runs at label positions only, which few do
 
 PyTorch finds its clips in memory, as tensors. The encoder runs on no side: the reference runs it in every update.
 """
@@ -53,6 +53,12 @@ class PackedTraining:
         trainable = jax.tree.map(jnp.copy, model.trainable)  # the step takes them over
         places = jax.tree.map(lambda x: x.sharding, train.abstract_state(experiment, optimizer))
         self.state = jax.device_put(TrainState(jnp.int32(0), trainable, optimizer.init(trainable)), places)
+        self.clips = 0  # in all updates so far
+
+    @property
+    def clips_per_update(self) -> float:
+        """Mean of all updates so far."""
+        return self.clips / int(self.state.step)
 
     def __call__(self) -> int:
         pending = []
@@ -60,7 +66,9 @@ class PackedTraining:
             batch = sharding.put_batch(self.mesh, next(self.batches))
             self.state, metrics = self.step(self.state, self.frozen, batch)
             pending.append(metrics)
-        return round(sum(float(metrics.loss.count) for metrics in pending))
+        clips = round(sum(float(metrics.loss.count) for metrics in pending))
+        self.clips += clips
+        return clips
 
 
 def our_losses(model: RandomModel) -> tuple[float, float]:

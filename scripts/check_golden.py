@@ -1,17 +1,19 @@
 """Compares this project with recorded outputs of the reference's real code and prints a table.
 
-    python scripts/check_golden.py --data tests/golden [--only media avhubert …]
+    python scripts/check_golden.py --data tests/golden [--only media avhubert …] [--output FILE.json]
 
-Ends with status 1 if anything differs by more than its tolerance, or is missing. The folder's README says what was
-recorded; other recordings of the same layout, with other sizes, work as well.
+Runs on a CPU, where the recordings were made, unless JAX_PLATFORMS says something else. Ends with status 1 if anything
+differs by more than its tolerance, or is missing. The folder's README says what was recorded; other recordings of the
+same layout, with other sizes, work as well.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the recordings were made on a CPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from tests.parity.areas import AREAS, rows
@@ -25,10 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, type=pathlib.Path, help="the folder of recordings, with INDEX.json")
     parser.add_argument("--only", nargs="+", choices=AREAS, default=list(AREAS), help="areas (default: all)")
+    parser.add_argument("--output", type=pathlib.Path, help="also write the table to this JSON file, row by row")
     args = parser.parse_args()
     if not (args.data / "INDEX.json").exists():
         parser.error(f"{args.data} holds no INDEX.json: expected a folder of recordings")
-    results = []
+    results, shown = [], []
     print(f"{'area':<14}{'max error':>11}{'tolerance':>11}  {'':<6}what")
     for area, row in rows(Golden(args.data), args.only):
         if row.compared:
@@ -38,6 +41,9 @@ def main() -> None:
         note = f" ({row.note})" if row.note else ""
         outcome = ("pass" if row.passed else "FAIL") if row.compared else "-"
         print(f"{area:<14}{error:>11}{tolerance:>11}  {outcome:<6}{row.what}{note}", flush=True)
+        shown.append([area, error, tolerance, outcome, row.what + note])
+        if args.output:
+            args.output.write_text(json.dumps({"rows": shown}, ensure_ascii=False), encoding="utf-8")
     failures = results.count(False)
     print(f"\n{len(results)} comparisons, {failures} failed")
     sys.exit(1 if failures else 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from benchmarks import beam_search, torch_training, train_step, vasr_clips
+from benchmarks import beam_search, real_size, torch_training, train_step, vasr_clips
 from benchmarks.random_model import SMALL, add_size_flags, named_tensors, prepare, to_torch
 from viavsp_jax.data import pipeline
 from viavsp_jax.losses import label_loss
@@ -89,3 +89,25 @@ def test_beam_search(tmp_path):
     facts = json.loads((tmp_path / "figures.json").read_text())["facts"]
     assert facts["equal tokens, one clip at a time"] == facts["equal tokens, same batch"] == 1
     assert facts["mean new tokens"] > 4
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_real_size(tmp_path, quantization):
+    tiny = [*SIZES, "--head_width=32", "--ffn=128", "--rounds=1", "--clips=2", "--beams=2", "--new_tokens=3"]
+    flags = [f"--quantization={quantization}", "--rows=1", "--updates=1", "--batches=2"]
+    found = real_size.main([*tiny, *flags, f"--output={tmp_path / 'figures.json'}"])
+    decoded, trained = found
+    theirs = quantization == "none"  # PyTorch has no such weights
+    assert len(decoded.rates) == (3 if theirs else 1) and len(trained.rates) == (4 if theirs else 1)
+    facts = json.loads((tmp_path / "figures.json").read_text())["facts"]
+    (update,) = [value for name, value in facts.items() if name == "training, packed rows: ms an update"]
+    clips = update * trained.rates["packed rows"][0] / 1e3
+    assert 18 < clips <= 26, "that a row of configs/final.py holds"
+    step = facts["beam search, batched: ms a step"]
+    assert step == pytest.approx(1e3 * 2 / 3 / decoded.rates["batched"][0]), "two clips, three steps"
+
+
+def test_real_size_of_one_work_alone(tmp_path):
+    tiny = [*SIZES, "--rounds=1", "--work", "training", "--alone", "--rows=1", "--updates=1"]
+    (found,) = real_size.main(tiny)
+    assert list(found.rates) == ["packed rows"]

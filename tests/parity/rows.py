@@ -4,17 +4,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-# Most of the time goes into compiling: XLA's older generator of code takes half as long, and half of that again without
-# LLVM's optimisations, for programs that run but a few times.
-_OLDER = {"xla_cpu_use_fusion_emitters": False}
-jit = functools.partial(jax.jit, compiler_options=_OLDER)
-jit_quickly = functools.partial(jax.jit, compiler_options=_OLDER | {"xla_backend_optimization_level": 0})
 EXACT, MODULE, WHOLE = 0.0, 1e-5, 1e-4
 
 
@@ -61,6 +56,16 @@ def worst(what: str, rows: Iterable[Row]) -> Row:
     found = max(rows, key=lambda row: (not row.passed, np.nan_to_num(row.error, nan=np.inf)))
     note = ", ".join(part for part in (found.note, f"{len(rows)} compared, worst: {found.what}") if part)
     return Row(what, found.error, found.tolerance, note)
+
+
+def jit(function: Callable[..., Any], **more: Any) -> jax.stages.Wrapped:
+    """jax.jit; on CPUs most of the time goes into compiling, and XLA's older generator of code takes half as long."""
+    options = {"xla_cpu_use_fusion_emitters": False} | more if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
+# Half of that again, without LLVM's optimisations, for programs that run but a few times.
+jit_quickly = functools.partial(jit, xla_backend_optimization_level=0)
 
 
 class Arrays(Mapping):

@@ -235,7 +235,7 @@ def update(slice_of_four) -> tuple[hlo.Program, cycles.Estimate]:
     config.llm.path, config.data.rows, config.dtype = str(DEMO_LLAMA), 4, "bfloat16"
     settings = read_settings(config)
     mesh = sharding.make_mesh(settings.mesh, slice_of_four.devices)
-    experiment = abstract_experiment(settings, llm_folder.llama_config(DEMO_LLAMA), mesh, settings.dtype, None)
+    experiment = abstract_experiment(settings, llm_folder.llama_config(DEMO_LLAMA), mesh, settings.dtype, 15)
     (step,), _ = workload.training(experiment)
     program = hlo.parse(step.traced.lower().compile().as_text())
     return program, cycles.estimate(program, CHIP, kernels.seconds(step.traced.jaxpr.jaxpr, CHIP))
