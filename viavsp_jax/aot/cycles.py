@@ -43,11 +43,15 @@ _PLACES = (
     ("llama", "Llama.logits", "head"),
     ("lora", "LoRA", "adapters"),
     ("lora", "", "products"),
-    ("quantize", "", "products"),
+    ("nf4", "", "products"),
+    ("int8", "", "products"),
     ("dropout", "", "dropout"),
     ("attention", "", "attention"),
+    ("attention_tpu", "", "attention"),
     ("cache", "attend", "attention"),
     ("rope", "", "elementwise"),
+    ("norm", "", "elementwise"),
+    ("activation", "", "elementwise"),
     ("llama", "", "elementwise"),
 )
 _PRODUCTS = ("convolution", "dot")
@@ -56,6 +60,7 @@ _MOVES = {"copy", "transpose", "reshape", "bitcast", "slice", "pad", "concatenat
 _SLICES = ("dynamic-slice", "dynamic-update-slice")
 _NO_WORK = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
             "replica-id", "while", "conditional", "call", "async-update"}  # fmt: skip
+_ENDLESS = 1 << 62  # what the compiler writes where it has no estimate
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -121,7 +126,7 @@ def estimate(program: Program, chip: Chip, kernels: dict[str, float], steps: int
 
 def _seconds(one: Instruction, chip: Chip, kernels: dict[str, float]) -> float:
     """Of one run, by the compiler or, of a kernel, by our count; 0 without an estimate."""
-    if found := _CYCLES.search(one.rest):
+    if (found := _CYCLES.search(one.rest)) and int(found[1]) < _ENDLESS:
         return int(found[1]) / chip.clock
     if one.attribute("custom_call_target") == "tpu_custom_call":
         # The longest name that fits: one kernel's name may begin with another's.

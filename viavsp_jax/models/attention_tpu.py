@@ -21,7 +21,6 @@ TILE = 256  # Q
 _LANES = 128  # the width of the chip's vectors
 _ROWS = 16  # of a vector of bfloat16
 _NONE = -1e30  # the score of what is not seen
-_MEMORY = 64 << 20  # bytes of fast memory that a kernel may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _attention(q, k, v, table, seen, sizes: Sizes):
         out_specs=_tiles(c),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_shapes=[pltpu.VMEM((c.size, c.width), k.dtype)],
-        compiler_params=_PARAMETERS,
+        compiler_params=_parameters(c),
         name="packed_attention",
     )(q, k, v, table, seen)
 
@@ -115,7 +114,7 @@ def _attention_bwd(sizes: Sizes, kept, d_out):
         out_specs=[_tiles(c), whole, whole],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         scratch_shapes=[pltpu.VMEM((c.size, c.width), k.dtype), totals, totals],
-        compiler_params=_PARAMETERS,
+        compiler_params=_parameters(c),
         name="packed_attention_backward",
     )(d_out, q, k, v, table, seen)
     return dq, dk, dv, None, None
@@ -123,10 +122,12 @@ def _attention_bwd(sizes: Sizes, kept, d_out):
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
-# Tiles and the heads of a group follow each other: they share keys, and add up their gradients.
-_PARAMETERS = pltpu.CompilerParams(
-    dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=_MEMORY
-)
+def _parameters(c: Sizes) -> pltpu.CompilerParams:
+    """Tiles and the heads of a group follow each other: they share keys, and add up their gradients."""
+    # What a tile takes, and twelve arrays of a row's size in float32. XLA has the rest for itself.
+    memory = (4 << 20) + 48 * c.size * c.width
+    order = "parallel", "parallel", "arbitrary", "arbitrary"
+    return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=memory)
 
 
 def _tiles(c: Sizes) -> pl.BlockSpec:

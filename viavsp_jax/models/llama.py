@@ -23,6 +23,7 @@ from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention, heads
 from viavsp_jax.models.cache import Cache, attend
 from viavsp_jax.models.dropout import three_dropouts
 from viavsp_jax.models.lora import PROJECTIONS, Linear, LoRAConfig, Projection
+from viavsp_jax.models.norm import RMSNorm
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.models.rope import RopeScaling, rotate, table
 
@@ -60,23 +61,6 @@ Remat = Literal["none", "elementwise", "layers"]
 KEPT = ("qkv", "low", "attention", "middle", "ffn")  # of a layer under "elementwise"
 
 
-class RMSNorm(nnx.Module):
-    """x / rms(x) · scale, the rms in float32; with `unit_offset` x / rms(x) · (1 + scale), all of it in float32."""
-
-    def __init__(self, shape: tuple[int, ...], config: LlamaConfig, dtype: DTypeLike):
-        self.scale = nnx.Param(jnp.ones(shape, dtype))
-        self.eps, self.unit_offset = config.rms_norm_eps, config.unit_offset
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] → [..., D] in x's dtype."""
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + self.scale.shape)
-        if self.unit_offset:
-            return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
-        return normed.astype(x.dtype) * scale.astype(x.dtype)
-
-
 class Block(nnx.Module):
     """All N decoder layers, stacked on axis 0; inside the scan, one of them."""
 
@@ -94,7 +78,7 @@ class Block(nnx.Module):
             )  # fmt: skip
 
         def norm(width: int) -> RMSNorm:
-            return RMSNorm((stack, width), c, dtype)
+            return RMSNorm((stack, width), c.rms_norm_eps, c.unit_offset, dtype)
 
         self.attention_norm = norm(c.hidden_size)
         self.q = linear("q", c.hidden_size, c.num_heads * c.head_dim)
@@ -117,6 +101,7 @@ class Block(nnx.Module):
         x: jax.Array,
         attention: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
         key: jax.Array | None = None,
+        at: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """One layer.
 
@@ -124,8 +109,9 @@ class Block(nnx.Module):
           x: [B, S, D].
           attention: takes q [B, S, H·K] and k, v [B, S, G·K], not rotated yet, to [B, S, H·K] and whatever else.
           key: a PRNG key turns adapter dropout on.
+          at: int32[B, L], the only positions of which the result is needed; None: all.
 
-        Returns the new x, and what else the attention returned.
+        Returns the new x, [B, S, D] or [B, L, D], and what else the attention returned.
         """
         c = self.config
         h = self.attention_norm(x)
@@ -137,6 +123,8 @@ class Block(nnx.Module):
         if c.query_scale is not None:
             q = q * jnp.asarray(c.query_scale * c.head_dim**0.5, q.dtype)  # attention itself scales by 1 / √K
         attended, other = attention(q, k, v)
+        if at is not None:
+            x, attended = (jnp.take_along_axis(one, at[..., None], 1) for one in (x, attended))
         attended = checkpoint_name(attended, "attention")
         out = self.o(attended, *self._dropped("o", attended, key))
         if c.post_norms:
@@ -182,7 +170,7 @@ class Llama(nnx.Module):
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
         self.embedding = nnx.Param(embedding * jnp.asarray(0.02, dtype))
         self.layers = Block(config, lora, dtype, quantization, rngs)
-        self.final_norm = RMSNorm((config.hidden_size,), config, dtype)
+        self.final_norm = RMSNorm((config.hidden_size,), config.rms_norm_eps, config.unit_offset, dtype)
         if config.tie_word_embeddings:
             self.head = None
         else:
@@ -210,6 +198,7 @@ class Llama(nnx.Module):
         inputs: Any = None,
         keys: jax.Array | None = None,
         remat: Remat = "none",
+        at: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs the layers one after the other on x [B, S, D]: the new x, and what `attention` returned, stacked.
 
@@ -220,8 +209,10 @@ class Llama(nnx.Module):
           reach: positions between a token and the first that it could see, its own included; None: any number.
           inputs: a tree of arrays [N, ...], of each layer.
           keys: a PRNG key of each layer.
+          at: int32[B, L], the only positions of which the result is needed; then nothing is returned of `attention`.
         """
-        c, (graph, params) = self.config, nnx.split(self.layers)
+        # Frozen weights are indexed, not scanned over, so that the last layer can stand apart without a copy of them.
+        c, (graph, adapters, frozen) = self.config, nnx.split(self.layers, lambda path, _: "lora" in path, ...)
         turning = table(
             positions, c.rope_scaling.frequencies(c.rope_theta, c.head_dim), c.rope_scaling.amplitude, x.dtype
         )
@@ -232,30 +223,43 @@ class Llama(nnx.Module):
             near = table(positions, RopeScaling().frequencies(c.local_rope_theta, c.head_dim), 1.0, x.dtype)
             local = jnp.array([window is not None for window in c.windows])
 
-        def body(x, layer):
-            params, window, local, inputs, key = layer
+        def body(x, layer, at=None):
+            number, adapters, window, local, inputs, key = layer
             here = turning if local is None else jnp.where(local, near, turning)
-            return nnx.merge(graph, params)(x, lambda q, k, v: attention(q, k, v, here, window, inputs), key)
+            weights = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False), frozen)
+            block = nnx.merge(graph, adapters, checkpoint_name(weights, "weights"))
+            return block(x, lambda q, k, v: attention(q, k, v, here, window, inputs), key, at)
 
         # Inside a scan there are no common subexpressions to keep apart.
-        if remat == "elementwise":
-            kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
-            body = jax.checkpoint(body, policy=kept, prevent_cse=False)
-        elif remat == "layers":
-            body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, (params, windows, local, inputs, keys))
+        policy = {
+            "none": jax.checkpoint_policies.save_anything_except_these_names("weights"),
+            "elementwise": jax.checkpoint_policies.save_only_these_names(*KEPT),
+            "layers": None,
+        }[remat]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        layers = jnp.arange(c.num_layers), adapters, windows, local, inputs, keys
+        if at is None:
+            return jax.lax.scan(body, x, layers)
+        before, last = (jax.tree.map(lambda stack, part=part: stack[part], layers) for part in (slice(-1), -1))
+        return body(jax.lax.scan(body, x, before)[0], last, at)[0], None
 
     def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, key: jax.Array | None, remat: Remat
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        at: jax.Array,
+        key: jax.Array | None = None,
+        remat: Remat = "none",
     ) -> jax.Array:
-        """Packed rows of embeddings x [B, S, D] → hidden states [B, S, D] before the final norm."""
+        """Packed rows of embeddings x [B, S, D] → hidden states [B, L, D] before the final norm, `at` int32[B, L]."""
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
         def attention(q, k, v, turning, window, _):
             return self.attention(q, k, v, turning, segment_ids, positions, window), None
 
         reach = min(self.attention.window or x.shape[1], x.shape[1])
-        return self._run(x, positions, attention, reach, keys=keys, remat=remat)[0]
+        return self._run(x, positions, attention, reach, keys=keys, remat=remat, at=at)[0]
 
     def prefill(self, x: jax.Array, lengths: jax.Array, capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """Runs prompts x [B, S, D] of int32[B] `lengths` (padding on the right).

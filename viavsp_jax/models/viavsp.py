@@ -107,9 +107,8 @@ class ViAVSP(nnx.Module):
         training = key is not None
         key_llm, key_encoder = jax.random.split(key) if self.encoder is not None and training else (key, None)
         embedded = self.embed(batch, training, key_encoder, train_encoder)
-        hidden = self.llm(embedded, batch["segment_ids"], batch["positions"], key_llm, remat)
-        at_labels = jnp.take_along_axis(hidden, batch["label_index"][..., None], 1)
-        return self.llm.logits(at_labels)
+        places = batch["segment_ids"], batch["positions"], batch["label_index"]
+        return self.llm.logits(self.llm(embedded, *places, key_llm, remat))
 
     def prefill(self, batch: dict[str, jax.Array], capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """One prompt per row, of int32[B] `lengths` → logits float32[B, V], a cache for `capacity` tokens per beam."""
