@@ -23,7 +23,9 @@ from viavsp_jax.data.records import open_split
 from viavsp_jax.decoding import decoder
 from viavsp_jax.decoding.decoder import Decoder, capacities, fill_up
 from viavsp_jax.evaluation import scoring
+from viavsp_jax.evaluation.report.results import search_of
 from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.report import remake
 from viavsp_jax.runtime.errors import InputError
 
@@ -288,6 +290,27 @@ def test_bfloat16_decodes_several_rows_and_beams(run, rows, beams):
         scores[config.dtype] = [row["score"] for row in evaluate.decode_folder(experiment, decode_batch, "av_clean")]
     assert len(scores["float32"]) == 5
     np.testing.assert_allclose(scores["bfloat16"], scores["float32"], atol=0.05)
+
+
+def test_a_training_in_full_decodes_in_int8(evaluated, capsys):
+    """The kernels that are loaded are those of the folder, quantised; it is told, and stands in the report."""
+    workdir, config = evaluated
+    evaluate.evaluate(config, workdir)
+    before = [float(row["score"]) for row in read_table(workdir / "hypotheses" / "av_clean.tsv")]
+    whole = load_experiment(config).load_frozen()["llm"]["layers"]["down"]["kernel"]
+    config.llm.quantization = "int8"
+    experiment = load_experiment(config)
+    frozen, shapes = experiment.load_frozen(), functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert shapes(frozen) == shapes(experiment.frozen)
+    expected = quantize_stack(whole, "int8")
+    jax.tree.map(np.testing.assert_array_equal, frozen["llm"]["layers"]["down"]["kernel"], expected)
+    evaluate.evaluate(config, workdir)
+    assert "config.llm.quantization was changed from none to int8" in capsys.readouterr().out
+    scores = [float(row["score"]) for row in read_table(workdir / "hypotheses" / "av_clean.tsv")]
+    assert scores != before
+    np.testing.assert_allclose(scores, before, atol=0.05)
+    about = results_of(workdir)["evaluations"]["av_clean"]
+    assert about["quantization"] == "int8" and search_of(about).endswith("float32, int8")
 
 
 @pytest.mark.parametrize("limit, rooms", [(1, [1]), (16, [16]), (17, [16, 17]), (299, [16, 32, 64, 128, 256, 299])])

@@ -298,6 +298,8 @@ def test_training(config):
     unquantized = experiment.load_experiment(other).fits
     differing = {name: value for name, value in exp.fits.items() if value != unquantized[name]}
     assert differing == {"config.llm.quantization": "nf4"}, "adapters trained on one do not fit the other"
+    other.llm.quantization = "int8"
+    assert experiment.load_experiment(other).fits == unquantized, "int8 is near enough"
 
 
 def test_what_cannot_be_quantized(folders):

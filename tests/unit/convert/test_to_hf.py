@@ -99,6 +99,14 @@ def test_adapters_trained_on_nf4_are_merged_into_what_nf4_holds(tmp_path):
         np.testing.assert_allclose(merged[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_adapters_trained_on_int8_are_exported_as_those_of_weights_in_full(llm, export, tmp_path):
+    write_checkpoints(tmp_path / "work", llm, "int8")
+    to_hf.export(tmp_path / "work", tmp_path / "hf", merge=True)
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/model.safetensors"):
+        assert (tmp_path / "hf" / name).read_bytes() == (export / name).read_bytes(), name
+    assert "| language model in training | int8 |" in (tmp_path / "hf" / "README.md").read_text()
+
+
 def test_steps_and_what_is_not_there(trained, tmp_path):
     workdir, trainable = trained
     to_hf.export(workdir, tmp_path / "hf", "latest")

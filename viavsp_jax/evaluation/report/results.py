@@ -19,14 +19,8 @@ Report = dict[str, Any]
 About = Mapping[str, Any]  # the fields of ABOUT
 
 FILE = "report.json"
-ABOUT = (
-    "checkpoint",
-    "weights",
-    "split",
-    "dtype",
-    "quantization",
-    "decoding",
-)  # the first and the third in every version
+# Checkpoint and split are in every version, quantization where there is one.
+ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "decoding")
 RESERVED = (*ABOUT, "evaluations", "analysis")
 
 
