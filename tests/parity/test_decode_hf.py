@@ -40,7 +40,7 @@ def our_greedy(llm, trainable, examples, steps):
     table, kernel, bias = (
         np.asarray(x) for x in (model.llm.embedding[...], model.projector.kernel[...], model.projector.bias[...])
     )
-    run = jax.jit(lambda x, valid: model.llm.logits(model.llm(x, valid, np.arange(size)[None], None, False)))
+    run = jax.jit(lambda x, valid: model.llm.logits(model.llm(x, valid, np.arange(size)[None], None, "none")))
     found = []
     for example in examples:
         ends = np.cumsum(example["cluster_counts"])

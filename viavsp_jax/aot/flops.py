@@ -68,14 +68,15 @@ def useful_in_training(llama: LlamaConfig, texts: Iterable[tuple[range, int]]) -
 
     A text is the instruction of a row, from 0 on and without labels, or an utterance behind it, which sees it too.
 
-    4 for each weight of the language model that a token uses: 2 forward, 2 to the activations backward; the head at
-    label positions only, tied to the embedding or not; nothing for looking up an embedding. Attention counts three
-    times its forward pass, to positions that are seen only. Adapters and projector, under 1 % where they are
+    4 for each weight of the language model that a token uses: 2 forward, 2 to the activations backward; the head and
+    what follows attention in the last layer at label positions only; nothing for looking up an embedding. Attention
+    counts three times its forward pass, to positions that are seen. Adapters and projector, under 1 % where they are
     those of the reference, are left out.
     """
     texts = list(texts)
     positions, labels = sum(len(one) for one, _ in texts), sum(labels for _, labels in texts)
-    products = _layer_weights(llama) * positions + _head_weights(llama) * labels
+    at_labels = llama.hidden_size * (llama.num_heads * llama.head_dim + 3 * llama.intermediate_size)
+    products = _layer_weights(llama) * positions - at_labels * (positions - labels) + _head_weights(llama) * labels
     return 4 * products + 3 * sum(_attention(llama, one) for one, _ in texts)
 
 

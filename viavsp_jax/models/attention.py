@@ -108,7 +108,7 @@ class PackedAttention:
     ) -> jax.Array:
         """Rotates queries and keys and attends: q [B, S, H·K], k and v [B, S, G·K] → [B, S, H·K].
 
-        `table` [B, S, 2·K] is that of `rope.table`; segment_ids, positions int32[B, S]. `seen`: how many positions a
+        `table`, [B, S, 2·K], is a `RopeScaling.table`; segment_ids, positions int32[B, S]. `seen`: how many positions a
         token sees, int32, its own included; None: all of its utterance before it.
         """
         if self.kernel == "tpu":

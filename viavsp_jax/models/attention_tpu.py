@@ -64,7 +64,7 @@ def packed_attention(
     Args:
       q: [B, S, H·K], not rotated yet.
       k, v: [B, S, G·K].
-      table: [B, S, 2·K], cosines and signed sines of the rotation, see `rope.table`.
+      table: [B, S, 2·K], cosines and signed sines of the rotation, see `RopeScaling.table`.
       seen: int32[B, S, 3], for each query the place of the first key of its own utterance that it sees, and the first
         and the end of those of the instruction, which stands at the row's start. It sees none behind itself.
       window: no query sees a key further back in its own utterance.
@@ -121,6 +121,7 @@ def _attention_bwd(sizes: Sizes, kept, d_out):
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
+
 
 def _parameters(c: Sizes) -> pltpu.CompilerParams:
     """Tiles and the heads of a group follow each other: they share keys, and add up their gradients."""

@@ -25,7 +25,7 @@ from viavsp_jax.models.dropout import three_dropouts
 from viavsp_jax.models.lora import PROJECTIONS, Linear, LoRAConfig, Projection
 from viavsp_jax.models.norm import RMSNorm
 from viavsp_jax.models.quantize import Quantization
-from viavsp_jax.models.rope import RopeScaling, rotate, table
+from viavsp_jax.models.rope import RopeScaling, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,12 @@ class LlamaConfig:
 # What the backward pass computes again instead of keeping it from the forward pass: nothing; all but the outputs of
 # matrix products and of attention; everything inside a layer.
 Remat = Literal["none", "elementwise", "layers"]
-KEPT = ("qkv", "low", "attention", "middle", "ffn")  # of a layer under "elementwise"
+_POLICIES = {
+    # Weights, which are sliced from the stacks of all layers, would be kept a second time.
+    "none": lambda primitive, *_, **__: primitive.name not in ("dynamic_slice", "squeeze"),
+    "elementwise": jax.checkpoint_policies.save_only_these_names("qkv", "low", "attention", "middle", "ffn"),
+    "layers": None,
+}
 
 
 class Block(nnx.Module):
@@ -213,30 +218,23 @@ class Llama(nnx.Module):
         """
         # Frozen weights are indexed, not scanned over, so that the last layer can stand apart without a copy of them.
         c, (graph, adapters, frozen) = self.config, nnx.split(self.layers, lambda path, _: "lora" in path, ...)
-        turning = table(
-            positions, c.rope_scaling.frequencies(c.rope_theta, c.head_dim), c.rope_scaling.amplitude, x.dtype
-        )
+        turning = c.rope_scaling.table(positions, c.rope_theta, c.head_dim, x.dtype)
         windows = local = None
         if any(window is not None and (reach is None or window < reach) for window in c.windows):
             windows = jnp.array([np.iinfo(np.int32).max if window is None else window for window in c.windows])
         if c.local_rope_theta is not None:
-            near = table(positions, RopeScaling().frequencies(c.local_rope_theta, c.head_dim), 1.0, x.dtype)
+            near = RopeScaling().table(positions, c.local_rope_theta, c.head_dim, x.dtype)
             local = jnp.array([window is not None for window in c.windows])
 
         def body(x, layer, at=None):
             number, adapters, window, local, inputs, key = layer
             here = turning if local is None else jnp.where(local, near, turning)
             weights = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False), frozen)
-            block = nnx.merge(graph, adapters, checkpoint_name(weights, "weights"))
+            block = nnx.merge(graph, adapters, weights)
             return block(x, lambda q, k, v: attention(q, k, v, here, window, inputs), key, at)
 
         # Inside a scan there are no common subexpressions to keep apart.
-        policy = {
-            "none": jax.checkpoint_policies.save_anything_except_these_names("weights"),
-            "elementwise": jax.checkpoint_policies.save_only_these_names(*KEPT),
-            "layers": None,
-        }[remat]
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
         layers = jnp.arange(c.num_layers), adapters, windows, local, inputs, keys
         if at is None:
             return jax.lax.scan(body, x, layers)
@@ -248,11 +246,11 @@ class Llama(nnx.Module):
         x: jax.Array,
         segment_ids: jax.Array,
         positions: jax.Array,
-        at: jax.Array,
-        key: jax.Array | None = None,
-        remat: Remat = "none",
+        key: jax.Array | None,
+        remat: Remat,
+        at: jax.Array | None = None,
     ) -> jax.Array:
-        """Packed rows of embeddings x [B, S, D] → hidden states [B, L, D] before the final norm, `at` int32[B, L]."""
+        """Packed rows of embeddings x [B, S, D] → hidden states before the final norm, `at` int32[B, L] or at all S."""
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
         def attention(q, k, v, turning, window, _):

@@ -50,6 +50,14 @@ class RopeScaling:
             return share / (factor * waves) + (1 - share) * plain
         return plain
 
+    def table(self, positions: jax.Array, theta: float, width: int, dtype: DTypeLike) -> jax.Array:
+        """Cosines and signed sines that turn heads at int32[B, S] positions: [B, S, 2·K]. The angles are float32."""
+        angles = positions[:, :, None].astype(jnp.float32) * self.frequencies(theta, width).reshape(1, 1, -1)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if self.amplitude != 1:
+            cos, sin = cos * self.amplitude, sin * self.amplitude
+        return jnp.concatenate([cos, cos, -sin, sin], -1).astype(dtype)
+
     def _ramp(self, theta: float, width: int) -> np.ndarray:
         """From 0, where waves are short, to 1, where they are stretched: float32[K / 2]."""
 
@@ -65,20 +73,8 @@ class RopeScaling:
         return np.clip(steps / np.float32(last - first or 0.001), 0, 1)
 
 
-def table(positions: jax.Array, frequencies: np.ndarray, amplitude: float, dtype: DTypeLike) -> jax.Array:
-    """Cosines and signed sines that turn a head by position x frequency: int32[B, S], float32[K / 2] → [B, S, 2·K].
-
-    The angles are float32.
-    """
-    angles = positions[:, :, None].astype(jnp.float32) * frequencies.reshape(1, 1, -1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    if amplitude != 1:
-        cos, sin = cos * amplitude, sin * amplitude
-    return jnp.concatenate([cos, cos, -sin, sin], -1).astype(dtype)
-
-
 def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Turns pairs of dimensions, in LLaMA's half-split order: [B, S, H, K], the `table` [B, S, 2·K] → [B, S, H, K]."""
+    """Turns pairs of dimensions, in LLaMA's half-split order: [B, S, H, K] and a table → [B, S, H, K]."""
     cos, sin = jnp.split(table[:, :, None].astype(x.dtype), 2, -1)
     first, second = jnp.split(x, 2, -1)
     return x * cos + jnp.concatenate([second, first], -1) * sin

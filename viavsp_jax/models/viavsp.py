@@ -107,8 +107,8 @@ class ViAVSP(nnx.Module):
         training = key is not None
         key_llm, key_encoder = jax.random.split(key) if self.encoder is not None and training else (key, None)
         embedded = self.embed(batch, training, key_encoder, train_encoder)
-        places = batch["segment_ids"], batch["positions"], batch["label_index"]
-        return self.llm.logits(self.llm(embedded, *places, key_llm, remat))
+        ids, positions, labels = (batch[name] for name in ("segment_ids", "positions", "label_index"))
+        return self.llm.logits(self.llm(embedded, ids, positions, key_llm, remat, labels))
 
     def prefill(self, batch: dict[str, jax.Array], capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """One prompt per row, of int32[B] `lengths` → logits float32[B, V], a cache for `capacity` tokens per beam."""

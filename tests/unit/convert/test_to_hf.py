@@ -30,7 +30,7 @@ def our_logits(llm, trainable, tokens):
     def run(trainable, frozen):
         model = nnx.merge(graph, trainable, frozen)
         positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-        x = model.llm(model.llm.embed(tokens), jnp.ones(tokens.shape, int), positions, None, False)
+        x = model.llm(model.llm.embed(tokens), jnp.ones(tokens.shape, int), positions, None, "none")
         return model.llm.logits(x)
 
     return run(trainable, frozen)

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from viavsp_jax.models.attention import PackedAttention
-from viavsp_jax.models.rope import RopeScaling, rotate, table
+from viavsp_jax.models.rope import RopeScaling, rotate
 
 
 def make_rows(lengths, size, heads, groups, width):
@@ -40,8 +40,9 @@ def by_heads(attention, seen=None, theta=None):
 
 
 def turned(positions, width, theta):
-    frequencies = np.zeros(width // 2) if theta is None else RopeScaling().frequencies(theta, width)
-    return table(positions, frequencies, 1.0, jnp.float32)
+    if theta is None:
+        return jnp.tile(jnp.repeat(jnp.array([1.0, 0.0]), width), (*positions.shape, 1))
+    return RopeScaling().table(positions, theta, width, jnp.float32)
 
 
 def values_and_gradients(attention, q, k, v, ids, positions):

@@ -10,7 +10,7 @@ from llama_pairs import HEAD_DIM, HEADS, LAYERS, MODULE, WHOLE, WIDTH, Pair, dra
 
 from viavsp_jax.models.attention import WHOLE_ROWS
 from viavsp_jax.models.cache import compact
-from viavsp_jax.models.rope import RopeScaling, rotate, table
+from viavsp_jax.models.rope import RopeScaling, rotate
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_every_stage_equals_transformers(tmp_path, kv_heads, tied):
     np.testing.assert_array_equal(x, pair.theirs.model.embed_tokens(torch.tensor(tokens)).detach())
     graph, params = split(pair.ours.layers)
     positions, ids = np.tile(np.arange(9), (2, 1)), jnp.ones((2, 9), int)
-    turning = table(positions, RopeScaling().frequencies(37.0, HEAD_DIM), 1.0, jnp.float32)
+    turning = RopeScaling().table(positions, 37.0, HEAD_DIM, jnp.float32)
 
     def attention(q, k, v):
         return WHOLE_ROWS(q, k, v, turning, ids, positions), None
@@ -85,7 +85,7 @@ def test_rotation_equals_transformers(pair):
     cos, sin = pair.theirs.model.rotary_emb(torch.tensor(x), torch.tensor(positions))
     q = torch.tensor(x).transpose(1, 2)
     theirs = apply_rotary_pos_emb(q, q, cos, sin)[0].transpose(1, 2)
-    ours = rotate(jnp.array(x), table(positions, RopeScaling().frequencies(37.0, HEAD_DIM), 1.0, jnp.float32))
+    ours = rotate(jnp.array(x), RopeScaling().table(positions, 37.0, HEAD_DIM, jnp.float32))
     np.testing.assert_allclose(ours, theirs, atol=2e-5)  # angles up to 420 radians
 
 

@@ -31,7 +31,7 @@ class Adapted:
     def logits(self, params, key=None):
         model = nnx.merge(self.graph, params)
         positions = np.tile(np.arange(self.tokens.shape[1]), (len(self.tokens), 1))
-        x = model(model.embed(self.tokens), jnp.ones(self.tokens.shape, int), positions, key, False)
+        x = model(model.embed(self.tokens), jnp.ones(self.tokens.shape, int), positions, key, "none")
         return model.logits(x)
 
 
