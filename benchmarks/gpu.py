@@ -1,6 +1,6 @@
 """All that a GPU should show, in one run; benchmarks/gpu.sh is the command.
 
-    python -m benchmarks.gpu [--tiny] [--only PART...] [--seconds 540] [OUTPUT]
+    python -m benchmarks.gpu [OUTPUT] [--tiny] [--seconds 540] [--only PART...]
 
 Each part is a command of its own with a time limit of its own, so that one that fails or hangs costs the others
 nothing. After every part the folder OUTPUT holds all that was found so far: gpu.json, gpu.md with the tables, and
