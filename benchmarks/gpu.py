@@ -32,8 +32,8 @@ from viavsp_jax.runtime.options import whole
 ROOT = pathlib.Path(__file__).parents[1]
 LEAST = 20  # seconds; with less left, a part is not begun
 NO_TF32 = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "NVIDIA_TF32_OVERRIDE": "0"}
-# PyTorch needs its part of the memory.
-EVERYWHERE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+# PyTorch needs its part of the memory; unfiltered, a traceback ends with what went wrong.
+EVERYWHERE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_TRACEBACK_FILTERING": "off", "PYTHONUNBUFFERED": "1"}
 VERSIONS = "import sys; from benchmarks.rounds import report; report([], sys.argv[1].removeprefix('--output='))"
 
 Found = dict[str, Any]  # of one part, as JSON
