@@ -82,7 +82,7 @@ def search(name: str, seconds: int, quantization: str = "none") -> Part:
 
 def encoder(seconds: int, dtype: str, environment: dict[str, str]) -> Part:
     """Of AV-HuBERT Large."""
-    tiny = "--clips=2 --batch_size=1 --layers=1 --width=64 --products=64 --rounds=1"
+    tiny = "--clips=2 --batch_size=1 --layers=1 --width=64 --products=64 --rounds=1 --dtype=float32"
     command = module("encoder", f"--clips=64 --batch_size=16 --dtype={dtype}")
     return Part(f"encoder {dtype}", seconds, command, tiny, environment)
 
