@@ -1,6 +1,6 @@
 """All that a GPU should show, in one run; benchmarks/gpu.sh is the command.
 
-    python -m benchmarks.gpu [--tiny] [--only PART...] [--seconds 540] [OUTPUT]
+    python -m benchmarks.gpu [OUTPUT] [--tiny] [--seconds 540] [--only PART...]
 
 Each part is a command of its own with a time limit of its own, so that one that fails or hangs costs the others
 nothing. After every part the folder OUTPUT holds all that was found so far: gpu.json, gpu.md with the tables, and
@@ -32,8 +32,8 @@ from viavsp_jax.runtime.options import whole
 ROOT = pathlib.Path(__file__).parents[1]
 LEAST = 20  # seconds; with less left, a part is not begun
 NO_TF32 = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "NVIDIA_TF32_OVERRIDE": "0"}
-# PyTorch needs its part of the memory.
-EVERYWHERE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+# PyTorch needs its part of the memory; unfiltered, a traceback ends with what went wrong.
+EVERYWHERE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_TRACEBACK_FILTERING": "off", "PYTHONUNBUFFERED": "1"}
 VERSIONS = "import sys; from benchmarks.rounds import report; report([], sys.argv[1].removeprefix('--output='))"
 
 Found = dict[str, Any]  # of one part, as JSON
@@ -82,7 +82,7 @@ def search(name: str, seconds: int, quantization: str = "none") -> Part:
 
 def encoder(seconds: int, dtype: str, environment: dict[str, str]) -> Part:
     """Of AV-HuBERT Large."""
-    tiny = "--clips=2 --batch_size=1 --layers=1 --width=64 --products=64 --rounds=1"
+    tiny = "--clips=2 --batch_size=1 --layers=1 --width=64 --products=64 --rounds=1 --dtype=float32"
     command = module("encoder", f"--clips=64 --batch_size=16 --dtype={dtype}")
     return Part(f"encoder {dtype}", seconds, command, tiny, environment)
 

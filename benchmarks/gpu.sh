@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that a GPU should show, in one run of at most nine minutes:
-#   benchmarks/gpu.sh [--wheels DIR] [--tiny] [--only PART...] [--seconds 540] [OUTPUT]
+#   benchmarks/gpu.sh [--wheels DIR] [OUTPUT] [--tiny] [--seconds 540] [--only PART...]
 # benchmarks/gpu.py says what the parts are and what stands in OUTPUT ($OUT or runs/gpu by default). --wheels: packages
 # that this Python lacks, for a machine without internet; benchmarks/gpu_wheels.txt lists them.
 set -euo pipefail

@@ -11,6 +11,7 @@ from flax import nnx
 
 from benchmarks import beam_search, real_size, torch_training, train_step, vasr_clips
 from benchmarks.random_model import SMALL, add_size_flags, named_tensors, prepare, to_torch
+from configs import final
 from viavsp_jax.data import pipeline
 from viavsp_jax.losses import label_loss
 
@@ -102,7 +103,8 @@ def test_real_size(tmp_path, quantization):
     facts = json.loads((tmp_path / "figures.json").read_text())["facts"]
     (update,) = [value for name, value in facts.items() if name == "training, packed rows: ms an update"]
     clips = update * trained.rates["packed rows"][0] / 1e3
-    assert 18 < clips <= 26, "that a row of configs/final.py holds"
+    most = final.get_config().data.row["clips"]
+    assert 0.8 * most < clips <= most, "that a row of configs/final.py holds"
     step = facts["beam search, batched: ms a step"]
     assert step == pytest.approx(1e3 * 2 / 3 / decoded.rates["batched"][0]), "two clips, three steps"
 

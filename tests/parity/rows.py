@@ -60,8 +60,11 @@ def worst(what: str, rows: Iterable[Row]) -> Row:
 
 def jit(function: Callable[..., Any], **more: Any) -> jax.stages.Wrapped:
     """jax.jit; on CPUs most of the time goes into compiling, and XLA's older generator of code takes half as long."""
-    options = {"xla_cpu_use_fusion_emitters": False} | more if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
+    if jax.default_backend() != "cpu":
+        return jax.jit(function)
+    # Newer versions have the newer generator alone.
+    older = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+    return jax.jit(function, compiler_options=older | more)
 
 
 # Half of that again, without LLVM's optimisations, for programs that run but a few times.
