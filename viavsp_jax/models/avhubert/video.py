@@ -81,7 +81,7 @@ class BatchNorm(nnx.Module):
 
 
 def together(x: jax.Array) -> jax.Array:
-    """[R, S, ...] → [steps, R · clips of a step, ...]: in a step at most CLIPS of each row, at the end zeros if need be."""
+    """[R, S, ...] → [steps, R · clips of a step, ...]: in a step at most CLIPS of each row, some of them zeros."""
     rows, clips = x.shape[:2]
     steps = -(-clips // CLIPS)
     of_step = -(-clips // steps)
