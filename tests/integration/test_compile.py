@@ -14,6 +14,7 @@ from small_run import DEMO_LLAMA
 from convert.avhubert import abstract_params
 from viavsp_jax import encoder_folder, state
 from viavsp_jax.aot import compile as compile_
+from viavsp_jax.aot import cycles
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 
@@ -55,10 +56,33 @@ def test_report(small):
         assert 0.3 < part["useful_flops_fraction"] < 1
         seconds = part["model_flops_per_step"] / 4 / 197e12
         assert part["step_seconds_at_peak"] == pytest.approx(seconds)
-        assert part["hours_at_half_peak"] == pytest.approx(part["steps"] * seconds * 2 / 3600)
+        by_kind = part["compiler_ms_by_kind"]
+        assert part["compiler_ms"] == pytest.approx(sum(by_kind.values())) and by_kind.keys() == cycles.KINDS.keys()
+        assert part["compiler_share_of_peak"] == pytest.approx(1e3 * seconds / part["compiler_ms"])
+        assert part["hours_by_compiler"] == pytest.approx(part["steps"] * part["compiler_ms"] / 3.6e6)
     assert report["train"]["steps"] == 1000 and report["decode"]["steps"] == 12_800 / 4
     assert "v5e:2x2: 4 devices with 15.75 GiB and 197 TFLOP/s each" in text
     assert text.count("yes") == 2
+
+
+def test_where_the_time_goes(small):
+    text, report = small
+    for name in ("train", "decode"):
+        part = report[name]
+        used = {kind for kind, ms in part["compiler_ms_by_kind"].items() if ms}
+        assert {"products", "adapters", "attention", "head", "elementwise", "copies"} < used and "encoder" not in used
+        for kind in used:
+            assert f"\n  {cycles.KINDS[kind]} " in text
+        assert len(part["dearest"]) == compile_.DEAREST
+        spent = [one["ms"] for one in part["dearest"]]
+        assert spent == sorted(spent, reverse=True) and sum(spent) < part["compiler_ms"]
+        for one in part["dearest"]:
+            assert one["runs"] >= 1 and one["kind"] in used and one["name"] and "{" not in one["result"]
+        assert any(one["source"].startswith("models/") for one in part["dearest"])
+        lines = text[text.index(f"most of a step, {name}:") :].splitlines()[2 : 2 + compile_.DEAREST]
+        assert [line.split()[0] for line in lines] == [f"{ms:.2f}" for ms in spent]
+    assert report["train"]["compiler_ms_by_kind"]["collectives"] > 0
+    assert "encoder " not in text.split("most of a step")[0]
 
 
 def test_what_is_sent_are_the_gradients(small):
@@ -96,6 +120,7 @@ def test_an_encoder_that_is_trained(tmp_path):
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_params(config)))
     sent = report["train"]["collective_bytes_by_kind"]
     assert size < report["train"]["collective_bytes_per_step"] < 3 * size, sent
+    assert report["train"]["compiler_ms_by_kind"]["encoder"] > report["train"]["compiler_ms_by_kind"]["products"]
     # Where every clip is 76 of 76 frames, most of what is computed is of use: the encoder's second forward pass is not.
     assert 0.4 < report["train"]["useful_flops_fraction"] < 1
 
@@ -129,6 +154,7 @@ def test_a_config_that_cannot_fit(tmp_path):
     assert not report["fits"] and not report["train"]["fits"]
     # Adapters and what Adam keeps of them, 3 x 12 GB.
     assert report["train"]["hbm_used_fraction"] > 3 * 4 * 1.2e6 * 640 / 2**30 / 15.75
+    assert report["train"]["compiler_ms"] is None and report["decode"]["compiler_ms"] > 0
     assert "RESOURCE_EXHAUSTED" in report["train"]["refused"] and "train refused: RESOURCE_EXHAUSTED" in result.stdout
 
 

@@ -142,6 +142,17 @@ def test_bfloat16_is_close(prepared):
     assert 1e-4 < max(differences) < 0.15
 
 
+def test_weights_are_rounded_once(prepared):
+    """No batch does it again."""
+    encoder = JaxEncoder(prepared / "encoder", "bfloat16", 3)
+    batch = {"lengths": np.int32([4] * 3), "audio": np.zeros((3, 4, encoder.config.audio_dim), np.float32)}
+    text = str(encoder._forward.trace(encoder._weights, batch, modalities=("audio",), layer=1).jaxpr)
+    blocks = encoder._weights["blocks"]
+    assert blocks["up"]["kernel"].dtype == "bfloat16" and blocks["attention_norm"]["scale"].dtype == np.float32
+    width, wide = encoder.config.embed_dim, encoder.config.ffn_dim
+    assert f"bf16[{width},{wide}]" in text and f"f32[{width},{wide}]" not in text
+
+
 def test_kmeans_with_jax_finds_the_same_centres(prepared, tmp_path):
     inputs = [word for name in ("manifest", "encoder") for word in (f"--{name}", str(prepared / name))]
     settings = ["--layer", str(LAYER), "--num_clusters", "7", "--workers", "0", "--backend", "jax"]

@@ -7,7 +7,6 @@ hold is found by packing clips of VASR's sizes.
 import collections
 import importlib.metadata
 import json
-import math
 import re
 import time
 from typing import Any
@@ -88,7 +87,7 @@ def describe(name: str, programs: list[Program], work: Work, topology: Topology)
         lines += estimate.lines
     worst = max(memories, key=lambda memory: memory["hbm_used_fraction"])
     at_peak = work.flops / topology.chip.peak_flops / len(topology.devices)
-    seconds = math.nan if "refused" in worst else spent.total()
+    seconds = None if "refused" in worst else spent.total()
     return {
         "fits": worst["hbm_used_fraction"] <= 1 and "refused" not in worst,
         **worst,
@@ -98,13 +97,13 @@ def describe(name: str, programs: list[Program], work: Work, topology: Topology)
         "collective_bytes_by_kind": dict(sent),
         "step_seconds_at_peak": at_peak,
         "step_seconds_at_bandwidth": work.bytes_read / topology.chip.hbm_bandwidth,
-        "compiler_ms": 1e3 * seconds,
+        "compiler_ms": seconds and 1e3 * seconds,
         "compiler_ms_by_kind": {kind: 1e3 * spent[kind] for kind in cycles.KINDS},
-        "compiler_share_of_peak": at_peak / seconds,
+        "compiler_share_of_peak": seconds and at_peak / seconds,
         "dearest": [line.report() for line in sorted(lines, key=lambda line: -line.seconds)[:DEAREST]],
         "steps": work.steps,
         "clips_per_step": work.clips_per_step,
-        "hours_by_compiler": seconds * work.steps / 3600,
+        "hours_by_compiler": seconds and seconds * work.steps / 3600,
         **work.facts,
         "compile_seconds": time.time() - start,
     }
@@ -155,8 +154,8 @@ def table(report: Report) -> str:
         rows.append([f"  {name}", *("refused" if size is None else f"{size / GIB:.2f} GiB" for size in sizes)])
 
     def row(name: str, key: str, unit: str = "", factor: float = 1) -> list[str]:
-        digits = 0 if key == "steps" else 2
-        return [name, *(f"{column[key] * factor:,.{digits}f} {unit}".strip() for column in columns)]
+        digits, values = 0 if key == "steps" else 2, [column[key] for column in columns]
+        return [name, *("refused" if x is None else f"{x * factor:,.{digits}f} {unit}".strip() for x in values)]
 
     rows += [
         row("FLOPs a step", "model_flops_per_step", "T", 1e-12),

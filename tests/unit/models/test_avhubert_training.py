@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from random_encoders import PRE_LN
 
+from viavsp_jax.models.avhubert import video
 from viavsp_jax.models.avhubert.config import EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert, Block
 from viavsp_jax.models.dropout import dropout
@@ -51,6 +52,25 @@ def test_layer_drop_skips_each_block_at_its_rate():
     assert not ran[0].all() and ran[0].any()
     for weight in jax.tree.leaves(gradients["blocks"]["up"]):
         np.testing.assert_array_equal(weight.any(range(1, weight.ndim)), ran[0])
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3, 4, 5, 8, 26])
+def test_a_few_clips_at_a_time(clips):
+    """Of each of 2 rows; statistics are averaged in the order of the clips all the same."""
+    x = np.random.default_rng(0).normal(size=(2, clips, 4)).astype(np.float32)
+    steps = video.together(jnp.asarray(x))
+    assert len(steps) == -(-clips // video.CLIPS) and steps.shape[1] <= 2 * video.CLIPS
+    assert 0 <= len(steps) * steps.shape[1] / 2 - clips < len(steps)
+    np.testing.assert_array_equal(video.apart(steps, 2, clips), x)
+
+    counted = np.random.default_rng(1).random((2, clips)) < 0.7
+    expected = np.ones(4, np.float32)
+    for clip in x[counted]:
+        expected = 0.9 * expected + 0.1 * clip
+    running = {"mean": jnp.ones(4), "num_batches": jnp.int32(5)}
+    found = video.averaged(running, {"mean": steps, "num_batches": jnp.zeros(len(steps), jnp.int32)}, counted)
+    np.testing.assert_allclose(found["mean"], expected, rtol=1e-5, atol=1e-6)
+    assert found["num_batches"] == 5 + counted.sum()
 
 
 @pytest.mark.parametrize("width", [64, 61])

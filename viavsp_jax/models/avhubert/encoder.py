@@ -7,6 +7,8 @@ encoder was built with. Nothing inside a block is kept for the backward pass, wh
 Letters: B clips, T frames, D embed_dim, F feed-forward width, N blocks; in training, R rows of S clips.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +17,10 @@ from jax.typing import DTypeLike
 from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, VIDEO_MEAN, VIDEO_STD, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.avhubert.video import EPSILON, VideoExtractor
 from viavsp_jax.models.dropout import dropout
+
+# Frames that the positional convolution computes at once. With as many output channels for each of them as one of its
+# groups has, 64, a product is as wide as the TPU's matrix units, for 3 more of 128 taps.
+BLOCK = 4
 
 
 def normalized(video: jax.Array, padding_mask: jax.Array) -> jax.Array:
@@ -26,6 +32,45 @@ def normalized(video: jax.Array, padding_mask: jax.Array) -> jax.Array:
 def weight_norm(v: jax.Array, g: jax.Array) -> jax.Array:
     """The kernel [taps, D / groups, D] that has v's direction and, tap by tap, the norms g, [taps, 1, 1]."""
     return v * (g / jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
+
+
+def _products(x: jax.Array, kernel: jax.Array, before: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """The convolution as one product: of each block of frames, all that it sees times a kernel for each of its frames.
+
+    A gradient of XLA's convolutions would take four times as long on a CPU.
+    """
+    taps, frames = len(kernel), x.shape[1]
+    # Blocks that come out, and how many of those that go in each of them sees.
+    blocks, seen = -(-frames // BLOCK), -(-(taps + BLOCK - 1) // BLOCK)
+    total = (blocks + seen - 1) * BLOCK
+    x = jnp.pad(x, [(0, 0), (before, total - before - frames), (0, 0)]).reshape(len(x), total // BLOCK, -1)
+    windows = jnp.concatenate([x[:, first : first + blocks] for first in range(seen)], -1)
+    later = [(frame, seen * BLOCK - taps - frame) for frame in range(BLOCK)]
+    kernels = jnp.concatenate([jnp.pad(kernel, [place, (0, 0), (0, 0)]) for place in later], -1)
+    y = jnp.matmul(windows, kernels.reshape(windows.shape[-1], -1), preferred_element_type=dtype)
+    return y.reshape(len(x), blocks * BLOCK, -1)[:, :frames]
+
+
+@jax.custom_vjp
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of [B, T, I] over time with a kernel [taps, I, O] → float32[B, T, O]; in the middle of the kernel is
+    the frame itself, or of the two there the later one.
+
+    The gradient of x is the same convolution backwards, whose sums are float32 too.
+    """
+    return _products(x, kernel, len(kernel) // 2)
+
+
+def _convolve_backward(inputs: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = inputs
+    gradient = gradient.astype(x.dtype)
+    to_x = _products(gradient, kernel[::-1].swapaxes(1, 2), (len(kernel) - 1) // 2)
+    # Windows are large: they are made again.
+    (to_kernel,) = jax.vjp(lambda kernel: _products(x, kernel, len(kernel) // 2, x.dtype), kernel)[1](gradient)
+    return to_x.astype(x.dtype), to_kernel
+
+
+convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)
 
 
 class PositionalConv(nnx.Module):
@@ -49,24 +94,14 @@ class PositionalConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...] if self.fold else weight_norm(self.v[...], self.g[...])
-        taps, frames = len(kernel), x.shape[1]
-        # As many frames out as in; an even kernel sees one more frame before than after.
-        padded = jnp.pad(x, [(0, 0), (taps // 2, (taps - 1) // 2), (0, 0)])
 
         def groups_first(x):
             return jnp.moveaxis(x.reshape(*x.shape[:2], self.groups, -1), 2, 0)
 
-        def convolve(inputs):
-            x, kernel = inputs
-            windows = jnp.concatenate([x[:, tap : tap + frames] for tap in range(taps)], -1)
-            return windows @ kernel.reshape(-1, kernel.shape[-1])
-
-        # By matrix products, one group at a time: of a grouped convolution XLA would compute all clips on every device,
-        # and its gradient takes four times as long on a CPU. Windows are large, so the backward pass makes them again.
-        convolve = jax.checkpoint(convolve, prevent_cse=False)
-        convolved = jax.lax.map(convolve, (groups_first(padded), groups_first(kernel.astype(self.dtype))))
-        x = jnp.moveaxis(convolved, 0, 2).reshape(x.shape)
-        return jax.nn.gelu(x + self.bias[...].astype(self.dtype)[None, None], approximate=False)
+        # One group at a time: of a grouped convolution XLA would compute all clips on every device.
+        inputs = groups_first(x), groups_first(kernel.astype(self.dtype))
+        y = jnp.moveaxis(jax.lax.map(lambda group: convolve(*group), inputs), 0, 2).reshape(x.shape)
+        return jax.nn.gelu(y + self.bias[...][None, None], approximate=False).astype(self.dtype)
 
 
 def layer_norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -107,6 +142,36 @@ class Block(nnx.Module):
             return x + self.feed_forward(self.ffn_norm(x), key)
         x = self.attention_norm(x + self.attend(x, attended))
         return self.ffn_norm(x + self.feed_forward(x, key))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def run_unless(drop, run, params, x, *constants):
+    """`run(params, x, *constants)`, or x alone where bool[] `drop`; gradients are those of params and x.
+
+    Differentiated by JAX, a `cond` would hand all activations to the backward pass, zeros in their place where x stays
+    as it is. Here the branch of the backward pass makes them again.
+    """
+    return jax.lax.cond(drop, lambda params, x, *constants: x, run, params, x, *constants)
+
+
+def _run_unless_forward(drop, run, params, x, *constants):
+    return run_unless(drop, run, params, x, *constants), (drop, params, x, constants)
+
+
+def _run_unless_backward(run, saved, gradient):
+    drop, params, x, constants = saved
+
+    def without(params, x, gradient, *constants):
+        return jax.tree.map(jnp.zeros_like, params), gradient
+
+    def through(params, x, gradient, *constants):
+        return jax.vjp(lambda params, x: run(params, x, *constants), params, x)[1](gradient)
+
+    gradients = jax.lax.cond(drop, without, through, params, x, gradient, *constants)
+    return None, *gradients, *(None for _ in constants)
+
+
+run_unless.defvjp(_run_unless_forward, _run_unless_backward)
 
 
 class AVHubert(nnx.Module):
@@ -227,14 +292,13 @@ class AVHubert(nnx.Module):
         x = self.position(x)
         graph, params = nnx.split(self.blocks)
 
+        def run(params, x, attended, key):
+            return nnx.merge(graph, params)(x, attended, key)
+
         def step(carry, inputs):
             x, kept = carry
             number, params, drop, key = inputs
-
-            def run(x):
-                return nnx.merge(graph, params)(x, attended, key)
-
-            x = run(x) if drop is None else jax.lax.cond(drop, lambda x: x, run, x)
+            x = run(params, x, attended, key) if drop is None else run_unless(drop, run, params, x, attended, key)
             return (x, kept if layer is None else jnp.where(number == layer, x, kept)), None
 
         numbers = jnp.arange(1, self.config.num_layers + 1)

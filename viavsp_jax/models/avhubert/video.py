@@ -15,6 +15,10 @@ from viavsp_jax.models.avhubert.config import AVHubertConfig
 EPSILON = 1e-5  # of every normalisation
 MOMENTUM = 0.1  # of the running averages
 
+# Of each row in training, at once. Along the 128 lanes of its registers a TPU has the frames of such images: those of
+# one VASR clip, 76, leave two fifths of them idle, those of three a tenth.
+CLIPS = 3
+
 # What the 3-D convolution of the frontend sees at once.
 FRAMES, PIXELS = 5, 7
 
@@ -76,21 +80,36 @@ class BatchNorm(nnx.Module):
         return for_frames(jnp.where(count > 0, mean, running_mean)), for_frames(jnp.where(count > 0, var, running_var))
 
 
+def together(x: jax.Array) -> jax.Array:
+    """[R, S, ...] → [steps, R · clips of a step, ...]: in a step at most CLIPS of each row, some of them zeros."""
+    rows, clips = x.shape[:2]
+    steps = -(-clips // CLIPS)
+    of_step = -(-clips // steps)
+    x = jnp.pad(x, [(0, 0), (0, steps * of_step - clips), *[(0, 0)] * (x.ndim - 2)])
+    return x.reshape(rows, steps, of_step, *x.shape[2:]).swapaxes(0, 1).reshape(steps, rows * of_step, *x.shape[2:])
+
+
+def apart(x: jax.Array, rows: int, clips: int) -> jax.Array:
+    """The way back of `together`, to [R, S, ...]."""
+    x = x.reshape(len(x), rows, -1, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(rows, -1, *x.shape[3:])[:, :clips]
+
+
 def averaged(running: nnx.State, clips: nnx.State, counted: jax.Array) -> nnx.State:
     """Running statistics after one clip after the other, row by row, was averaged into them.
 
     Args:
       running: statistics [C] and their counters.
-      clips: those of the clips, [S, R, C]; counters do not matter.
+      clips: those of the clips, as `together` lays them out, [steps, R · clips of a step, C]; counters do not matter.
       counted: bool[R, S], the clips that take part.
     """
     later = counted.sum() - jnp.cumsum(counted).reshape(counted.shape)  # how many clips come after this one
-    weights = jnp.where(counted, MOMENTUM * (1 - MOMENTUM) ** later, 0).T[..., None]
+    weights = jnp.where(counted, MOMENTUM * (1 - MOMENTUM) ** later, 0)[..., None]
 
     def one(running, clips):
         if jnp.issubdtype(running.dtype, jnp.integer):
             return running + counted.sum()
-        return (1 - MOMENTUM) ** counted.sum() * running + (weights * clips).sum((0, 1))
+        return (1 - MOMENTUM) ** counted.sum() * running + (weights * apart(clips, *counted.shape)).sum((0, 1))
 
     return jax.tree.map(one, running, clips)
 
@@ -197,13 +216,13 @@ class VideoExtractor(nnx.Module):
         return self.proj(x.mean((1, 2)).reshape(*video.shape[:2], -1))
 
     def clip_by_clip(self, video: jax.Array, real: jax.Array | None, unroll: bool = False) -> jax.Array:
-        """[R, S, T, 88, 88] → [R, S, T, D], one clip of every row at a time.
+        """[R, S, T, 88, 88] → [R, S, T, D], a few clips of every row at a time.
 
         With `real`, bool[R, S, T], clips are normalised by their own statistics, and those with a real frame are
         averaged into the running ones.
 
-        Activations of Large take several hundred megabytes a clip: the backward pass computes them again, so that
-        there are never those of more than one. The loop is along S, for rows lie on different devices. `unroll` is for
+        Activations of Large take some hundred megabytes a clip: the backward pass computes them again, so that there
+        are never those of more than a few. The loop is along S, for rows lie on different devices. `unroll` is for
         CPUs: inside loops XLA leaves the convolutions of gradients in a form that takes twenty times as long there.
         """
         graph, params, running = nnx.split(self, nnx.Param, nnx.BatchStat)
@@ -212,9 +231,9 @@ class VideoExtractor(nnx.Module):
             extractor = nnx.merge(graph, params, running, copy=True)
             return None, (extractor(*inputs), nnx.state(extractor, nnx.BatchStat))
 
-        by_clip = jax.tree.map(lambda x: x.swapaxes(0, 1), (video, real))
+        rows, clips = video.shape[:2]
         one = jax.checkpoint(one, prevent_cse=False)
-        _, (features, clips) = jax.lax.scan(one, None, by_clip, unroll=unroll)
+        _, (features, measured) = jax.lax.scan(one, None, jax.tree.map(together, (video, real)), unroll=unroll)
         if real is not None:
-            nnx.update(self, averaged(running, clips, real.any(-1)))
-        return features.swapaxes(0, 1)
+            nnx.update(self, averaged(running, measured, real.any(-1)))
+        return apart(features, rows, clips)

@@ -38,6 +38,11 @@ class JaxEncoder:
         self._least_frames = least_frames
         self._rows = -(-batch_size // len(devices)) * len(devices)
         self._by_clip = NamedSharding(mesh, PartitionSpec("clips"))
+        # What products and convolutions read, which the program would round in every batch otherwise: on a TPU a
+        # quarter of its time.
+        weights = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x, weights
+        )
         self._weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
         # A TPU would multiply float32 in bfloat16.
         self._precision = "highest" if dtype == "float32" else "default"
