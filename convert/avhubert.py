@@ -12,7 +12,8 @@ from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten
 from convert.safetensors_files import DTYPES
 from viavsp_jax import encoder_folder
 from viavsp_jax.models.avhubert.config import AVHubertConfig
-from viavsp_jax.models.avhubert.encoder import AVHubert, weight_norm
+from viavsp_jax.models.avhubert.encoder import AVHubert
+from viavsp_jax.models.avhubert.positional import weight_norm
 from viavsp_jax.runtime.errors import InputError
 
 # The weights of each kind of module: our name, PyTorch's, and which of its axes ours are (None: the same).
