@@ -13,6 +13,7 @@ from random_encoders import PRE_LN
 from viavsp_jax.models.avhubert import video
 from viavsp_jax.models.avhubert.config import EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert, Block
+from viavsp_jax.models.avhubert.positional import convolve
 from viavsp_jax.models.dropout import dropout
 
 
@@ -52,6 +53,26 @@ def test_layer_drop_skips_each_block_at_its_rate():
     assert not ran[0].all() and ran[0].any()
     for weight in jax.tree.leaves(gradients["blocks"]["up"]):
         np.testing.assert_array_equal(weight.any(range(1, weight.ndim)), ran[0])
+
+
+@pytest.mark.parametrize(("frames", "taps"), [(76, 128), (9, 16), (10, 7), (3, 128), (1, 5), (4, 1)])
+def test_positional_convolution_and_its_gradients(frames, taps):
+    """Against XLA's own, of kernels and clips that fill no block."""
+    rng = np.random.default_rng(0)
+    x, kernel, direction = (rng.normal(size=size).astype(np.float32) for size in ((2, frames, 8), (taps, 8, 6), (6,)))
+    kernel /= (8 * taps) ** 0.5
+
+    def by_xla(x, kernel):
+        around = [(taps // 2, (taps - 1) // 2)]
+        return jax.lax.conv_general_dilated(x, kernel, (1,), around, dimension_numbers=("NWC", "WIO", "NWC"))
+
+    def both(function):
+        loss = jax.value_and_grad(lambda *inputs: (jnp.sin(function(*inputs) @ direction)).sum(), argnums=(0, 1))
+        return function(x, kernel), *loss(x, kernel)[1]
+
+    for ours, theirs in zip(both(convolve), both(by_xla), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    assert convolve(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)).dtype == np.float32
 
 
 @pytest.mark.parametrize("clips", [1, 2, 3, 4, 5, 8, 26])

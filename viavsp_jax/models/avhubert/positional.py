@@ -1,6 +1,6 @@
-"""The positional convolution of the encoder, as products of matrices.
+"""AV-HuBERT's positional convolution in Flax: grouped, over time, with a kernel of more frames than most clips have.
 
-Letters: B clips, T frames, D embed_dim, I and O input and output channels of a group.
+Letters: B clips, T frames, D embed_dim; in a group, I input and O output channels.
 """
 
 import jax
@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 
-# Frames that the positional convolution computes at once. With as many output channels for each of them as one of its
-# groups has, 64, a product is as wide as the TPU's matrix units, for 3 more of 128 taps.
+# Frames computed at once. Of each of them a group has 64 channels, half as many as a TPU's matrix unit is wide; the
+# price are 4 taps more than 128.
 BLOCK = 4
 
 
