@@ -186,23 +186,33 @@ def _roots(body: Computation) -> list[Instruction]:
 
 def _read(source: Instruction, body: Computation, program: Program) -> int:
     """Bytes that a fused computation takes of one of its parameters."""
-    whole, taken = sum(array.bytes for array in source.arrays), 0
+    (array, *others) = source.arrays
+    if others:
+        return sum(array.bytes for array in source.arrays)
+    return _taken(source, body, program) * array.bytes // max(array.elements, 1)
+
+
+def _taken(source: Instruction, body: Computation, program: Program) -> int:
+    """Elements of an instruction's result that a fused computation computes with."""
+    whole, taken = source.arrays[0].elements, 0
     for one in body.values():
         if source.name not in one.operands or one.opcode == "parameter":
             continue
         if one.opcode in ("dynamic-slice", "slice", "gather"):
-            taken += sum(array.bytes for array in one.arrays)
-        elif one.opcode == "dynamic-update-slice" and one.operands[0] == source.name:
+            taken += one.arrays[0].elements
+            continue
+        if one.opcode == "dynamic-update-slice" and one.operands[0] == source.name:
             continue  # stays where it is
-        elif one.opcode == "bitcast":
-            taken += _read(one, body, program)
-        elif one.opcode == "fusion":
+        here = whole
+        if one.opcode == "fusion":
             inner = program.computations[one.called[0]]
             place = str(one.operands.index(source.name))
             parameter = next(p for p in inner.values() if p.opcode == "parameter" and p.rest.split(")")[0] == place)
-            taken += _read(parameter, inner, program)
-        else:
-            return whole
+            here = _taken(parameter, inner, program)
+        # What is passed on in another form alone is taken by those that get it.
+        if here == whole and one.arrays[0].elements == whole and not one.is_root:
+            here = _taken(one, body, program)
+        taken += here
     return min(whole, taken)
 
 
