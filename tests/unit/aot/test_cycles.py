@@ -180,6 +180,16 @@ def test_bytes_of_the_large_memory(name, size):
     assert cycles.memory_bytes(main[name], main, program) == size
 
 
+def test_a_stack_in_another_form_counts_by_what_is_taken():
+    """Within fused operations nothing is copied: only the slice is ever computed."""
+    text = textwrap.dedent(MEMORY).replace("dynamic-slice(%p,", "dynamic-slice(%p1,")
+    text = text.replace("  %one =", "  %p1 = bf16[7,64,64]{1,2,0} copy(%p)\n  %one =")
+    program = hlo.parse(text)
+    assert "p1" in program.computations["slice-of-stack"]
+    main = program.computations["main"]
+    assert cycles.memory_bytes(main["z"], main, program) == W
+
+
 def test_a_stack_in_fast_memory_costs_nothing():
     program = hlo.parse(textwrap.dedent(MEMORY).replace("f32[7,32,64]{2,1,0}", "f32[7,32,64]{2,1,0:S(1)}"))
     main = program.computations["main"]
