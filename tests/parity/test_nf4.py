@@ -222,7 +222,7 @@ def adapters(tree):
 def logits(pair, trainable, tokens):
     llm = nnx.merge(pair.structure, trainable, pair.frozen).llm
     positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-    return llm.logits(llm(llm.embed(tokens), jnp.ones(tokens.shape, int), positions, None, False))
+    return llm.logits(llm(llm.embed(tokens), jnp.ones(tokens.shape, int), positions, None, "none"))
 
 
 def test_logits_and_gradients_equal_peft_on_bitsandbytes(pair):

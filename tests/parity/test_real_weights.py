@@ -82,7 +82,7 @@ def test_logits_and_greedy_text(models, prompt):
     def run(params):
         model = nnx.merge(graph, params)
         x = model.embed(tokens)
-        hidden = model(x, jnp.ones_like(tokens), jnp.arange(length)[None], None, False)
+        hidden = model(x, jnp.ones_like(tokens), jnp.arange(length)[None], None, "none")
         after, cache = model.prefill(x, jnp.array([length]), NEW_TOKENS, 1)
         return model.logits(hidden)[0], decode(model.extend, after, cache, config, tokenizer.eos_token_id)[0]
 

@@ -9,7 +9,6 @@ bitsandbytes gives other bits on other hardware; followed here is its CPU code, 
 Letters: N layers (stacked), I input width, O output width, Q = O·I/64 blocks.
 """
 
-import functools
 import math
 
 import jax
@@ -125,6 +124,24 @@ def dequantize(stored: dict[str, jax.Array]) -> jax.Array:
     return values[0].reshape(count * BLOCK, outputs)
 
 
+@jax.custom_vjp
+def project(x: jax.Array, stored: dict[str, jax.Array]) -> jax.Array:
+    """x [..., I] @ one layer's kernel, dequantised and rounded to x's dtype → [..., O]; the gradient is of x alone."""
+    return x @ dequantize(stored).astype(x.dtype)
+
+
+def _project_forward(x, stored):
+    return project(x, stored), stored
+
+
+def _project_backward(stored, gradient):
+    # Dequantised again: what would be kept are the weights of all layers, in full.
+    return gradient @ dequantize(stored).astype(gradient.dtype).T, None
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
 class NF4Kernel(nnx.Module):
     """A frozen stack of kernels in 4 bits: one layer of it inside the scan, as every stacked weight."""
 
@@ -138,14 +155,7 @@ class NF4Kernel(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., I] @ the kernel, dequantised and rounded to x's dtype → [..., O]. Called on one layer's slice."""
-        stored = nnx.to_pure_dict(nnx.state(self))
-
-        # The backward pass dequantises again: what would be kept for it are the weights of all layers, in full.
-        @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a scan there is nothing to prevent
-        def project(x: jax.Array, stored: dict[str, jax.Array]) -> jax.Array:
-            return x @ dequantize(stored).astype(x.dtype)
-
-        return project(x, stored)
+        return project(x, nnx.to_pure_dict(nnx.state(self)))
 
 
 def quantize_stack(kernel: jax.Array) -> dict[str, jax.Array]:
