@@ -11,16 +11,17 @@ Whether it fits can be known before anything is downloaded, from the model's siz
 
                                        train     decode
     fits                                 yes        yes
-    HBM used                          73.4 %     57.5 %
-      arguments                     6.29 GiB   7.21 GiB
-      temporaries                   5.23 GiB   0.55 GiB
-      output                        0.00 GiB   1.31 GiB
-      code                          0.04 GiB   0.00 GiB
-    FLOPs a step                    211.65 T    67.82 T
-    sent a step by each device      54.93 MB    0.00 MB
-    step at peak                   134.30 ms   43.04 ms
-    step of reading weights alone   15.69 ms  221.04 ms
-    whole run at half of peak         0.94 h     0.02 h
+    HBM used                            66.2 %     57.5 %
+      arguments                       6.30 GiB   7.21 GiB
+      temporaries                     4.07 GiB   0.55 GiB
+      output                          0.00 GiB   1.31 GiB
+      code                            0.05 GiB   0.00 GiB
+    FLOPs a step                      203.09 T    67.82 T
+    sent a step by each device        54.93 MB    0.00 MB
+    step at peak                     128.86 ms   43.04 ms
+    step of reading weights alone     15.69 ms  221.04 ms
+    step by the compiler's estimates 208.15 ms  424.56 ms
+    whole run by these                  0.60 h     0.09 h
 
 (jax 0.10.2, libtpu 0.0.42.1, 8 chips of 15.75 GiB.) Nobody has trained it yet.
 
