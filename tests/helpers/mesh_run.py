@@ -19,6 +19,7 @@ from viavsp_jax import sharding, state
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.attention import PackedAttention
+from viavsp_jax.models.dropout import random_words
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
@@ -98,8 +99,18 @@ def check_quantization(quantization: str, sizes: dict[str, int]) -> None:
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def check_random_words(sizes: dict[str, int]) -> None:
+    """Dropout draws the same bits on every mesh."""
+    whole = jax.jit(lambda key: random_words(key, (B, 64, 256)))(jax.random.key(3))
+    split = sharding.rows(make_mesh(sizes))
+    found = jax.jit(lambda key: random_words(key, (B, 64, 256)), out_shardings=split)(jax.random.key(3))
+    np.testing.assert_array_equal(found, whole)
+
+
 def main() -> None:
     assert jax.device_count() == 8
+    for sizes in (FSDP, ALL_AXES):
+        check_random_words(sizes)
     shapes = EVERY if sys.argv[1:] == ["every"] else [ALL_AXES, FSDP, TENSOR]
     for quantization, meshes in (("none", shapes), ("int8", [ALL_AXES]), ("nf4", [ALL_AXES])):
         expected = loss_and_gradients(quantization, ONE_DEVICE)
