@@ -13,7 +13,6 @@ in decoding, and attention; padding and what is computed twice do not count (via
 
 import argparse
 import pathlib
-import re
 import statistics
 import sys
 import tempfile
@@ -26,31 +25,13 @@ import torch
 from benchmarks import beam_search, rounds, torch_training, train_step
 from benchmarks.random_model import VINALLAMA, RandomModel, add_size_flags, prepare, sizes, to_torch
 from viavsp_jax.aot import flops
-from viavsp_jax.aot.topology import CHIPS
+from viavsp_jax.aot.peaks import peak_flops
 from viavsp_jax.data.examples import Example
 from viavsp_jax.data.packing import speech_prompt
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.runtime.errors import reported_to_user
 
 Facts = dict[str, float | str]
-
-# Dense bfloat16 FLOP/s, by what stands in the device's name; the first that matches.
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "TPU v4": CHIPS["v4"].peak_flops,
-    "TPU v5 lite": CHIPS["v5e"].peak_flops,
-    "TPU v5": CHIPS["v5p"].peak_flops,
-    "TPU v6 lite": CHIPS["v6e"].peak_flops,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """The device's peak in FLOP/s, when it is known."""
-    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device.device_kind)), None)
 
 
 def peak_memory(side: Callable[[], int]) -> float | None:

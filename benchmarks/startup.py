@@ -35,7 +35,7 @@ OURS = """
 import sys
 import jax
 from configs import demo
-from viavsp_jax import sharding, train
+from viavsp_jax import sharding, update
 from viavsp_jax.runtime.compilation_cache import keep_programs
 from viavsp_jax.data.pipeline import training_batches
 from viavsp_jax.experiment import load_experiment
@@ -48,9 +48,9 @@ keep_programs(workdir)
 experiment = load_experiment(config)
 batches = training_batches(experiment.settings.data, experiment.prompt)
 optimizer, _ = make_optimizer(experiment.settings.optimizer)
-state, frozen = train.init_state(experiment, optimizer), experiment.load_frozen()
+state, frozen = update.init_state(experiment, optimizer), experiment.load_frozen()
 batch = sharding.put_batch(experiment.mesh, next(batches))
-jax.block_until_ready(train.jit_train_step(experiment, optimizer)(state, frozen, batch))
+jax.block_until_ready(update.jit_train_step(experiment, optimizer)(state, frozen, batch))
 batches.close()
 """
 
@@ -92,7 +92,7 @@ import time
 import jax
 import jax.numpy as jnp
 from configs import demo
-from viavsp_jax import llm_folder, sharding, train
+from viavsp_jax import llm_folder, sharding, update
 from viavsp_jax.aot.typical_clips import INSTRUCTION_TOKENS
 from viavsp_jax.data.packing import empty_row, stack_rows
 from viavsp_jax.experiment import abstract_experiment, read_settings
@@ -108,9 +108,9 @@ experiment = abstract_experiment(settings, llama, sharding.make_mesh(settings.me
 row = empty_row(settings.data.row, settings.data.feature_width, jnp.float32)
 batch = sharding.put_batch(experiment.mesh, stack_rows([row] * settings.data.rows))
 optimizer, _ = make_optimizer(experiment.settings.optimizer)
-state = train.abstract_state(experiment, optimizer)
+state = update.abstract_state(experiment, optimizer)
 start = time.perf_counter()
-train.jit_train_step(experiment, optimizer).lower(state, experiment.frozen, batch).compile()
+update.jit_train_step(experiment, optimizer).lower(state, experiment.frozen, batch).compile()
 print(time.perf_counter() - start)
 """
 

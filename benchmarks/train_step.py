@@ -29,8 +29,9 @@ import torch
 
 from benchmarks import rounds, torch_training
 from benchmarks.random_model import SMALL, RandomModel, TorchModel, add_size_flags, prepare, to_torch
-from viavsp_jax import sharding, train
+from viavsp_jax import sharding, update
 from viavsp_jax.data import pipeline
+from viavsp_jax.losses import summarize
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.state import TrainState
@@ -49,9 +50,9 @@ class PackedTraining:
         self.mesh, self.frozen, self.updates = experiment.mesh, model.frozen, updates
         self.batches = pipeline.training_batches(experiment.settings.data, experiment.prompt)
         optimizer, _ = make_optimizer(experiment.settings.optimizer)
-        self.step = train.jit_train_step(experiment, optimizer)
+        self.step = update.jit_train_step(experiment, optimizer)
         trainable = jax.tree.map(jnp.copy, model.trainable)  # the step takes them over
-        places = jax.tree.map(lambda x: x.sharding, train.abstract_state(experiment, optimizer))
+        places = jax.tree.map(lambda x: x.sharding, update.abstract_state(experiment, optimizer))
         self.state = jax.device_put(TrainState(jnp.int32(0), trainable, optimizer.init(trainable)), places)
         self.clips = 0  # in all updates so far
 
@@ -74,7 +75,7 @@ class PackedTraining:
 def our_losses(model: RandomModel) -> tuple[float, float]:
     """Loss of the validation split without dropout: mean over clips of their mean over tokens, and over all tokens."""
     experiment = model.experiment
-    step = train.jit_validation_step(experiment)
+    step = update.jit_validation_step(experiment)
     state = TrainState(jnp.int32(0), model.trainable, opt_state=())
 
     def loss(change_weights: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -82,7 +83,7 @@ def our_losses(model: RandomModel) -> tuple[float, float]:
         for batch in pipeline.validation_batches(experiment.settings.data, experiment.prompt):
             batch["weights"] = change_weights(batch["weights"])
             metrics.append(step(state, model.frozen, sharding.put_batch(experiment.mesh, batch)))
-        return train.summarize(metrics)["loss"]
+        return summarize(metrics)["loss"]
 
     return loss(lambda weights: weights), loss(np.sign)
 

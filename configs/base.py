@@ -12,6 +12,11 @@ import ml_collections
 from ml_collections import config_dict
 
 
+def length(updates: int) -> config_dict.FieldReference:
+    """Without a fixed type: a number of updates, or a share of all."""
+    return config_dict.FieldReference(updates, field_type=object)
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Every setting there is, with the reference's value."""
     return ml_collections.ConfigDict({
@@ -22,6 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 100,
         "profile_steps": (),  # first and last update to trace for TensorBoard's profiler, e.g. 10,20
         "label_smoothing": 0.0,
+        # Where curves and texts go besides TensorBoard: functions as MODULE:NAME. "wandb:init" is Weights & Biases; any
+        # other takes the settings as `config`, too, and returns what has log(values, step=...) and finish().
+        "trackers": (),
+        # A work folder or an export, whose weights training begins with: with a new optimizer, on other data perhaps.
+        "init_from": "",
+        # What learns; the encoder does where it is part of the model.
+        "train": {"parts": ("projector", "lora", "encoder")},
         # What the backward pass computes again instead of keeping it in memory. none: nothing. elementwise: all but the
         # outputs of matrix products and of attention. layers: everything inside a layer.
         "remat": "elementwise",
@@ -48,11 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
         # As in peft. targets: any of q, k, v, o, gate, up, down. rslora: scaled by alpha / √rank, not alpha / rank.
         "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "k", "v"), "rslora": False},
         # False: cached features of a frozen encoder, from shards of --kind=features. True: the encoder is part of the
-        # model, reads shards of --kind=media, and learns after `freeze_updates` updates, as the reference's does.
+        # model, reads shards of --kind=media, and learns after `freeze_updates` updates or such a share of all, as the
+        # reference's does.
         "encoder": {
             "train": False,
             "path": "",  # a folder made by python -m convert.from_fairseq
-            "freeze_updates": 18_000,
+            "freeze_updates": length(18_000),
             # running: BatchNorm by its running statistics, which stay. batch: by those of each clip, which are averaged
             # into the running ones, also while the encoder is frozen, as the reference does in training.
             "batch_norm": "running",
@@ -64,6 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
             # Shard folders, mixed: MODALITY_CONDITION. With encoder.train, av_clean stands for audio and video of the
             # clips in media_clean.
             "train": ("av_clean",),
+            # How often a clip of each of them is drawn, in proportion: (2, 1). (): in every epoch each clip once.
+            "weights": (),
             # With encoder.train, what happens to a clip besides a random crop and flip; drawn from its id, the epoch
             # and `seed`.
             "augment": {
@@ -72,6 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "noise": {"probability": 0.0, "kinds": ("babble",), "snr_db": (-5.0, 0.0, 5.0, 10.0)},
                 "drop_audio": 0.0,  # probability of leaving an audio-visual clip its video alone
                 "drop_video": 0.0,
+                # SpecAugment (arXiv:1904.08779): stretches of up to `frames` frames (of 40 ms) and ranges of up to
+                # `bands` of the 26 bands that are left out of what is heard, so many of each.
+                "mask": {"times": 0, "frames": 10, "ranges": 0, "bands": 6},
             },
             "feature_width": 1024,
             "rows": 1,
@@ -84,16 +102,28 @@ def get_config() -> ml_collections.ConfigDict:
             "too_long": "error",
         },
         "optimizer": {
+            "name": "adam",  # or adamw, whose weights decay by `weight_decay` times the learning rate
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,  # largest norm of all gradients together; 0: any
+            # The rate rises to `peak_lr` in `warmup_updates`, stays in `hold_updates` and falls in `decay_updates`.
+            # tri_stage: from a hundredth of the peak, and exponentially to a twentieth. cosine: to 0. constant: never.
+            # Lengths are updates or, from 0.0 to 1.0, shares of `updates`.
+            "schedule": "tri_stage",
             "peak_lr": 5e-4,
-            "warmup_updates": 10_000,
-            "hold_updates": 0,
-            "decay_updates": 20_000,
+            "warmup_updates": length(10_000),
+            "hold_updates": length(0),
+            "decay_updates": length(20_000),
             "b1": 0.9,
             "b2": 0.98,
             "eps": 1e-8,
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "checkpoint": {"every": 1_000, "keep": 1},
+        # Every so many updates the validation split is scored and a checkpoint saved. Kept are the last `keep` and the
+        # best, by the accuracy of the split's label tokens or by the wer of `samples`. Training ends when in the last
+        # `patience` of these no better one was found; 0: never.
+        "checkpoint": {"every": 1_000, "keep": 1, "best_by": "accuracy", "patience": 0},
+        # Clips of the validation split that are decoded greedily then; their texts are shown.
+        "samples": {"clips": 8, "max_new_tokens": 100},
         "evaluate": {
             "names": ("av_clean",),
             "split": "test",
@@ -107,7 +137,7 @@ def get_config() -> ml_collections.ConfigDict:
             "decoding": {
                 "max_new_tokens": 300,
                 "num_beams": 20,
-                # False, True or "never"; without a fixed type, since "never" is text.
+                # False, True or "never"; "never" is text, so no type is fixed.
                 "early_stopping": config_dict.FieldReference(False, field_type=object),
                 "min_new_tokens": 0,
                 "length_penalty": 1.0,

@@ -28,8 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.rows = 8
     config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8, "window": 256}
     config.optimizer.peak_lr = 5e-3
-    config.optimizer.warmup_updates = 40
-    config.optimizer.decay_updates = 360
+    config.optimizer.warmup_updates, config.optimizer.decay_updates = 0.1, 0.9
     config.checkpoint.every = 100
     config.evaluate.names = ("av_clean", "audio_clean", "video_clean", "audio_babble_0db", "av_babble_0db")
     config.evaluate.rows = 16

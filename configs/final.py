@@ -44,12 +44,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         config.checkpoint.every = 500
     else:
         raise ValueError(f"variant {variant!r} of configs/final.py: expected tpu or reference")
-    spread_schedule(config)
+    # The reference's shares.
+    config.optimizer.warmup_updates, config.optimizer.decay_updates = 1 / 3, 2 / 3
+    config.encoder.freeze_updates = 1 / 30
     return config
-
-
-def spread_schedule(config: ml_collections.ConfigDict) -> None:
-    """Warm-up, decay and the time that the encoder stays frozen, in the reference's shares of `config.updates`."""
-    config.optimizer.warmup_updates = config.updates // 3
-    config.optimizer.decay_updates = config.updates - config.updates // 3
-    config.encoder.freeze_updates = config.updates // 30

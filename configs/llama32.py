@@ -60,5 +60,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.row = {"positions": 2048, "frames": 2280, "labels": 736, "clips": 30, "window": 192}
     config.updates = final.CLIPS // CLIPS_PER_UPDATE
     config.optimizer.peak_lr = 3.6e-4
-    final.spread_schedule(config)
     return config

@@ -64,5 +64,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.row = {"positions": 2048, "frames": 2280, "labels": 720, "clips": 30, "window": 192}
     config.updates = final.CLIPS // CLIPS_PER_UPDATE
     config.optimizer.peak_lr = 5e-4
-    final.spread_schedule(config)
     return config

@@ -33,17 +33,17 @@ def _absolute(path: epath.Path) -> epath.Path:
 class Checkpoints:
     """Training checkpoints of a work folder: state, place in the data and config, together or not at all.
 
-    Kept are the last `keep` and the one with the highest validation accuracy; what a process that was killed left half
+    Kept are the last `keep` and the best, that with the highest score; what a process that was killed left half
     written is removed. Without `keep` they are only read: a training may be under way.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         self.folder = _absolute(epath.Path(workdir)) / "checkpoints"
         key_value_store(self.folder)  # refuses what Orbax would not find again
-        best = BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-            best_fn=lambda metrics: metrics["accuracy"],
+            best_fn=_score,
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
             # Called when all is written, before the folder gets its name and an older one is removed.
@@ -73,7 +73,8 @@ class Checkpoints:
           config: the run's config as JSON.
           fits: what the trained weights fit: sizes of the adapters and the frozen weights' hash, by name.
           run_info: what they were made by (see runtime/run_info.py); `saved`, the time in UTC, is added.
-          metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better.
+          metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better. The
+            best checkpoint has the highest `score` or, where there is none, accuracy.
         """
         arrays = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
@@ -112,9 +113,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int:
-        """The step of the checkpoint with the best validation accuracy; InputError when there is none.
+        """The step of the checkpoint with the best score; InputError when there is none.
 
-        Or when a checkpoint's accuracy is damaged: it might be the best.
+        Or when a checkpoint's metrics are damaged: it might be the best.
         """
         for step in self.steps():
             self.accuracy(step)
@@ -122,6 +123,10 @@ class Checkpoints:
         if best is None:
             raise InputError(f"{self.folder} holds no checkpoint: train first, or give another --workdir")
         return best
+
+    def best_so_far(self) -> int | None:
+        """The same of a run under way, or None; what is being saved counts."""
+        return self._manager.best_step()
 
     def choose(self, which: str) -> int:
         """The step meant by `best`, `latest` or a number; InputError when there is no such checkpoint."""
@@ -155,8 +160,16 @@ class Checkpoints:
                     f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
                 )
 
-    def check_data(self, step: int, config: Mapping[str, Any]) -> None:
-        """InputError when the batches of `config` cannot go on where those of `step` were."""
+    def check_continues(self, step: int, config: Mapping[str, Any]) -> None:
+        """InputError when a run with `config` cannot go on from `step`.
+
+        Its batches have to go on where they were, and its checkpoints to be compared with those that are there.
+        """
+        for name, before, now in changes(self.restore_config(step), config, ("checkpoint.best_by",)):
+            raise InputError(
+                f"checkpoint {step} in {self.folder} was saved with config.{name} {before}, not {now}: continue with "
+                "the same, or the best would be sought among scores of two kinds"
+            )
         if not (self.folder / str(step) / "data").exists():
             return
         if differing := changes(self.restore_config(step), config, ORDER_OF_DATA):
@@ -275,6 +288,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics.get("score", metrics["accuracy"])
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from convert.avhubert import load_flax
 from viavsp_jax import encoder_folder, llm_folder, settings, sharding, state
 from viavsp_jax.data.features import AUDIO_DIM
+from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 from viavsp_jax.data.prompt import Prompt, PromptSettings, load_prompt
 from viavsp_jax.data.settings import Augmentation, DataSettings
@@ -28,6 +29,7 @@ from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
 from viavsp_jax.optimizer import OptimizerSettings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.settings import BestBy
 from viavsp_jax.sharding import MeshSettings
 
 Tree = dict[str, Any]
@@ -43,9 +45,13 @@ class TrainingSettings:
     log_every: int
     profile_steps: tuple[int, ...]
     label_smoothing: float
+    init_from: str
     remat: Remat
     checkpoint_every: int
     checkpoint_keep: int
+    best_by: BestBy
+    patience: int
+    trackers: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,14 @@ class EncoderSettings:
     batch_norm: BatchNormStatistics
     layer_drop: float
     activation_dropout: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """The fields of `config.samples`."""
+
+    clips: int
+    max_new_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,7 @@ class Settings:
     data: DataSettings
     optimizer: OptimizerSettings
     mesh: MeshSettings
+    samples: SampleSettings
     evaluation: EvaluationSettings
 
 
@@ -101,24 +116,30 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
     settings.check(config)
     c = ml_collections.FrozenConfigDict(config)  # whose sequences are tuples
     encoder, data, evaluate = dict(c.encoder), dict(c.data), dict(c.evaluate)
-    freeze_updates, noise = encoder.pop("freeze_updates"), c.data.augment.noise
+    lengths, noise = {"freeze_updates": encoder.pop("freeze_updates")}, c.data.augment.noise
+    optimizer = dict(c.optimizer) | {"parts": c.train.parts, "train_encoder": c.encoder.train}
+    for name in ("warmup_updates", "hold_updates", "decay_updates"):
+        lengths[name] = optimizer.pop(name)
+    lengths = {name: round(x * c.updates) if isinstance(x, float) else x for name, x in lengths.items()}
     data["row"] = RowShape(**c.data.row)
+    augment = c.data.augment
     data["augment"] = Augmentation(
-        noise.probability, noise.kinds, noise.snr_db, c.data.augment.drop_audio, c.data.augment.drop_video
+        noise.probability, noise.kinds, noise.snr_db, augment.drop_audio, augment.drop_video, Masks(**augment.mask)
     )
     return Settings(
         c.dtype,
         TrainingSettings(
-            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.remat, c.checkpoint.every,
-            c.checkpoint.keep,
+            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.init_from, c.remat,
+            c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience, c.trackers,
         ),
         LanguageModelSettings(**c.llm),
         PromptSettings(**c.prompt),
         LoRAConfig(**c.lora),
         EncoderSettings(**encoder),
         DataSettings(**data, of_clips=c.encoder.train, dtype=c.dtype, seed=c.seed),
-        OptimizerSettings(**c.optimizer, train_encoder=c.encoder.train, freeze_updates=freeze_updates),
+        OptimizerSettings(**optimizer, **lengths),
         MeshSettings(**c.mesh),
+        SampleSettings(**c.samples),
         EvaluationSettings(**evaluate | {"decoding": DecodingConfig(**c.evaluate.decoding)}),
     )  # fmt: skip
 

@@ -1,17 +1,29 @@
-"""The reference's optimizer: Adam under a tri-stage learning rate; and from which update on the encoder is trained."""
+"""The optimizer and its schedule, by default the reference's; and which parts of the model an update changes."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+Name = Literal["adam", "adamw"]
+Schedule = Literal["tri_stage", "cosine", "constant"]
+Part = Literal["projector", "lora", "encoder"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+# Where a part's weights are among the trainable ones.
+_WEIGHTS_OF = {"projector": "projector", "lora": "llm", "encoder": "encoder"}
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """Adam, its schedule, and from which update on the encoder is trained: `config.optimizer` and `config.encoder`."""
+    """`config.optimizer` with lengths in updates, `config.train.parts`, and when the encoder is trained."""
 
+    name: Name
+    weight_decay: float  # of adamw
+    clip_norm: float  # 0: gradients are as they are
+    schedule: Schedule
     peak_lr: float
     warmup_updates: int
     hold_updates: int
@@ -19,8 +31,9 @@ class OptimizerSettings:
     b1: float
     b2: float
     eps: float
-    train_encoder: bool
-    freeze_updates: int  # updates before the encoder is trained, where it is
+    parts: tuple[Part, ...]  # that learn
+    train_encoder: bool  # the model has one that may
+    freeze_updates: int  # updates before it does
 
 
 def tri_stage(
@@ -30,11 +43,22 @@ def tri_stage(
 
     Update k (counted from 0) uses the value at k, as fairseq's schedule of the same name does.
     """
-    stages = [
-        optax.linear_schedule(initial_scale * peak, peak, warmup),
-        optax.constant_schedule(peak),
-        optax.exponential_decay(peak, max(decay, 1), final_scale, end_value=final_scale * peak),
-    ]
+    end = optax.exponential_decay(peak, max(decay, 1), final_scale, end_value=final_scale * peak)
+    return _risen(peak, warmup, hold, end, initial_scale)
+
+
+def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
+    """tri_stage; or the same rise, and then cosine: half a cosine to 0; constant: the peak for good."""
+    c = settings
+    if c.schedule == "tri_stage":
+        return tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
+    cosine = optax.cosine_decay_schedule(c.peak_lr, max(c.decay_updates, 1))
+    end = cosine if c.schedule == "cosine" else optax.constant_schedule(c.peak_lr)
+    return _risen(c.peak_lr, c.warmup_updates, c.hold_updates, end)
+
+
+def _risen(peak: float, warmup: int, hold: int, end: optax.Schedule, initial_scale: float = 0.01) -> optax.Schedule:
+    stages = [optax.linear_schedule(initial_scale * peak, peak, warmup), optax.constant_schedule(peak), end]
     return optax.join_schedules(stages, [warmup, warmup + hold])
 
 
@@ -58,22 +82,47 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """Adam and its schedule.
+    """Adam or AdamW (arXiv:1711.05101) and its schedule.
 
-    An encoder that is trained has an Adam of its own, whose count begins with its first update: as in fairseq, whose
-    Adam starts with a weight's first gradient. Its learning rate is that of all others. Every update is told by
-    `train_encoder` whether the encoder is trained.
+    An encoder has an Adam of its own, whose count begins with its first update: as in fairseq, whose Adam starts with a
+    weight's first gradient. Its learning rate is that of all others. Every update is told by `train_encoder` whether
+    the encoder is trained.
+
+    The state has the same form with any settings, so that a run may go on with others.
     """
-    c = settings
-    schedule = tri_stage(c.peak_lr, c.warmup_updates, c.hold_updates, c.decay_updates)
+    c, schedule = settings, make_schedule(settings)
 
     def adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.chain(scale_by_adam(c.b1, c.b2, c.eps), optax.scale_by_learning_rate(learning_rate))
+        scaled = scale_by_adam(c.b1, c.b2, c.eps)
+        if c.name == "adamw":
+            scaled = _with_decay(scaled, c.weight_decay)
+        return optax.chain(scaled, optax.scale_by_learning_rate(learning_rate))
 
-    if not c.train_encoder:
-        return optax.with_extra_args_support(adam(schedule)), schedule
-    late = when_trained(adam(lambda count: schedule(count + c.freeze_updates)))
-    return optax.partition({"encoder": late, "others": adam(schedule)}, _parts), schedule
+    whole = optax.with_extra_args_support(adam(schedule))
+    if c.train_encoder:
+        late = when_trained(adam(lambda count: schedule(count + c.freeze_updates)))
+        whole = optax.partition({"encoder": late, "others": adam(schedule)}, _labels)
+    return (_with_clipping(whole, c.clip_norm) if c.clip_norm else whole), schedule
+
+
+def _with_decay(scaled: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Adds the decay to scaled gradients, and nothing to their state."""
+
+    def update(gradients, state, weights):
+        updates, state = scaled.update(gradients, state, weights)
+        return jax.tree.map(lambda update, weight: update + decay * weight, updates, weights), state
+
+    return optax.GradientTransformation(scaled.init, update)
+
+
+def _with_clipping(inner: optax.GradientTransformationExtraArgs, limit: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients whose norm together is above the limit down to it; adds nothing to the state."""
+
+    def update(gradients, state, weights=None, **more):
+        scale = jnp.minimum(1, limit / optax.tree.norm(gradients))
+        return inner.update(jax.tree.map(lambda x: x * scale, gradients), state, weights, **more)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def when_trained(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -87,10 +136,17 @@ def when_trained(inner: optax.GradientTransformation) -> optax.GradientTransform
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _parts(trainable: Any) -> dict[str, str]:
+def _labels(trainable: Any) -> dict[str, str]:
     return {name: "encoder" if name == "encoder" else "others" for name in trainable}
 
 
-def trains_encoder(settings: OptimizerSettings, update: int) -> bool:
-    """Whether update `update`, counted from 1, changes the encoder; the reference's `freeze_finetune_updates`."""
-    return settings.train_encoder and update > settings.freeze_updates
+def only(parts: tuple[Part, ...], tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree over the trainable weights with zeros for those of other parts; what would fill them is not computed."""
+    kept = {_WEIGHTS_OF[part] for part in parts}
+    return {name: x if name in kept else jax.tree.map(jnp.zeros_like, x) for name, x in tree.items()}
+
+
+def learning(settings: OptimizerSettings, update: int) -> tuple[Part, ...]:
+    """The parts that update `update`, counted from 1, changes; the reference's `freeze_finetune_updates`."""
+    encoder = settings.train_encoder and update > settings.freeze_updates
+    return tuple(part for part in settings.parts if encoder or part != "encoder")

@@ -10,17 +10,21 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import ml_collections
 
 from configs import base
+from viavsp_jax.data.features import NUM_FILTERS
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.lora import PROJECTIONS
 from viavsp_jax.models.quantize import Quantization
+from viavsp_jax.optimizer import PARTS, Name, Schedule
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
+
+BestBy = Literal["accuracy", "wer"]  # what tells the best checkpoint
 
 MOST_SEED = 2**32 - 1  # of Grain's shuffle
 DTYPES = ("float32", "bfloat16")  # that a model computes in
@@ -63,24 +67,35 @@ def each(rule: Rule, least: int = 1) -> Rule:
     )
 
 
+def some_of(*choices: str) -> Rule:
+    """A tuple of some of a few words, at least one."""
+    return Rule(
+        f"a tuple of different ones of {', '.join(choices)}",
+        lambda x: type(x) in (tuple, list) and len(x) == len({*map(str, x)} & {*choices}) > 0,
+    )
+
+
 FLAG = one_of(True, False)
 TEXT = Rule("text", lambda x: type(x) is str)
 NAME = Rule("the name of a folder", lambda x: type(x) is str and bool(re.fullmatch(r"[^/\s]+", x)))
+FOLDER = Rule("a folder", lambda x: type(x) is str and bool(x.strip()) and not x.endswith("/"))
 WORD = Rule("text that is not empty", lambda x: type(x) is str and x.strip() != "")
-SOME_PROJECTIONS = Rule(
-    f"a tuple of different ones of {', '.join(PROJECTIONS)}",
-    lambda x: type(x) in (tuple, list) and len(x) == len({*map(str, x)} & {*PROJECTIONS}) > 0,
-)
 END = Rule("a token, or nothing for the tokenizer's own", lambda x: type(x) is str and x.strip() == x)
+FUNCTION = Rule("a function as MODULE:NAME", lambda x: type(x) is str and bool(re.fullmatch(r"[\w.]+:\w+", x)))
 INSTRUCTION = Rule(
     "nothing for the reference's, or text in which braces stand around source and target alone",
     lambda x: x == "" or WORD.holds(x) and not re.search("[{}]", re.sub("{(source|target)}", "", x)),
 )
 ABOVE_0 = number("above 0", lambda x: x > 0)
+AT_LEAST_0 = number("of at least 0", lambda x: x >= 0)
 ANY_NUMBER = number("that is finite", lambda x: True)
 SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_1 = number("from 0 to less than 1", lambda x: 0 <= x < 1)
 COUNT, FROM_0 = whole(1), whole(0)
+LENGTH = Rule(
+    "a whole number of updates, or a share of all from 0.0 to 1.0",
+    lambda x: FROM_0.holds(x) or (type(x) is float and 0 <= x <= 1),
+)
 AXIS = Rule("a whole number of at least 1, or -1 for what the others leave", lambda x: x == -1 or COUNT.holds(x))
 STEPS = Rule(
     "nothing, or the first and the last update to trace, as in 10,20",
@@ -106,6 +121,9 @@ TABLE = {
     "log_every": COUNT,
     "profile_steps": STEPS,
     "label_smoothing": BELOW_1,
+    "init_from": TEXT,
+    "trackers": each(FUNCTION, least=0),
+    "train.parts": some_of(*PARTS),
     "remat": one_of(*get_args(Remat)),
     "llm.path": TEXT,
     "llm.end_token": END,
@@ -115,21 +133,26 @@ TABLE = {
     "lora.rank": COUNT,
     "lora.alpha": ABOVE_0,
     "lora.dropout": BELOW_1,
-    "lora.targets": SOME_PROJECTIONS,
+    "lora.targets": some_of(*PROJECTIONS),
     "lora.rslora": FLAG,
     "encoder.train": FLAG,
     "encoder.path": TEXT,
-    "encoder.freeze_updates": FROM_0,
+    "encoder.freeze_updates": LENGTH,
     "encoder.batch_norm": one_of(*get_args(BatchNormStatistics)),
     "encoder.layer_drop": BELOW_1,
     "encoder.activation_dropout": BELOW_1,
     "data.path": TEXT,
-    "data.train": each(NAME),
+    "data.train": each(FOLDER),
+    "data.weights": each(ABOVE_0, least=0),
     "data.augment.noise.probability": SHARE,
     "data.augment.noise.kinds": each(WORD, least=0),
     "data.augment.noise.snr_db": each(ANY_NUMBER, least=0),
     "data.augment.drop_audio": SHARE,
     "data.augment.drop_video": SHARE,
+    "data.augment.mask.times": FROM_0,
+    "data.augment.mask.frames": COUNT,
+    "data.augment.mask.ranges": FROM_0,
+    "data.augment.mask.bands": whole(1, NUM_FILTERS),
     "data.feature_width": COUNT,
     "data.rows": COUNT,
     "data.row.positions": COUNT,
@@ -138,10 +161,14 @@ TABLE = {
     "data.row.clips": COUNT,
     "data.row.window": COUNT,
     "data.too_long": one_of("error", "skip"),
+    "optimizer.name": one_of(*get_args(Name)),
+    "optimizer.weight_decay": AT_LEAST_0,
+    "optimizer.clip_norm": AT_LEAST_0,
+    "optimizer.schedule": one_of(*get_args(Schedule)),
     "optimizer.peak_lr": ABOVE_0,
-    "optimizer.warmup_updates": FROM_0,
-    "optimizer.hold_updates": FROM_0,
-    "optimizer.decay_updates": FROM_0,
+    "optimizer.warmup_updates": LENGTH,
+    "optimizer.hold_updates": LENGTH,
+    "optimizer.decay_updates": LENGTH,
     "optimizer.b1": BELOW_1,
     "optimizer.b2": BELOW_1,
     "optimizer.eps": ABOVE_0,
@@ -150,6 +177,10 @@ TABLE = {
     "mesh.tensor": AXIS,
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
+    "checkpoint.best_by": one_of(*get_args(BestBy)),
+    "checkpoint.patience": FROM_0,
+    "samples.clips": FROM_0,
+    "samples.max_new_tokens": COUNT,
     "evaluate.names": each(NAME),
     "evaluate.split": WORD,
     "evaluate.mapping": TEXT,
@@ -161,7 +192,7 @@ TABLE = {
 # What may change between training and evaluation, and is told.
 OF_THE_MODEL = ("dtype", "llm", "prompt", "lora", "encoder")
 # Which clips a batch holds follows from these: a run goes on with the same, or clips would be read twice, or never.
-ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.rows", "data.row")
+ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.weights", "data.rows", "data.row")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -223,10 +254,21 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
         problems.append("config.data.augment.noise: kinds and snr_db are empty, expected at least one of each")
     if augment.drop_audio + augment.drop_video > 1:
         problems.append("config.data.augment: drop_audio and drop_video sum to more than 1")
+    if config.data.weights and len(config.data.weights) != len(config.data.train):
+        problems.append(
+            f"config.data.weights are {len(config.data.weights)}, expected none or one for each of the "
+            f"{len(config.data.train)} of config.data.train"
+        )
+    if config.optimizer.weight_decay and config.optimizer.name != "adamw":
+        problems.append("config.optimizer.weight_decay is for adamw, expected 0 or config.optimizer.name=adamw")
+    if tuple(config.train.parts) == ("encoder",) and not config.encoder.train:
+        problems.append("config.train.parts is the encoder alone, expected another part or config.encoder.train=true")
     if list(config.mesh.values()).count(-1) > 1:
         problems.append("config.mesh: more than one axis is -1, expected one that takes what the others leave")
     if decoding.get("min_new_tokens", 0) > decoding.max_new_tokens:
         problems.append("config.evaluate.decoding: min_new_tokens is above max_new_tokens")
+    if config.checkpoint.best_by == "wer" and not config.samples.clips:
+        problems.append("config.checkpoint.best_by is wer, expected config.samples.clips to be decoded for it")
     if config.encoder.train and config.data.row.frames < config.data.row.clips:
         problems.append("config.data.row: frames is below clips, expected a frame for each clip of a row at least")
     return problems

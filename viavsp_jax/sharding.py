@@ -144,6 +144,12 @@ def check_rows(mesh: Mesh, count: int, setting: str) -> None:
         )
 
 
+def whole_rows(mesh: Mesh, count: int) -> int:
+    """The fewest rows that hold `count` and that the mesh can cut."""
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-count // pieces) * pieces
+
+
 def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
     """Moves this process's rows to its devices; together the processes' rows are the global batch."""
     return {name: jax.make_array_from_process_local_data(rows(mesh), value) for name, value in batch.items()}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from small_run import small_config
 
-from viavsp_jax import experiment, train
+from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
@@ -38,7 +38,7 @@ def main() -> None:
     llm, shards, workdir, step = sys.argv[1:]
     config, found = small_config(pathlib.Path(llm), pathlib.Path(shards)), {}
     exp = experiment.load_experiment(config)
-    state = train.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
+    state = update.abstract_state(exp, make_optimizer(read_settings(config).optimizer)[0])
     expected = jax.tree.leaves(Checkpoints(workdir).restore(int(step), state, None))
     for item in ("trainable", "optimizer", "config", "fits", "data"):
         for damage in (cut, flip, pathlib.Path.unlink):
@@ -54,7 +54,7 @@ def main() -> None:
                 )
                 try:
                     checkpoints.check_fits(int(step), exp.fits)
-                    checkpoints.check_data(int(step), config)
+                    checkpoints.check_continues(int(step), config)
                     leaves = jax.tree.leaves(checkpoints.restore(int(step), state, batches))
                     same = all(map(np.array_equal, leaves, expected))
                     found[f"{item} {damage.__name__}"] = "as it was" if same else "something else"

@@ -58,6 +58,7 @@ def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.Conf
     config.data.row = {"positions": 128, "frames": 96, "labels": 40, "clips": 4, "window": 96}
     config.updates, config.log_every, config.checkpoint.every = 4, 2, 2
     config.optimizer.warmup_updates, config.optimizer.decay_updates = 1, 3
+    config.samples.clips = 0
     config.evaluate.names = ("av_clean",)
     config.evaluate.rows, config.evaluate.bucket, config.evaluate.decoding.max_new_tokens = 4, 32, 12
     return config

@@ -15,6 +15,7 @@ def scalars(folder: pathlib.Path) -> dict[str, dict[int, float]]:
             (length,) = struct.unpack_from("<Q", data, offset)
             event = Event.FromString(data[offset + 12 : offset + 12 + length])
             for value in event.summary.value:
-                curves.setdefault(value.tag, {})[event.step] = value.simple_value
+                if value.HasField("simple_value"):
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
             offset += length + 16
     return curves

@@ -15,13 +15,13 @@ from small_media import media_config
 from tensorboard_events import scalars
 
 from convert.avhubert import load_flax
-from viavsp_jax import evaluate, experiment, train
+from viavsp_jax import evaluate, experiment, train, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
-from viavsp_jax.optimizer import make_optimizer, trains_encoder
+from viavsp_jax.optimizer import learning, make_optimizer
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
 
@@ -45,7 +45,7 @@ class Run:
 
 def start(config):
     exp = experiment.load_experiment(config)
-    state = train.init_state(exp, make_optimizer(exp.settings.optimizer)[0])
+    state = update.init_state(exp, make_optimizer(exp.settings.optimizer)[0])
     return Run(exp, state, exp.load_frozen(), next(pipeline.training_batches(exp.settings.data, exp.prompt)))
 
 
@@ -111,9 +111,9 @@ def states(whole):
     """The states of that run: at the start, and after each update."""
     config, workdir = whole
     exp = experiment.load_experiment(config)
-    abstract = train.abstract_state(exp, make_optimizer(exp.settings.optimizer)[0])
+    abstract = update.abstract_state(exp, make_optimizer(exp.settings.optimizer)[0])
     saved = [Checkpoints(workdir, 4).restore(step, abstract, None) for step in (1, 2, 3)]
-    return [train.init_state(exp, make_optimizer(exp.settings.optimizer)[0]), *saved]
+    return [update.init_state(exp, make_optimizer(exp.settings.optimizer)[0]), *saved]
 
 
 def test_a_frozen_encoder_waits_and_then_learns(states):
@@ -147,9 +147,10 @@ def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(whole
 def test_when_the_encoder_learns(config):
     config.encoder.freeze_updates = 2
     settings = read_settings(config).optimizer
-    assert [trains_encoder(settings, update) for update in (1, 2, 3, 4)] == [False, False, True, True]
+    others = ("projector", "lora")
+    assert [learning(settings, update) for update in (1, 2, 3)] == [others, others, (*others, "encoder")]
     config.encoder.train = False
-    assert not trains_encoder(read_settings(config).optimizer, 3)
+    assert learning(read_settings(config).optimizer, 3) == others
 
 
 def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
@@ -197,11 +198,15 @@ def test_a_frozen_encoder_averages_statistics_when_told_to(whole, states):
 def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(whole, states, tmp_path, monkeypatch):
     config, workdir = whole[0].copy_and_resolve_references(), whole[1]
     monkeypatch.setattr(programs, "compiler_options", lambda mesh: QUICKLY)
-    made, make = [], train.jit_train_step
-    monkeypatch.setattr(train, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
+    made, make = [], update.jit_train_step
+    monkeypatch.setattr(update, "jit_train_step", lambda *args: made.append(args[-1]) or make(*args))
     for config.updates in (1, 2, 3):
         train.train(config, tmp_path)
-    assert made == [False, True, True]  # programs that were compiled; the run without a stop needs two
+    assert ["encoder" in parts for parts in made] == [
+        False,
+        True,
+        True,
+    ]  # programs that were compiled; the run without a stop needs two
     for step in (1, 2, 3):
         stopped = Checkpoints(tmp_path, 4).restore(step, states[step], None)
         jax.tree.map(np.testing.assert_array_equal, states[step], stopped)
@@ -255,7 +260,7 @@ def test_wrong_settings(config, settings, words):
 MESH = """
 import json, sys
 import jax, ml_collections, numpy as np
-from viavsp_jax import train
+from viavsp_jax import train, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.runtime.throughput import Throughput

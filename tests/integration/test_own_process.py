@@ -36,7 +36,7 @@ def test_reports_do_not_depend_on_hashes(tmp_path):
     ]  # fmt: skip
     channels = {name: f"kênh <{name[0]}>" for name, *_ in said}
     folders = {"av_clean": rows, "video_clean": rows, "audio_babble_0db": rows[1:], "audio_babble_-5db": rows[2:]}
-    writer = Writer(tmp_path)
+    writer = Writer(tmp_path, {})
     for step in range(1, 4):
         writer.write(step, {"train/loss": 3 / step, "valid/loss": 4 / step})
     writer.close()

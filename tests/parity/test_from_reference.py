@@ -24,7 +24,7 @@ from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, flatten, tensors
 from tests.parity import avsp
 from tests.parity.rows import Golden
-from viavsp_jax import evaluate, experiment, train
+from viavsp_jax import evaluate, experiment, train, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment, read_settings
 from viavsp_jax.losses import label_loss
@@ -44,7 +44,7 @@ def restored(config, workdir):
     exp = experiment.load_experiment(config)
     checkpoints = Checkpoints(workdir)
     return checkpoints.restore(
-        checkpoints.best_step(), train.init_state(exp, make_optimizer(read_settings(config).optimizer)[0]), None
+        checkpoints.best_step(), update.init_state(exp, make_optimizer(read_settings(config).optimizer)[0]), None
     )
 
 

@@ -24,7 +24,7 @@ from convert import from_hf
 from convert.hub.language_model_viavsp import in_compute_dtype
 from convert.names import tensors
 from tests.parity.nf4 import bitsandbytes_layout
-from viavsp_jax import experiment, sharding, state, train
+from viavsp_jax import experiment, sharding, state, update
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
@@ -283,8 +283,8 @@ def test_training(config):
         assert_same_bits(frozen["llm"]["layers"]["up"]["kernel"][name], value, name)
 
     optimizer, _ = make_optimizer(read_settings(config).optimizer)
-    start, before = train.init_state(exp, optimizer), jax.device_get(frozen)
-    step = jax.jit(train.make_train_step(exp.structure, optimizer, read_settings(config).training))
+    start, before = update.init_state(exp, optimizer), jax.device_get(frozen)
+    step = jax.jit(update.make_train_step(exp.structure, optimizer, read_settings(config).training))
     batch = sharding.put_batch(exp.mesh, next(pipeline.training_batches(exp.settings.data, exp.prompt)))
     after, metrics = step(start, frozen, batch)
     assert np.isfinite(metrics.loss.compute())

@@ -18,7 +18,7 @@ from convert.fairseq_container import PRETRAINED_ONLY, adam_state
 from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
 from convert.work_folder import open_work_folder
-from viavsp_jax import experiment, train
+from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment, read_settings
 from viavsp_jax.optimizer import make_optimizer
@@ -83,7 +83,7 @@ def test_round_trip_of_the_recorded_checkpoint_whose_encoder_was_frozen(best, co
     assert "its optimizer has no state for encoder.w2v_model." in said
     exp = experiment.load_experiment(config)
     checkpoints = Checkpoints(tmp_path / "work")
-    abstract = train.abstract_state(
+    abstract = update.abstract_state(
         exp, make_optimizer(read_settings(config).optimizer)[0]
     )  # what training restores it to
     assert counts(checkpoints.restore(30, abstract, None)) == {"encoder": [0, 30 - FREEZE], "others": [30, 30]}

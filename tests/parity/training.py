@@ -35,7 +35,7 @@ from viavsp_jax.experiment import TrainingSettings, read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import OptimizerSettings, make_optimizer, tri_stage
 from viavsp_jax.state import TrainState
-from viavsp_jax.train import make_train_step
+from viavsp_jax.update import make_train_step
 
 KIND = "gqa"
 
@@ -56,7 +56,8 @@ def settings(recorded: dict[str, Any], encoder: bool) -> tuple[OptimizerSettings
     """Ours for the recorded ones; with the encoder in the model, which stays frozen, if so told."""
     b1, b2 = ast.literal_eval(recorded["optimizer"]["adam_betas"])
     schedule = recorded["lr_scheduler"]
-    optimizer = OptimizerSettings(
+    optimizer = dataclasses.replace(
+        read_settings(base.get_config()).optimizer,
         peak_lr=schedule["lr"][0],
         warmup_updates=schedule["warmup_steps"],
         hold_updates=schedule["hold_steps"],

@@ -11,7 +11,7 @@ from etils import epath
 from odd_folders import ODD_NAMES
 from small_run import small_config
 
-from viavsp_jax import checkpoint, experiment, train
+from viavsp_jax import checkpoint, experiment, update
 from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
@@ -28,7 +28,7 @@ def config(folders):
 def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     exp = experiment.load_experiment(config)
     optimizer, _ = make_optimizer(read_settings(config).optimizer)
-    state = train.init_state(exp, optimizer)
+    state = update.init_state(exp, optimizer)
     batches = pipeline.training_batches(exp.settings.data, exp.prompt)
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
     expected = {}
@@ -44,7 +44,7 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     assert sorted(int(path.name) for path in again.folder.iterdir()) == [2, 4]
     assert (again.latest_step(), again.best_step()) == (4, 2)
     fresh = pipeline.training_batches(exp.settings.data, exp.prompt)
-    restored = again.restore(4, train.init_state(exp, optimizer), fresh)
+    restored = again.restore(4, update.init_state(exp, optimizer), fresh)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected[4][0]), strict=True):
         assert np.array_equal(a, b)
     following = next(fresh)
@@ -53,13 +53,13 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     again.check_fits(2, exp.fits)
     with pytest.raises(InputError, match=r"checkpoint 2 in .* was trained with config.lora.rank 16, not 8"):
         again.check_fits(2, exp.fits | {"config.lora.rank": 8})
-    again.check_data(4, config)
+    again.check_continues(4, config)
     config.optimizer.peak_lr = 1e-4
-    again.check_data(4, config)
+    again.check_continues(4, config)
     config.data.rows, config.seed, config.data.train = 4, 1, ("av_clean", "audio_clean")
     words = r"config.data.rows 2, not 4, config.data.train \['av_clean'\], not .*, config.seed 0, not 1: continue"
     with pytest.raises(InputError, match=f"checkpoint 4 in .* was saved with {words}"):
-        again.check_data(4, config)
+        again.check_continues(4, config)
     assert again.restore_run_info(2) == {"saved": again.restore_run_info(2)["saved"], "data": {"av_clean": "2"}}
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])

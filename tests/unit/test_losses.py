@@ -61,7 +61,7 @@ def test_an_empty_batch_is_no_nan():
 
 
 def test_writer_writes_curves_tensorboard_reads(tmp_path):
-    writer = Writer(tmp_path)
+    writer = Writer(tmp_path, {})
     writer.write(1, {"train/loss": 2.5})
     writer.write(2, {"train/loss": 1.5, "valid/accuracy": 0.25})
     writer.close()

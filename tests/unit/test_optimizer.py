@@ -1,10 +1,12 @@
-"""The schedule against the formula of the reference, Adam against torch's."""
+"""The schedule against the formula of the reference, Adam against torch's; the other ones against their peers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
+import transformers
 
 from configs import base, final
 from viavsp_jax.experiment import read_settings
@@ -69,8 +71,66 @@ def test_adam_adds_eps_before_the_bias_correction():
 def test_recipes_keep_the_references_numbers():
     reference = final.get_config("reference")
     assert (reference.updates, reference.data.rows, reference.data.row.clips) == (300_000, 1, 8)
-    assert (reference.optimizer.warmup_updates, reference.optimizer.decay_updates) == (100_000, 200_000)
+    ours = read_settings(reference).optimizer
+    assert (ours.warmup_updates, ours.decay_updates, ours.freeze_updates) == (100_000, 200_000, 10_000)
     assert reference.optimizer.peak_lr == base.get_config().optimizer.peak_lr == 5e-4
     scaled = final.get_config()
     assert scaled.updates * final.CLIPS_PER_UPDATE == reference.updates * 8
-    assert scaled.optimizer.warmup_updates + scaled.optimizer.decay_updates == scaled.updates
+    ours = read_settings(scaled).optimizer
+    assert ours.warmup_updates + ours.decay_updates == scaled.updates
+
+
+def settings(**changed):
+    """Those of a config with these settings of config.optimizer, for 100 updates."""
+    config = base.get_config()
+    config.updates = 100
+    config.optimizer.update({"peak_lr": 0.01, "warmup_updates": 0.1, "decay_updates": 0.9} | changed)
+    return read_settings(config).optimizer
+
+
+def test_lengths_are_updates_or_shares_of_all():
+    ours = settings(hold_updates=0.25, decay_updates=30)
+    assert (ours.warmup_updates, ours.hold_updates, ours.decay_updates) == (10, 25, 30)
+    assert settings(decay_updates=1.0).decay_updates == 100
+
+
+def test_cosine_follows_transformers_behind_the_warm_up():
+    _, schedule = make_optimizer(settings(schedule="cosine"))
+    peer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    theirs = transformers.get_cosine_schedule_with_warmup(peer, 10, 100)
+    for update in range(120):
+        if 10 <= update <= 100:
+            np.testing.assert_allclose(schedule(update), theirs.get_last_lr()[0], rtol=1e-4, atol=1e-8)
+        peer.step()
+        theirs.step()
+    assert schedule(0) == pytest.approx(1e-4, rel=1e-5)
+    assert schedule(5) == pytest.approx(0.01 * (0.01 + 0.99 / 2), rel=1e-5)
+    assert schedule(110) == 0
+
+
+def test_constant_stays_at_the_peak():
+    _, schedule = make_optimizer(settings(schedule="constant"))
+    assert schedule(5) < schedule(10) == schedule(99) == schedule(1000) == pytest.approx(0.01)
+
+
+def test_adamw_and_clipping_follow_torch():
+    changed = {"name": "adamw", "weight_decay": 0.1, "clip_norm": 0.5, "schedule": "constant", "warmup_updates": 0}
+    optimizer, schedule = make_optimizer(settings(**changed))
+    rng = np.random.default_rng(0)
+    start = [rng.normal(size=size).astype(np.float32) for size in (5, 3)]
+    weights, peers = [*map(jnp.asarray, start)], [torch.tensor(x, requires_grad=True) for x in start]
+    adam, norms = torch.optim.AdamW(peers, lr=0.01, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1), []
+    state = optimizer.init(weights)
+    for update in range(12):
+        gradients = [rng.normal(size=len(x)).astype(np.float32) * update / 20 for x in start]
+        changes, state = optimizer.update([*map(jnp.asarray, gradients)], state, weights)
+        weights = optax.apply_updates(weights, changes)
+        for peer, gradient in zip(peers, gradients, strict=True):
+            peer.grad = torch.tensor(gradient)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(peers, 0.5)))
+        adam.step()
+    assert min(norms) < 0.5 < max(norms)
+    for ours, peer in zip(weights, peers, strict=True):
+        np.testing.assert_allclose(ours, peer.detach().numpy(), atol=2e-6)
+    plain = make_optimizer(settings())[0].init(weights)
+    assert jax.tree.structure(plain) == jax.tree.structure(state), "a run may go on with others"

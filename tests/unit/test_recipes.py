@@ -50,5 +50,5 @@ def test_rows_are_full_and_the_clips_as_many_as_the_schedule_says(recipe, name, 
     assert max(own[-1] for own, _ in texts) < data.row.window
     clips = data.rows * sum(labels > 0 for _, labels in texts) / workload.SIMULATED_ROWS
     assert clips == pytest.approx(recipe.CLIPS_PER_UPDATE, rel=0.02)
-    schedule = config.optimizer
+    schedule = read_settings(config).optimizer
     assert schedule.warmup_updates + schedule.hold_updates + schedule.decay_updates == config.updates

@@ -15,14 +15,14 @@ from flax import nnx
 from small_run import WIDTH, small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import evaluate, experiment, sharding, state, train
+from viavsp_jax import evaluate, experiment, sharding, state, train, update
 from viavsp_jax.aot import flops
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import read_settings
-from viavsp_jax.losses import label_loss
-from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.losses import label_loss, summarize
+from viavsp_jax.optimizer import learning, make_optimizer
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.throughput import Throughput
 
@@ -85,7 +85,7 @@ def test_update_changes_everything_that_learns_and_donates_nothing_frozen(config
     optimizer, _ = make_optimizer(read_settings(config).optimizer)
     before = jax.device_get((trainable, frozen))
     start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = jax.jit(train.make_train_step(exp.structure, optimizer, read_settings(config).training), donate_argnums=0)
+    step = jax.jit(update.make_train_step(exp.structure, optimizer, read_settings(config).training), donate_argnums=0)
     after, metrics = step(start, frozen, sharding.put_batch(exp.mesh, batch))
     assert int(after.step) == 1 and float(metrics.loss.count) > 3
     for a, b in zip(jax.tree.leaves(after.trainable), jax.tree.leaves(before[0]), strict=True):
@@ -94,13 +94,49 @@ def test_update_changes_everything_that_learns_and_donates_nothing_frozen(config
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("part", ["projector", "lora"])
+def test_a_part_learns_alone(config, part):
+    config.train.parts, config.optimizer.name, config.optimizer.weight_decay = (part,), "adamw", 0.1
+    exp, trainable, frozen, batch = loaded(config)
+    settings = read_settings(config).optimizer
+    optimizer, _ = make_optimizer(settings)
+    start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    step = update.make_train_step(exp.structure, optimizer, exp.settings.training, learning(settings, 1))
+    after, metrics = jax.jit(step)(start, frozen, batch)
+    moved = {name: jax.tree.map(np.array_equal, trainable[name], after.trainable[name]) for name in trainable}
+    kept = {name: {*jax.tree.leaves(equal)} for name, equal in moved.items()}
+    assert kept == {"projector": {part == "lora"}, "llm": {part == "projector"}}
+    # The norm is that of the moments, which were 0.
+    norm = optax.tree.norm(after.opt_state[0].mu) / (1 - settings.b1)
+    assert summarize([metrics])["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
+    whole = update.make_train_step(exp.structure, optimizer, exp.settings.training)
+    work = [flops.of_program(jax.make_jaxpr(one)(start, frozen, batch).jaxpr) for one in (step, whole)]
+    assert work[0] == work[1], "as traced; what nobody asks for is left out by the compiler"
+    less, more = (jax.jit(one).lower(start, frozen, batch).compile().cost_analysis()["flops"] for one in (step, whole))
+    assert less < more
+
+
+def test_losses_by_modality(config):
+    exp, trainable, frozen, batch = loaded(config)
+    batch["modality"] = np.where(np.arange(batch["modality"].shape[1]) < 9, 0, 2)[None].repeat(2, 0)
+    start, step = state.TrainState(jnp.int32(0), trainable, ()), update.jit_validation_step(exp)
+
+    def scores(weights):
+        return summarize([step(start, frozen, sharding.put_batch(exp.mesh, batch | {"weights": weights}))])
+
+    found, first = scores(batch["weights"]), batch["weights"] * (batch["modality"] == 0)
+    assert found["loss_av"] == pytest.approx(scores(first)["loss"], rel=1e-5)
+    assert found["loss_video"] == pytest.approx(scores(batch["weights"] - first)["loss"], rel=1e-5)
+    assert "loss_audio" not in found and found["loss_av"] != found["loss_video"]
+
+
 def test_validation_in_every_dtype(config):
     losses = []
     for config.dtype in ("float32", "bfloat16"):
         exp, trainable, frozen, batch = loaded(config)
         start = state.TrainState(jnp.int32(0), trainable, ())
-        metrics = train.jit_validation_step(exp)(start, frozen, sharding.put_batch(exp.mesh, batch))
-        losses.append(train.summarize([metrics])["loss"])
+        metrics = update.jit_validation_step(exp)(start, frozen, sharding.put_batch(exp.mesh, batch))
+        losses.append(summarize([metrics])["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
     assert losses[1] != losses[0]
 
@@ -114,7 +150,7 @@ def test_every_setting_of_the_update_changes_it(config):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(settings)
         structure = experiment.load_experiment(changed).structure
-        step = jax.jit(train.make_train_step(structure, optimizer, read_settings(changed).training))
+        step = jax.jit(update.make_train_step(structure, optimizer, read_settings(changed).training))
         after, _ = step(start, frozen, batch)
         return float(optax.tree.norm(after.opt_state[0].mu)), step, after
 
@@ -126,8 +162,8 @@ def test_every_setting_of_the_update_changes_it(config):
     for remat in ("none", "elementwise", "layers"):
         changed = config.copy_and_resolve_references()
         changed.remat = remat
-        update = train.make_train_step(exp.structure, optimizer, read_settings(changed).training)
-        operations.append(flops.of_program(jax.make_jaxpr(update)(start, frozen, batch).jaxpr))
+        step = update.make_train_step(exp.structure, optimizer, read_settings(changed).training)
+        operations.append(flops.of_program(jax.make_jaxpr(step)(start, frozen, batch).jaxpr))
     # Attention's softmax needs a product to be computed again, and "layers" all of them.
     assert operations[0] < operations[1] < 1.1 * operations[0] < operations[2] < 1.4 * operations[0]
     norms = [norm] + [moments(**one)[0] for one in ({"label_smoothing": 0.2}, {"seed": 5}, {"lora.dropout": 0.0})]
@@ -270,7 +306,7 @@ def test_what_the_data_lack_is_found_before_anything_large_is_made(config, tmp_p
     """The validation split, for one: it is read after hours for the first time."""
     shards = shutil.copytree(f"{config.data.path}/av_clean", tmp_path / "shards" / "av_clean")
     config.data.path = str(tmp_path / "shards")
-    monkeypatch.delattr(train, "init_state")
+    monkeypatch.delattr(update, "init_state")
     config.data.row.frames = 9
     with pytest.raises(InputError, match="29 of 29 records do not fit a row: .*config.data.row.frames="):
         train.train(config, tmp_path / "work")

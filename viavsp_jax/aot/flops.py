@@ -8,9 +8,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
+from viavsp_jax.data.packing import INSTRUCTION
 from viavsp_jax.models.llama import LlamaConfig
+
+OF_TEXTS = ("segment_ids", "positions", "label_index", "weights")  # what `texts_of` looks at in a row
 
 
 def of_program(jaxpr: core.Jaxpr, steps: int = 1) -> int:
@@ -61,6 +65,20 @@ def jaxprs(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
                 yield one.jaxpr
             elif isinstance(one, core.Jaxpr):
                 yield one
+
+
+def texts_of(
+    segment_ids: np.ndarray, positions: np.ndarray, label_index: np.ndarray, weights: np.ndarray
+) -> list[tuple[range, int]]:
+    """(positions, label tokens) of the instruction of a row, which has none, then of its utterances.
+
+    Of the row's int32[S] `segment_ids` and `positions`, int32[L] `label_index` and float32[L] `weights`.
+    """
+    labels, texts = np.bincount(segment_ids[label_index[weights > 0]], minlength=segment_ids.max() + 1), []
+    for segment in range(INSTRUCTION, segment_ids.max() + 1):
+        own = positions[segment_ids == segment]
+        texts.append((range(own[0], own[-1] + 1), int(labels[segment])))
+    return texts
 
 
 def useful_in_training(llama: LlamaConfig, texts: Iterable[tuple[range, int]]) -> int:

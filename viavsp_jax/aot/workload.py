@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from viavsp_jax import sharding, train
+from viavsp_jax import sharding, update
 from viavsp_jax.aot import flops
 from viavsp_jax.aot.typical_clips import FRAMES, TypicalPrompt, draw_clips
 from viavsp_jax.data import packing, pipeline
@@ -21,7 +21,7 @@ from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
-from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.optimizer import learning, make_optimizer
 
 TEST_CLIPS = 12_800  # to decode: 1 % of VASR
 SIMULATED_ROWS = 64
@@ -56,9 +56,9 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     optimizer, _ = make_optimizer(experiment.settings.optimizer)
     width = None if data.of_clips else data.feature_width
     batch = on_rows(experiment, data.rows, packing.empty_row(data.row, width, np.dtype(data.dtype)))
-    state = train.abstract_state(experiment, optimizer)
+    state = update.abstract_state(experiment, optimizer)
     # The update of most of the run, which takes the most memory too.
-    step = train.jit_train_step(experiment, optimizer, train_encoder=data.of_clips)
+    step = update.jit_train_step(experiment, optimizer, learning(experiment.settings.optimizer, updates))
     traced = step.trace(state, experiment.frozen, batch)
     texts = pack(data)
     share = data.rows / SIMULATED_ROWS
@@ -104,11 +104,7 @@ def pack(data: DataSettings) -> list[tuple[range, int]]:
     (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
     texts = []
     for row in itertools.islice(stream, SIMULATED_ROWS):
-        segments, positions = row["segment_ids"], row["positions"]
-        labels = np.bincount(segments[row["label_index"][row["weights"] > 0]])
-        for segment in range(packing.INSTRUCTION, segments.max() + 1):
-            own = positions[segments == segment]
-            texts.append((range(own[0], own[-1] + 1), int(labels[segment])))
+        texts += flops.texts_of(*(row[name] for name in flops.OF_TEXTS))
     return texts
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data import media, noise, records
-from viavsp_jax.data.examples import MEDIA
+from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
+from viavsp_jax.data.masks import masked
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import LeftOut, modality_of, open_sources, records_of
+from viavsp_jax.data.sources import LeftOut, endless, modality_of, open_sources, records_of
 from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, Any]
@@ -53,7 +54,7 @@ class ClipLoader:
         """Raises InputError for a name, folder or setting that is not usable."""
         self.names, self.left_out = names, left_out
         self.modalities, self.sources = list(map(modality_of, names)), open_sources(data, names, split)
-        self.seed, self.augmentation = data.seed, data.augment
+        self.seed, self.weights, self.augmentation = data.seed, data.weights, data.augment
         self.recordings = {}  # of noise, where clips are augmented
         if split == "train" and self.augmentation.noise_probability:
             folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]
@@ -61,21 +62,18 @@ class ClipLoader:
 
     def clips(self) -> grain.MapDataset:
         """All clips as they are."""
-        return self._records().map(self.load)
+        return grain.MapDataset.concatenate(self._records()).map(self.load)
 
     def augmented(self) -> grain.MapDataset:
-        """All clips in epochs without end, each in an order and with augmentation of its own."""
-        dataset = self._records()
-        size = len(dataset)
-        shuffled = dataset.seed(self.seed).shuffle().repeat()
-        return shuffled.map_with_index(lambda index, numbered: self.load(numbered, index // size))
+        """All clips in epochs without end, each in an order and with augmentation of its own (see `endless`)."""
+        return endless(self._records(), self.weights, self.seed, self.load)
 
-    def _records(self) -> grain.MapDataset:
-        """(number of the source, record)"""
-        return grain.MapDataset.concatenate([
+    def _records(self) -> list[grain.MapDataset]:
+        """(number of the source, record) of each source."""
+        return [
             records_of(source, name, self.left_out).map(lambda record, number=number: (number, record))
             for number, (source, name) in enumerate(zip(self.sources, self.names, strict=True))
-        ])  # fmt: skip
+        ]
 
     def load(self, numbered: tuple[int, Arrays], epoch: int | None = None) -> Arrays:
         """One record: video uint8[T, 88, 88], audio float32[T, 104], has_audio, has_video, cluster_counts and texts.
@@ -99,12 +97,15 @@ class ClipLoader:
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
         audio = audio_features(samples, frames) if has_audio else np.zeros((frames, AUDIO_DIM), np.float32)
+        if epoch is not None and has_audio:
+            audio = masked(audio, self.augmentation.mask, rng)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
         return texts | {
             "video": video,
             "audio": audio,
             "has_audio": has_audio,
             "has_video": has_video,
+            "modality": MODALITIES.index(modality),
             "cluster_counts": counts,
         }
 

@@ -16,6 +16,7 @@ Each of them sees it and itself, as if it were alone in the row. So its position
     positions               [S]       in the instruction or, after it, in the utterance
     label_index             [L]       positions whose next token is a label
     targets, weights        [L]       that token; 1 / (label tokens of its utterance), 0 for padding
+    modality                [L]       index in MODALITIES of what its utterance was heard or seen by, or 3
 
 Where the encoder is trained, rows hold clips in place of encoder frames, each with room for U = T / C of them:
 
@@ -35,6 +36,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import AUDIO_DIM, CROP_SIZE
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.runtime.errors import InputError
@@ -160,6 +162,8 @@ class ToUtterance(grain.transforms.Map):
             "label_index": start - 1 + np.arange(len(label), dtype=np.int32),
             "targets": np.array(label, np.int32),
             "weights": np.full(len(label), 1 / len(label), np.float32),
+            # Names of feature shards may tell nothing.
+            "modality": np.full(len(label), record.get("modality", len(MODALITIES)), np.int32),
             "instruction": utterance["tokens"][: utterance["is_speech"].argmax()],
         }
 
@@ -183,7 +187,9 @@ def _part(utterance: Arrays, number: int, shift: int, padding: int) -> Arrays:
     first = instruction if number else 0  # it is there once
     positions = np.arange(first, len(utterance["tokens"]))
     return {
-        **{name: utterance[name] for name in (*FEATURES, *CLIPS, "targets", "weights") if name in utterance},
+        **{
+            name: utterance[name] for name in (*FEATURES, *CLIPS, "targets", "weights", "modality") if name in utterance
+        },
         "frame_slot": np.where(slots < 0, padding, slots + shift),
         **{name: utterance[name][first:] for name in ("tokens", "is_speech")},
         "segment_ids": np.where(positions < instruction, INSTRUCTION, INSTRUCTION + 1 + number),
@@ -203,7 +209,7 @@ def empty_row(shape: RowShape, width: int | None, dtype: DTypeLike) -> Arrays:
         **frames,
         "is_speech": np.zeros(s, bool),
         **{name: np.zeros(s, np.int32) for name in ("tokens", "segment_ids", "positions")},
-        **{name: np.zeros(n, np.int32) for name in ("label_index", "targets")},
+        **{name: np.zeros(n, np.int32) for name in ("label_index", "targets", "modality")},
         "weights": np.zeros(n, np.float32),
     }
 

@@ -23,7 +23,7 @@ from viavsp_jax.data.packing import (
 )
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import LeftOut, folder_of, open_sources, records_of
+from viavsp_jax.data.sources import LeftOut, endless, folder_of, open_sources, records_of
 
 # Shared by the streams of a process: enough to hide the latency of a bucket.
 READ_THREADS = 32
@@ -80,15 +80,19 @@ def _dataset(data: DataSettings, names: Sequence[str], split: str, left_out: Lef
     """The records of these shard folders, one after the other, without augmentation."""
     if data.of_clips:
         return ClipLoader(data, names, split, left_out).clips()
+    return grain.MapDataset.concatenate(_features(data, names, split, left_out))
+
+
+def _features(data: DataSettings, names: Sequence[str], split: str, left_out: LeftOut | None) -> list[grain.MapDataset]:
     sources = zip(open_sources(data, names, split), names, strict=True)
-    return grain.MapDataset.concatenate([records_of(source, name, left_out) for source, name in sources])
+    return [records_of(source, name, left_out) for source, name in sources]
 
 
 def _endless(data: DataSettings, left_out: LeftOut | None) -> grain.MapDataset:
-    """The training records, shuffled anew in every epoch; clips are augmented."""
+    """The training records in the order in which they are read; clips are augmented."""
     if data.of_clips:
         return ClipLoader(data, data.train, "train", left_out).augmented()
-    return _dataset(data, data.train, "train", left_out).seed(data.seed).shuffle().repeat()
+    return endless(_features(data, data.train, "train", left_out), data.weights, data.seed)
 
 
 def _to_utterance(data: DataSettings, prompt: Prompt) -> ToUtterance:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 
 
@@ -14,6 +15,7 @@ class Augmentation:
     snr_db: tuple[float, ...]
     drop_audio: float
     drop_video: float
+    mask: Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class DataSettings:
     """Which records are read, and into rows of which shape; most fields are those of `config.data`."""
 
     path: str
-    train: tuple[str, ...]  # names of shard folders
+    train: tuple[str, ...]  # names of shard folders in `path`, or paths of others
+    weights: tuple[float, ...]  # shares of these in what is drawn; empty: an epoch is all of their records
     of_clips: bool  # records are clips, for an encoder that is trained; else features
     feature_width: int
     dtype: str  # of features in batches

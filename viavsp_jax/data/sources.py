@@ -1,10 +1,12 @@
 """The shard folders that names in a config stand for, and which of their records are used.
 
 With a frozen encoder a name is that of a folder of features. Where the encoder is trained it is MODALITY_CONDITION: a
-way to take the clips of `media_CONDITION`.
+way to take the clips of `media_CONDITION`. A name may have a path in front, of another folder than `config.data.path`.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import grain
 from etils import epath
@@ -20,7 +22,7 @@ LeftOut = Mapping[tuple[str, str], frozenset[str]]
 
 def modality_of(name: str) -> str:
     """How the clips of a name are taken; InputError if the name is none of clips."""
-    modality, _, condition = name.partition("_")
+    modality, _, condition = os.path.basename(name).partition("_")
     if modality not in MODALITIES or not condition:
         raise InputError(f"{name!r} in the config names no clips, expected one of {MODALITIES}, _ and a condition")
     return modality
@@ -28,8 +30,9 @@ def modality_of(name: str) -> str:
 
 def folder_of(data: DataSettings, name: str) -> epath.Path:
     """Where the records of a name lie."""
+    place, name = os.path.split(name)
     folder = f"media_{name.partition('_')[2]}" if data.of_clips else name
-    return epath.Path(data.path) / folder
+    return (epath.Path(place) if "://" in place else epath.Path(data.path) / place) / folder
 
 
 def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[records.SplitSource]:
@@ -37,7 +40,7 @@ def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[r
 
     Raises InputError if a folder is not there, has no such split or no records in it, or does not fit the config.
     """
-    if not data.path:
+    if not data.path and any(not name.startswith("/") and "://" not in name for name in names):
         raise InputError("config.data.path is not set: expected the folder that holds the shard folders")
     kind, sources = MEDIA if data.of_clips else FEATURES, []
     for name in names:
@@ -67,5 +70,28 @@ def count_fields(data: DataSettings, name: str, split: str) -> list[str]:
 def records_of(source: records.SplitSource, name: str, left_out: LeftOut | None) -> grain.MapDataset:
     """The records of a source; in the place of one that is left out there is none, so that all others keep theirs."""
     dataset = grain.MapDataset.source(source)
+    if (modality := os.path.basename(name).partition("_")[0]) in MODALITIES:
+        dataset = dataset.map(lambda record: record | {"modality": MODALITIES.index(modality)})
     ids = (left_out or {}).get((name, source.split))
     return dataset.filter(lambda record: record["id"] not in ids) if ids else dataset
+
+
+def endless(
+    datasets: Sequence[grain.MapDataset],
+    weights: Sequence[float],
+    seed: int,
+    load: Callable[[Any, int], Any] = lambda record, epoch: record,
+) -> grain.MapDataset:
+    """load(record, epoch) of records without end, in every epoch in another order.
+
+    Without weights an epoch is all records of all datasets. With them each dataset has epochs of its own, and what is
+    drawn next is of one or another in these proportions.
+    """
+
+    def repeated(part: grain.MapDataset) -> grain.MapDataset:
+        size, shuffled = len(part), part.seed(seed).shuffle().repeat()
+        return shuffled.map_with_index(lambda index, record: load(record, index // size))
+
+    if not weights:
+        return repeated(grain.MapDataset.concatenate(datasets))
+    return grain.MapDataset.mix([*map(repeated, datasets)], weights)

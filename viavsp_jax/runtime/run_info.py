@@ -1,9 +1,11 @@
 """What a checkpoint is made by: code, packages, devices and data. Kept with it, shown by --mode=describe."""
 
+import collections
 import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import re
@@ -26,6 +28,8 @@ _PARTS_OF_JAX = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 def run_info(mesh: Mesh, data: Iterable[epath.Path]) -> dict[str, Any]:
     """What a run on these devices is made by, as JSON. Reads no more than the ends of the shards."""
+    folders = list(data)
+    names = collections.Counter(folder.name for folder in folders)
     return {
         "code": {"git": _git("rev-parse", "HEAD"), "changes": _changes(), "sha256": _source_hash()},
         "python": platform.python_version(),
@@ -36,7 +40,9 @@ def run_info(mesh: Mesh, data: Iterable[epath.Path]) -> dict[str, Any]:
             "processes": jax.process_count(),
             "mesh": dict(mesh.shape),
         },
-        "data": {folder.name: fingerprint(folder) for folder in data},
+        "data": {
+            folder.name if names[folder.name] == 1 else os.fspath(folder): fingerprint(folder) for folder in folders
+        },
     }
 
 

@@ -1,23 +1,65 @@
-"""Curves of a run, for TensorBoard."""
+"""Curves, texts and settings of a run, for TensorBoard and other trackers."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
+
+from viavsp_jax.runtime.errors import InputError
+
+
+class Tracker(Protocol):
+    """What a tracker's `init(config=...)` returns: of Weights & Biases, a run."""
+
+    def log(self, values: dict[str, Any], *, step: int) -> None:
+        """Numbers and texts by name."""
+
+    def finish(self) -> None:
+        """Nothing more will come."""
 
 
 class Writer:
-    """TensorBoard files of a work folder, written by the first process only."""
+    """TensorBoard files of a work folder, and trackers; written by the first process only.
 
-    def __init__(self, workdir: epath.PathLike):
-        folder = str(epath.Path(workdir) / "tensorboard")
-        self._summary = SummaryWriter(folder, write_to_disk=jax.process_index() == 0)
+    `trackers` are functions as MODULE:NAME, "wandb:init" for one. Each is called with the settings by dotted name, as
+    `config`, and returns a Tracker. Raises InputError if there is no such function.
+    """
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds one point to each named curve."""
+    def __init__(self, workdir: epath.PathLike, settings: Mapping[str, Any], trackers: Sequence[str] = ()):
+        folder, first = str(epath.Path(workdir) / "tensorboard"), jax.process_index() == 0
+        starts = [_function(name) for name in trackers]
+        self._summary = SummaryWriter(folder, write_to_disk=first)
+        self._trackers: list[Tracker] = [start(config=dict(settings)) for start in starts] if first else []
+        if first:
+            plain = {name: x if isinstance(x, bool | int | float) else str(x) for name, x in settings.items()}
+            # What TensorBoard's HParams shows beside the settings.
+            for summary in hparams(plain, {"valid/loss": None, "valid/wer": None})[:2]:
+                self._summary.file_writer.add_summary(summary)
+
+    def write(self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None) -> None:
+        """Adds one point to each named curve, and texts in Markdown."""
         for name, value in scalars.items():
             self._summary.add_scalar(name, value, step)
+        for name, text in (texts or {}).items():
+            self._summary.add_text(name, text, step)
         self._summary.flush()
+        for tracker in self._trackers:
+            tracker.log({**scalars, **(texts or {})}, step=step)
 
     def close(self) -> None:
         """Closes the files."""
         self._summary.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _function(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"config.trackers has {name!r} ({error}), expected a function as MODULE:NAME") from error

@@ -84,17 +84,18 @@ class Throughput:
             lost[name] += max(0.0, min(end, until) - max(begun, self._done))
         return lost
 
-    def interval(self, clips: float) -> dict[str, float]:
-        """Of the updates done since the last call, which took `clips` in: seconds an update, clips/s, share of waiting.
+    def interval(self, **amounts: float) -> dict[str, float]:
+        """Of the updates done since the last call: seconds an update, share of waiting, and how much of each a second.
 
-        An update's seconds reach from the end of the one before, or of a pause, to its own end.
+        `amounts` are what these updates took in, such as clips. An update's seconds reach from the end of the one
+        before, or of a pause, to its own end.
         """
         seconds, waiting = np.array(self._updates).T
         self._updates = []
         return {
             **{f"step_seconds_p{p}": float(np.percentile(seconds, p)) for p in (50, 95)},
             "step_seconds_max": float(seconds.max()),
-            "clips_per_second": clips / float(seconds.sum()),
+            **{f"{name}_per_second": amount / float(seconds.sum()) for name, amount in amounts.items()},
             "waiting_for_data": float(waiting.sum() / seconds.sum()),
         }
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from configs import base
-from viavsp_jax import experiment, sharding, train
+from viavsp_jax import experiment, sharding, update
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
@@ -53,7 +53,7 @@ def trace_update(exp: experiment.Experiment) -> jax.stages.Traced:
     optimizer, _ = make_optimizer(exp.settings.optimizer)
     row = packing.empty_row(exp.settings.data.row, E, np.float32)
     batch = workload.on_rows(exp, 1, row)
-    return train.jit_train_step(exp, optimizer).trace(train.abstract_state(exp, optimizer), exp.frozen, batch)
+    return update.jit_train_step(exp, optimizer).trace(update.abstract_state(exp, optimizer), exp.frozen, batch)
 
 
 def adapters(llama: LlamaConfig, tokens: int) -> int:

@@ -239,3 +239,59 @@ def test_features_reach_the_model_in_its_dtype(config, prompt):
 def test_examples_are_valid_records():
     example = make_example(np.random.default_rng(0), "x", "một hai")
     FEATURES.validate(example, "memory", 0)
+
+
+def drawn_sets(config, prompt, batches):
+    """How many utterances of these batches are of each seed of `make_shards`, told by their transcripts."""
+    sets = {}
+    for name, seed in (("av_clean", 0), ("video_clean", 1)):
+        source = records.open_split(f"{config.data.path}/{name}", "train", FEATURES)
+        sets |= {(record["transcript"], tuple(record["cluster_counts"])): seed for record in source}
+    data, found = read_settings(config).data, collections.Counter()
+    stream = pipeline.training_batches(data, prompt)
+    for _ in range(batches):
+        found.update(sets[text, counts] for text, counts, *_ in unpack(next(stream), prompt))
+    stream.close()
+    return found
+
+
+@pytest.mark.parametrize(("weights", "share"), [((), 0.5), ((3, 1), 0.75), ((0.2, 1.8), 0.1)])
+def test_weights_say_how_often_a_set_is_drawn(config, prompt, weights, share):
+    config.data.train, config.data.weights = ("av_clean", "video_clean"), weights
+    found = drawn_sets(config, prompt, 30)
+    assert found[0] / found.total() == pytest.approx(share, abs=0.02)
+
+
+def test_weighted_batches_go_on_where_they_were(config, prompt):
+    config.data.train, config.data.weights = ("av_clean", "video_clean"), (2, 1)
+    data = read_settings(config).data
+    first = pipeline.training_batches(data, prompt)
+    for _ in range(7):
+        next(first)
+    again = pipeline.training_batches(data, prompt)
+    again.move(first.places())
+    for _ in range(5):
+        jax.tree.map(np.testing.assert_array_equal, next(first), next(again))
+    first.close()
+    again.close()
+
+
+def test_sets_of_several_folders(config, prompt, tmp_path):
+    make_shards(tmp_path / "elsewhere" / "av_clean", seed=2)
+    config.data.train = ("av_clean", f"{tmp_path}/elsewhere/av_clean")
+    data = read_settings(config).data
+    assert [len(folder.parts) for folder in pipeline.shard_folders(data)] == [
+        len(tmp_path.parts) + 1,
+        len(tmp_path.parts) + 2,
+    ]
+    found = {text for row in pipeline.validation_batches(data, prompt) for text, *_ in unpack(row, prompt)}
+    assert len(found) == 10
+    config.data.path, config.data.train = "", config.data.train[1:]
+    assert pipeline.shard_folders(read_settings(config).data) == [tmp_path / "elsewhere" / "av_clean"]
+
+
+def test_every_label_knows_its_modality(config, prompt):
+    config.data.train = ("av_clean", "video_clean")
+    data = read_settings(config).data
+    batch = next(pipeline.training_batches(data, prompt))
+    assert {*batch["modality"][batch["weights"] > 0].tolist()} == {0, 2}

@@ -56,7 +56,7 @@ def report():
 def write_curves(folder, *runs):
     """Event files of runs, each {step: loss}, as the training writes them; the names tell the order."""
     for number, run in enumerate(runs):
-        writer = Writer(folder / f"run{number}")
+        writer = Writer(folder / f"run{number}", {})
         for step, loss in run.items():
             writer.write(step, {"train/loss": loss, "valid/loss": loss + 1, "train/learning_rate": 1e-4 * step})
         writer.close()

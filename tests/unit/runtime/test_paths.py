@@ -52,7 +52,7 @@ def test_tensorstore_finds_the_folder(parent, name):
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_curves_of_a_training(tmp_path, name):
-    writer = Writer(tmp_path / name)
+    writer = Writer(tmp_path / name, {})
     writer.write(3, {"train/loss": 0.5})
     writer.close()
     assert read_curves(tmp_path / name / "tensorboard") == {"train/loss": {3: 0.5}}
