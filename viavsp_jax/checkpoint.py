@@ -74,7 +74,8 @@ class Checkpoints:
           fits: what the trained weights fit: sizes of the adapters and the frozen weights' hash, by name.
           run_info: what they were made by (see runtime/run_info.py); `saved`, the time in UTC, is added.
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better. The
-            best checkpoint has the highest `score` or, where there is none, accuracy.
+            best checkpoint has the highest `score` or, where there is none, accuracy; the last of several. `since` is
+            the update at which that score was reached first.
         """
         arrays = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
@@ -124,9 +125,14 @@ class Checkpoints:
             raise InputError(f"{self.folder} holds no checkpoint: train first, or give another --workdir")
         return best
 
-    def best_so_far(self) -> int | None:
-        """The same of a run under way, or None; what is being saved counts."""
-        return self._manager.best_step()
+    def best_score(self) -> tuple[float, int]:
+        """The score of the best checkpoint, and since which update none was better; (-1, 0) without checkpoints."""
+        if self.latest_step() is None:
+            return -1.0, 0
+        step = self.best_step()
+        with self._read(step):
+            metrics = self._manager.metrics(step)
+            return _score(metrics), int(metrics.get("since", step))
 
     def choose(self, which: str) -> int:
         """The step meant by `best`, `latest` or a number; InputError when there is no such checkpoint."""
@@ -165,7 +171,8 @@ class Checkpoints:
 
         Its batches have to go on where they were, and its checkpoints to be compared with those that are there.
         """
-        for name, before, now in changes(self.restore_config(step), config, ("checkpoint.best_by",)):
+        saved = completed(self.restore_config(step))
+        for name, before, now in changes(saved, config, ("checkpoint.best_by",)):
             raise InputError(
                 f"checkpoint {step} in {self.folder} was saved with config.{name} {before}, not {now}: continue with "
                 "the same, or the best would be sought among scores of two kinds"

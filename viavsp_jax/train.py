@@ -52,6 +52,7 @@ class Trainer:
         self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out)
         self.optimizer, self.schedule = make_optimizer(experiment.settings.optimizer)
         self.run_info = run_info(experiment.mesh, pipeline.shard_folders(data))
+        self.best = self.checkpoints.best_score()  # and since when
         if (step := self.checkpoints.latest_step()) is None:
             self.state = update.init_state(experiment, self.optimizer)
             if source := self.settings.init_from:
@@ -79,12 +80,12 @@ class Trainer:
         step = int(self.state.step)
         if step >= self.settings.updates:
             return f"all {self.settings.updates} updates are done; a larger config.updates goes on"
-        if self.settings.patience and (best := self.checkpoints.best_so_far()) is not None:
-            if step - best >= self.settings.patience * self.settings.checkpoint_every:
-                return (
-                    f"no checkpoint of the last {step - best} updates is better than that of update {best}, and "
-                    f"config.checkpoint.patience is {self.settings.patience}"
-                )
+        since, patience = self.best[1], self.settings.patience
+        if patience and step - since >= patience * self.settings.checkpoint_every:
+            return (
+                f"no checkpoint of the last {step - since} updates is better than that of update {since}, and "
+                f"config.checkpoint.patience is {patience}"
+            )
         return None
 
     def load(self) -> None:
@@ -132,8 +133,10 @@ class Trainer:
                 self.check_finite(step, "loss", summarize(self.pending)["loss"])
             self.check_finite(step, "largest weight", float(self.largest_weight(self.state.trainable)))
             scores = {"accuracy": 0.0, "score": 0.0}
-        elif self.settings.best_by == "wer":
-            scores["score"] = 1 / (1 + scores["wer"])
+        else:
+            scores["score"] = 1 / (1 + scores["wer"]) if self.settings.best_by == "wer" else scores["accuracy"]
+            self.best = max(self.best, (scores["score"], step), key=lambda best: best[0])
+            scores["since"] = self.best[1]
         with self.throughput.phase("checkpoint"):
             config, fits = self.experiment.config, self.experiment.fits
             self.checkpoints.save(self.state, self.batches, config, fits, self.run_info, scores)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,11 @@ from convert import decode_hf, to_hf
 from convert.avhubert import load_flax
 from convert.names import flatten
 from convert.work_folder import encoder_weights, open_work_folder
-from viavsp_jax import encoder_folder, evaluate, train
+from viavsp_jax import encoder_folder, evaluate, experiment, train
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import audio_features
+from viavsp_jax.initial import initial_weights
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
@@ -184,3 +186,17 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     with pytest.raises(InputError, match="was exported without encoder and clusters, so it takes no media"):
         to_hf.export(workdir, str(tmp_path / "features"))
         Transcriber.from_pretrained(tmp_path / "features")
+
+
+@pytest.mark.parametrize("which", ["work folder", "export"])
+def test_another_training_begins_with_the_trained_encoder(run, exported, which):
+    workdir, config = run[0], run[1].copy_and_resolve_references()
+    config.init_from = str(workdir if which == "work folder" else exported)
+    exp = experiment.load_experiment(config)
+    found = initial_weights(exp)
+    opened = open_work_folder(workdir)
+    for ours, theirs in zip(found, opened.read_weights(), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    config.encoder.train = False
+    with pytest.raises(InputError, match="whose encoder was trained too: expected config.encoder.train=true"):
+        initial_weights(experiment.load_experiment(config))
