@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
         # What the backward pass computes again instead of keeping it in memory. none: nothing. elementwise: all but the
         # outputs of matrix products and of attention. layers: everything inside a layer.
         "remat": "elementwise",
+        # Rows of a batch that a device works on at a time; its gradients are summed over all of its rows. 0: all.
+        "device_rows": 0,
         "llm": {
             "path": "",  # a folder made by python -m convert.from_hf
             # Closes every label, and ends what is decoded. "": the tokenizer's own EOS. Where it is that, and
@@ -92,6 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "mask": {"times": 0, "frames": 10, "ranges": 0, "bands": 6},
             },
             "feature_width": 1024,
+            # -1: 8 rows or, on more than 8 devices, one for each and as much shorter.
             "rows": 1,
             # A VASR clip takes about 45 speech and 20 label positions, and 76 frames; the instruction before it, about
             # 15, is there once a row. No utterance may be longer than `window`, instruction included, since attention
@@ -129,7 +132,7 @@ def get_config() -> ml_collections.ConfigDict:
             "split": "test",
             "mapping": "",  # mapping.json of the corpus, for scores by channel
             # A row takes 0.1 GB of cache for the first 16 tokens of 20 beams, and at worst 2 GB for 300 of them (2.7 B
-            # model in bfloat16).
+            # model in bfloat16). -1: two for each device.
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
             # The fields of decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,

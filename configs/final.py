@@ -5,7 +5,9 @@
 
 The reference makes 300,000 updates of 8 clips, 2.4 M clips in all. The default keeps the number of clips seen and the
 shape of the schedule (a third warm-up, two thirds decay), in fewer and larger updates: 8 rows of 2,048 positions hold
-about 31 VASR clips each, 250 an update, and give every chip of an 8-chip slice one row. 31 times the clips bring
+about 31 VASR clips each, 250 an update, and give every chip of an 8-chip slice one row. Fewer chips work on theirs one
+after the other; on more, up to 64, rows get shorter and as many more (config.data.rows is -1), within 5 % of the clips.
+Beyond that rows of one or two clips are mostly padding. 31 times the clips bring
 5.6 times less gradient noise, which carries a higher rate; the peak is doubled, well short of the square-root
 rule, since nobody has measured this model at that batch yet.
 
@@ -34,13 +36,12 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
     if variant == "reference":
         config.updates = 300_000
     elif variant == "tpu":
-        config.data.rows = 8
+        config.data.rows, config.device_rows = -1, 1
         # 32 clips of 76 frames.
         config.data.row = {"positions": 2048, "frames": 2432, "labels": 656, "clips": 32, "window": 192}
         config.updates = CLIPS // CLIPS_PER_UPDATE
         config.optimizer.peak_lr = 1e-3
-        config.evaluate.rows = 16
-        config.mesh = {"data": 8, "fsdp": 1, "tensor": -1}
+        config.evaluate.rows = -1
         config.checkpoint.every = 500
     else:
         raise ValueError(f"variant {variant!r} of configs/final.py: expected tpu or reference")

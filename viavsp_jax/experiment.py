@@ -1,6 +1,7 @@
 """The door for settings: a config turned into dataclasses, mesh, prompt, model structure and weights."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ class TrainingSettings:
     label_smoothing: float
     init_from: str
     remat: Remat
+    device_rows: int
     checkpoint_every: int
     checkpoint_keep: int
     best_by: BestBy
@@ -129,7 +131,7 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
     return Settings(
         c.dtype,
         TrainingSettings(
-            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.init_from, c.remat,
+            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.init_from, c.remat, c.device_rows,
             c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience, c.trackers,
         ),
         LanguageModelSettings(**c.llm),
@@ -228,6 +230,33 @@ def packed_attention(window: int, instruction: int, dtype: str, mesh: Mesh, llam
     return PackedAttention(window, kernel, instruction, sharding.heads(mesh, llama.num_kv_heads))
 
 
+# Rows of `config.data.row` in a batch where `config.data.rows` follows the devices, and rows a device decodes.
+WHOLE_ROWS, DECODED_ROWS = 8, 2
+
+
+def follow_devices(settings: Settings, mesh: Mesh, instruction: int) -> Settings:
+    """Settings with numbers of rows in place of -1.
+
+    A batch is worth 8 rows, or as many more as every device gets as many; on more than 8 devices there is a row for
+    each, as much shorter.
+
+    Raises InputError if rows do not fit the mesh, or `config.device_rows` the rows.
+    """
+    c, pieces = settings, sharding.pieces(mesh)
+    data, evaluation = c.data, c.evaluation
+    if data.rows == -1:
+        rows = sharding.whole_rows(mesh, WHOLE_ROWS)
+        data = dataclasses.replace(data, rows=rows, row=data.row.part(WHOLE_ROWS / rows, instruction, data.of_clips))
+    if evaluation.rows == -1:
+        evaluation = dataclasses.replace(evaluation, rows=DECODED_ROWS * pieces)
+    own = data.rows // pieces
+    if c.training.device_rows and own > c.training.device_rows and own % c.training.device_rows:
+        raise InputError(
+            f"config.device_rows is {c.training.device_rows}, which does not divide the {own} rows of each device"
+        )
+    return dataclasses.replace(c, data=data, evaluation=evaluation)
+
+
 def abstract_experiment(
     settings: Settings,
     llama: LlamaConfig,
@@ -241,6 +270,7 @@ def abstract_experiment(
     `instruction` is the longest one, in tokens; `encoder` the one that is trained, if there is one. Raises InputError
     for sizes that do not go together.
     """
+    settings = follow_devices(settings, mesh, instruction)
     to_quantize, c = stacks_to_quantize(settings.llm, llama, mesh, stored_dtype), settings.encoder
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     model = ModelConfig(
@@ -320,4 +350,12 @@ def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
         "config.llm.quantization": "nf4" if llm.quantization == "nf4" else "none",
         **prompt_fits(prompt),
     }
-    return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=config.to_json())
+    return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=_resolved(config, experiment.settings))
+
+
+def _resolved(config: ml_collections.ConfigDict, settings: Settings) -> str:
+    """The config as JSON, with the rows that there are."""
+    tree = json.loads(config.to_json())
+    tree["data"] |= {"rows": settings.data.rows, "row": dataclasses.asdict(settings.data.row)}
+    tree["evaluate"]["rows"] = settings.evaluation.rows
+    return json.dumps(tree)

@@ -3,41 +3,41 @@
 Letters: B rows, L label positions, V vocabulary.
 """
 
-import functools
 from collections.abc import Sequence
 
-import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from clu.metrics import Average
 
 from viavsp_jax.data.examples import MODALITIES
 
 
 @flax.struct.dataclass
-class Metrics(clu.metrics.Collection):
-    """Loss per utterance and accuracy per label token, summed exactly over batches of any filling."""
+class Metrics:
+    """Losses per utterance, accuracy per label token and the norm of an update's gradients together.
 
-    loss: clu.metrics.Average
-    accuracy: clu.metrics.Average
-    loss_av: clu.metrics.Average
-    loss_audio: clu.metrics.Average
-    loss_video: clu.metrics.Average
+    As sums and counts, which add up exactly over batches of any filling.
+    """
 
+    loss: Average
+    accuracy: Average
+    loss_av: Average
+    loss_audio: Average
+    loss_video: Average
+    gradient_norm: Average = flax.struct.field(default_factory=Average.empty)
 
-def of_update(metrics: Metrics, gradient_norm: jax.Array) -> Metrics:
-    """The same with float32[] `gradient_norm`, the norm of all gradients together."""
-    parts = {name: getattr(metrics, name) for name in Metrics.__annotations__}
-    norm = clu.metrics.Average(total=gradient_norm, count=jnp.float32(1))
-    return Metrics.create_collection(**parts, gradient_norm=norm)
+    def of_update(self, gradient_norm: jax.Array) -> "Metrics":
+        """The same with float32[] `gradient_norm`, that before gradients are clipped."""
+        return self.replace(gradient_norm=Average(total=gradient_norm, count=jnp.float32(1)))
 
 
 def summarize(metrics: Sequence[Metrics]) -> dict[str, float]:
-    """The means over several batches, without those of no utterances; waits for the devices."""
-    total = functools.reduce(lambda one, other: one.merge(other), jax.device_get(metrics))
-    parts = {name: part for name, part in vars(total).items() if isinstance(part, clu.metrics.Average)}
-    return {name: float(part.compute()) for name, part in parts.items() if part.count}
+    """The means over several batches, without those of nothing; waits for the devices."""
+    total = jax.tree.map(lambda *parts: np.sum(parts), *jax.device_get(metrics))
+    return {name: float(mean.total / mean.count) for name, mean in vars(total).items() if mean.count}
 
 
 def label_loss(
@@ -69,11 +69,11 @@ def label_loss(
     correct = (logits.argmax(-1) == targets) & is_label
 
     def mean(weights):
-        return clu.metrics.Average(total=(weights * nll).sum(), count=weights.sum())
+        return Average(total=(weights * nll).sum(), count=weights.sum())
 
     known = jnp.full(targets.shape, len(MODALITIES)) if modality is None else modality
-    return loss, Metrics.create_collection(
-        loss=clu.metrics.Average(total=(weights * nll).sum(), count=utterances),
+    return loss, Metrics(
+        loss=Average(total=(weights * nll).sum(), count=utterances),
         **{f"loss_{name}": mean(weights * (known == index)) for index, name in enumerate(MODALITIES)},
-        accuracy=clu.metrics.Average(total=correct.sum(), count=is_label.sum()),
+        accuracy=Average(total=correct.sum(), count=is_label.sum()),
     )

@@ -97,6 +97,7 @@ LENGTH = Rule(
     lambda x: FROM_0.holds(x) or (type(x) is float and 0 <= x <= 1),
 )
 AXIS = Rule("a whole number of at least 1, or -1 for what the others leave", lambda x: x == -1 or COUNT.holds(x))
+ROWS = Rule("a whole number of at least 1, or -1 for what suits the devices", lambda x: x == -1 or COUNT.holds(x))
 STEPS = Rule(
     "nothing, or the first and the last update to trace, as in 10,20",
     lambda x: type(x) in (tuple, list) and (not x or (len(x) == 2 and all(map(COUNT.holds, x)) and x[0] <= x[1])),
@@ -125,6 +126,7 @@ TABLE = {
     "trackers": each(FUNCTION, least=0),
     "train.parts": some_of(*PARTS),
     "remat": one_of(*get_args(Remat)),
+    "device_rows": FROM_0,
     "llm.path": TEXT,
     "llm.end_token": END,
     "llm.quantization": one_of(*get_args(Quantization)),
@@ -154,7 +156,7 @@ TABLE = {
     "data.augment.mask.ranges": FROM_0,
     "data.augment.mask.bands": whole(1, NUM_FILTERS),
     "data.feature_width": COUNT,
-    "data.rows": COUNT,
+    "data.rows": ROWS,
     "data.row.positions": COUNT,
     "data.row.frames": COUNT,
     "data.row.labels": COUNT,
@@ -184,7 +186,7 @@ TABLE = {
     "evaluate.names": each(NAME),
     "evaluate.split": WORD,
     "evaluate.mapping": TEXT,
-    "evaluate.rows": COUNT,
+    "evaluate.rows": ROWS,
     "evaluate.bucket": COUNT,
     **{f"evaluate.decoding.{name}": rule for name, rule in DECODING.items()},
 }

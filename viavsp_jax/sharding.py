@@ -84,6 +84,11 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def pieces(mesh: Mesh) -> int:
+    """How many a batch is cut into; each device works on one of them, devices along `tensor` on the same."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -95,8 +100,7 @@ def scattered(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     For the moments of large weights that are replicated (ZeRO, arXiv:1910.02054): each device updates its
     part, and nothing more is sent, since a sum over devices is a scatter of sums and a gathering.
     """
-    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
-    axis = next((axis for axis, size in enumerate(shape) if size % pieces == 0), None)
+    axis = next((axis for axis, size in enumerate(shape) if size % pieces(mesh) == 0), None)
     return NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
@@ -136,18 +140,29 @@ def by_rows(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_rows(mesh: Mesh, count: int, setting: str) -> None:
     """Raises InputError, naming the setting that gave it, when a batch of `count` rows cannot be cut as `rows` says."""
-    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
-    if count % pieces:
+    if count % pieces(mesh):
         raise InputError(
-            f"{setting} is {count}, expected a multiple of {pieces}: the mesh {dict(mesh.shape)} cuts a batch into so "
-            "many pieces"
+            f"{setting} is {count}, expected a multiple of {pieces(mesh)}: the mesh {dict(mesh.shape)} cuts a batch "
+            "into so many pieces"
         )
 
 
 def whole_rows(mesh: Mesh, count: int) -> int:
     """The fewest rows that hold `count` and that the mesh can cut."""
-    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-count // pieces) * pieces
+    return -(-count // pieces(mesh)) * pieces(mesh)
+
+
+def passes(mesh: Mesh, batch: dict[str, jax.Array], device_rows: int) -> dict[str, jax.Array]:
+    """[B, …] → [N, B / N, …]: of every device's rows `device_rows` at a time. To be called in a jitted function."""
+    count = pieces(mesh)
+
+    def cut(x):
+        x = x.reshape(count, -1, device_rows, *x.shape[1:])
+        # Where N came to stand, no row leaves its device.
+        x = x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))
+
+    return {name: cut(x) for name, x in batch.items()}
 
 
 def put_batch(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:

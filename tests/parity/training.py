@@ -114,7 +114,7 @@ def trace_checks(
         counts.append([criterion(reader.logits(one, adapters)[0], ids) for one, ids in pairs])
         before = adam(state).mu
         state, metrics = train_step(state, frozen, batch)
-        losses.append(float(metrics.compute()["loss"]))
+        losses.append(float(metrics.loss.compute()))
         norms.append(float(optax.global_norm(gradient(before, adam(state).mu, of_optimizer.b1))))
         rates.append(float(schedule(update)))
         if update == 0:

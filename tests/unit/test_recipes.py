@@ -4,13 +4,15 @@ import math
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 from places import ROOT
 
-from configs import llama32, qwen3
+from configs import final, llama32, qwen3
 from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
-from viavsp_jax.experiment import abstract_experiment, read_settings
+from viavsp_jax.experiment import abstract_experiment, follow_devices, read_settings
+from viavsp_jax.runtime.errors import InputError
 
 SHAPES = ROOT / "configs" / "shapes"
 RECIPES = [(qwen3, "qwen3-4b"), (llama32, "llama-3.2-3b")]
@@ -43,7 +45,8 @@ def test_shapes_build(recipe, name):
 def test_rows_are_full_and_the_clips_as_many_as_the_schedule_says(recipe, name, monkeypatch):
     monkeypatch.setattr(workload, "TypicalPrompt", LongerLabels)
     config = recipe.get_config()
-    data = read_settings(config).data
+    settings = read_settings(config)
+    data = follow_devices(settings, sharding.make_mesh(settings.mesh, jax.devices("cpu")[:1]), 15).data
     texts = workload.pack(data)
     positions = sum(len(own) for own, _ in texts) / workload.SIMULATED_ROWS
     assert positions > 0.97 * data.row.positions
@@ -52,3 +55,41 @@ def test_rows_are_full_and_the_clips_as_many_as_the_schedule_says(recipe, name, 
     assert clips == pytest.approx(recipe.CLIPS_PER_UPDATE, rel=0.02)
     schedule = read_settings(config).optimizer
     assert schedule.warmup_updates + schedule.hold_updates + schedule.decay_updates == config.updates
+
+
+SLICES = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+
+
+@pytest.mark.parametrize("chips", SLICES)
+def test_the_final_recipe_keeps_its_clips_an_update_on_any_slice(chips):
+    """Every device gets as many rows; a clip that fits a row of the recipe fits the shorter ones."""
+    settings = read_settings(final.get_config())
+    mesh = AbstractMesh((chips, 1, 1), sharding.AXES)
+    found, whole = (
+        follow_devices(settings, mesh, 15),
+        follow_devices(settings, AbstractMesh((8, 1, 1), sharding.AXES), 15),
+    )
+    data = found.data
+    assert data.rows % chips == 0 and found.evaluation.rows == 2 * chips
+    assert (data == whole.data) == (chips in (1, 2, 4, 8)) and whole.data.row == settings.data.row
+    texts = workload.pack(data)
+    clips = data.rows * sum(labels > 0 for _, labels in texts) / workload.SIMULATED_ROWS
+    assert clips == pytest.approx(final.CLIPS_PER_UPDATE, rel=0.05)
+    filled = sum(len(own) for own, _ in texts) / workload.SIMULATED_ROWS / data.row.positions
+    assert filled > {128: 0.7, 256: 0.4}.get(chips, 0.84)
+    assert data.row.window == 192 and data.row.positions % 64 == 0
+    assert min(data.row.positions, data.row.labels, data.row.frames / 2) >= data.row.window
+
+
+def test_rows_of_clips_keep_the_frames_of_a_clip():
+    config = final.get_config()
+    config.encoder.train = True
+    row = follow_devices(read_settings(config), AbstractMesh((64, 1, 1), sharding.AXES), 15).data.row
+    assert (row.clips, row.clip_frames) == (4, 76)
+
+
+def test_rows_of_a_device_that_cannot_be_divided():
+    config = final.get_config()
+    config.device_rows = 3
+    with pytest.raises(InputError, match="config.device_rows is 3, which does not divide the 8 rows of each device"):
+        follow_devices(read_settings(config), AbstractMesh((1, 1, 1), sharding.AXES), 15)

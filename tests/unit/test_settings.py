@@ -41,7 +41,8 @@ WRONG = {
     "data.augment.noise.snr_db": ((float("nan"),),),
     "data.augment.drop_audio": (-0.5,),
     "data.feature_width": (0,),
-    "data.rows": (0,),
+    "device_rows": (-1,),
+    "data.rows": (0, -2),
     "data.row.clips": (0,),
     "data.row.window": (0,),
     "data.too_long": ("drop", None),
@@ -62,7 +63,7 @@ WRONG = {
     "samples.clips": (-1,),
     "samples.max_new_tokens": (0,),
     "evaluate.names": ((),),
-    "evaluate.rows": (0,),
+    "evaluate.rows": (0, -2),
     "evaluate.bucket": (0, -64),
     "evaluate.decoding.num_beams": (0, 5000),
     "evaluate.decoding.early_stopping": ("always", 1, None),
@@ -127,7 +128,7 @@ def test_all_mistakes_come_in_one_list():
     assert str(caught.value) == (
         "config.optimizer.peaklr is no setting, did you mean config.optimizer.peak_lr?; "
         "config.dtype is 'bf16', expected float32 or bfloat16; "
-        "config.data.rows is 0, expected a whole number of at least 1; "
+        "config.data.rows is 0, expected a whole number of at least 1, or -1 for what suits the devices; "
         "config.checkpoint.keep is missing, expected a whole number of at least 1"
     )
 

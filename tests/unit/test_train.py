@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import shutil
@@ -114,6 +115,35 @@ def test_a_part_learns_alone(config, part):
     assert work[0] == work[1], "as traced; what nobody asks for is left out by the compiler"
     less, more = (jax.jit(one).lower(start, frozen, batch).compile().cost_analysis()["flops"] for one in (step, whole))
     assert less < more
+
+
+def test_an_update_in_several_passes_is_the_same_update(config):
+    config.data.rows, config.lora.dropout = 4, 0.0
+    exp, trainable, frozen, batch = loaded(config)
+    batch["weights"][3] = 0  # a row without utterances
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
+    start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    found = []
+    for passes in (None, functools.partial(sharding.passes, exp.mesh, device_rows=2)):
+        step = update.make_train_step(exp.structure, optimizer, exp.settings.training, passes=passes)
+        after, metrics = jax.jit(step)(start, frozen, batch)
+        found.append((after.opt_state[0], summarize([metrics])))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max()), *(one for one, _ in found))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_dropout_differs_from_pass_to_pass(config):
+    config.data.rows, config.lora.dropout = 2, 0.5
+    exp, trainable, frozen, batch = loaded(config)
+    batch = {name: value[[0, 0]] for name, value in batch.items()}  # twice the same row
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
+    start = state.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    one = functools.partial(sharding.passes, exp.mesh, device_rows=1)
+    steps = [update.make_train_step(exp.structure, optimizer, exp.settings.training, passes=x) for x in (None, one)]
+    first = {name: value[:1] for name, value in batch.items()}
+    alone, twice = (jax.jit(step)(start, frozen, rows)[0].opt_state[0].mu
+                    for step, rows in ((steps[1], first), (steps[1], batch)))  # fmt: skip
+    assert all(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(twice), strict=True))
 
 
 def test_losses_by_modality(config):

@@ -29,6 +29,7 @@ Letters: T frames, S positions, L labels, C clips, E encoder width.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import grain
@@ -79,6 +80,23 @@ class RowShape:
     def clip_frames(self) -> int:
         """U, what a clip in a row of clips has room for."""
         return self.frames // self.clips
+
+    def part(self, share: float, instruction: int, of_clips: bool) -> "RowShape":
+        """Of rows that hold such a share of the utterances, with the instruction in each, and as long ones.
+
+        Positions are a multiple of 64. Of `share` 1 it is the row itself.
+        """
+        if share == 1:
+            return self
+        clips = math.ceil(self.clips * share)
+        positions = math.ceil(((self.positions - instruction) * share + instruction) / 64) * 64
+        return RowShape(
+            max(positions, self.window),
+            self.clip_frames * clips if of_clips else max(math.ceil(self.frames * share), 2 * self.window),
+            max(math.ceil(self.labels * share), self.window),
+            clips,
+            self.window,
+        )
 
     def too_small(self, frames: int, positions: int, labels: int, of_clips: bool) -> list[Size]:
         """All that a record of these sizes needs more of than a row, of clips or of encoder frames, holds."""
