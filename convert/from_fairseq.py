@@ -1,12 +1,16 @@
 """Converts a pre-trained AV-HuBERT checkpoint of fairseq to config.json + model.safetensors.
 
-Usage: python -m convert.from_fairseq large_vox_iter5.pt --output avhubert_large
+Usage: python -m convert.from_fairseq large_vox_iter5.pt --output avhubert_large [--layers N]
 
+With --layers the features are the output of block N as it is, as fairseq's output_layer gives it, and what lies behind
+is left out: of the shards, of training and of exports.
 pretraining.safetensors beside them keeps what only the pre-training used, for the way back (convert.to_reference).
 """
 
 import argparse
+import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
 import safetensors.torch
@@ -18,7 +22,7 @@ from viavsp_jax.data.features import CROP_SIZE, STACKED_FRAMES, VIDEO_MEAN, VIDE
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
 from viavsp_jax.runtime.errors import InputError, reported_to_user
-from viavsp_jax.runtime.options import new_folder
+from viavsp_jax.runtime.options import new_folder, whole
 
 CONFIG_NAMES = {
     "embed_dim": "encoder_embed_dim",
@@ -48,13 +52,27 @@ RESNET = "feature_extractor_video.resnet."
 PRETRAINING_FILE = "pretraining.safetensors"
 
 
-def convert(checkpoint: epath.PathLike, output: epath.PathLike, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the folder that avhubert_torch.load_encoder reads.
+def convert(
+    checkpoint: epath.PathLike, output: epath.PathLike, dtype: torch.dtype = torch.float32, layers: int | None = None
+) -> None:
+    """Writes the folder that avhubert_torch.load_encoder reads, of the first `layers` blocks or all.
 
     Raises InputError if the checkpoint is not a pre-trained AV-HuBERT or a weight does not fit `dtype`.
     """
     read = read_fairseq(checkpoint)
-    write_encoder(output, encoder_config(read, str(checkpoint)), read.model, os.path.abspath(checkpoint), dtype)
+    config, weights = encoder_config(read, str(checkpoint)), read.model
+    if layers:
+        if layers > config.num_layers:
+            raise InputError(f"{checkpoint} has {config.num_layers} blocks, expected --layers up to that, not {layers}")
+        weights = {name: x for name, x in weights.items() if _block(name) < layers}
+        config = dataclasses.replace(config, num_layers=layers, final_norm=False)
+    write_encoder(output, config, weights, os.path.abspath(checkpoint), dtype)
+
+
+def _block(name: str) -> int:
+    """The number of the block that a weight is of, from 0 on; -1 for what is before and behind them."""
+    found = re.match(r"encoder\.layers\.(\d{1,3})\.", name)
+    return int(found[1]) if found else -1
 
 
 def write_encoder(
@@ -110,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float32", help="of the weights (default: %(default)s)"
     )
+    parser.add_argument("--layers", type=whole("--layers", 1), help="blocks to keep (default: all)")
     args = parser.parse_args(argv)
-    convert(args.checkpoint, args.output, getattr(torch, args.dtype))
+    convert(args.checkpoint, args.output, getattr(torch, args.dtype), args.layers)
     print(f"wrote {args.output}")
 
 

@@ -79,6 +79,8 @@ def read_encoder(folder: epath.PathLike, trained: Tree | None = None) -> Encoder
     """
     folder = epath.Path(folder)
     config = encoder_folder.read_config(folder)
+    if not config.final_norm:
+        raise InputError(f"{folder} holds a part of the blocks, expected all of them, as the reference's formats do")
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in AVHubert(config).state_dict().items()}
     pieces, source = [], str(folder)

@@ -17,6 +17,7 @@ from random_encoders import POST_LN, PRE_LN, random_torch_encoder
 
 from convert.avhubert import abstract_params, load_flax, tensors, to_torch_names
 from convert.from_fairseq import convert
+from convert.to_reference import read_encoder
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.prepare.features import avhubert_torch
@@ -347,3 +348,23 @@ def test_damaged_and_missing_files_are_named(edited):
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match="config.json: no such file"):
         load_flax(folder)
+
+
+def test_an_encoder_of_the_first_blocks_gives_that_layer_in_jax_and_pytorch(folder, runs, tmp_path):
+    """As the reference's output_layer does, without the norm behind the last block."""
+    checkpoint = folder.parent / "checkpoint.pt"
+    convert(checkpoint, tmp_path / "two", layers=2)
+    shorter = Encoder.load(tmp_path / "two")
+    assert shorter.config.num_layers == 2
+    recorded, audio, video, _ = runs[0]
+    expected = recorded["dump_layer2"]
+    np.testing.assert_allclose(shorter.encode(audio, video)[1][0], expected, **WHOLE_MODEL)
+    model = avhubert_torch.load_encoder(tmp_path / "two")
+    with torch.inference_mode():
+        heard, seen = model.audio_features(torch.tensor(audio)), model.video_features(torch.tensor(video))
+        _, features = model.encode(heard, seen)
+    np.testing.assert_allclose(features[0], expected, **WHOLE_MODEL)
+    with pytest.raises(InputError, match="has 4 blocks, expected --layers up to that, not 5"):
+        convert(checkpoint, tmp_path / "five", layers=5)
+    with pytest.raises(InputError, match="holds a part of the blocks, expected all of them"):
+        read_encoder(tmp_path / "two")

@@ -28,6 +28,7 @@ class AVHubertConfig:
     modality_fuse: str = "concat"
     frontend_channels: int = 64  # output channels of the 3D convolution
     resnet_channels: tuple[int, ...] = (64, 128, 256, 512)  # the four stages, two blocks each
+    final_norm: bool = True  # pre-LN: the last block's output is normed; not where blocks behind it were left out
     conv_pos: int = 128  # kernel of the positional convolution, in frames
     conv_pos_groups: int = 16
 
@@ -46,8 +47,9 @@ class AVHubertConfig:
                 raise ValueError(f"AV-HuBERT config: {name} must be at most {most}, not {size}")
         if len(self.resnet_channels) != 4:
             raise ValueError(f"AV-HuBERT config: resnet_channels must give 4 stages, not {list(self.resnet_channels)}")
-        if type(self.layer_norm_first) is not bool:
-            raise ValueError(f"AV-HuBERT config: layer_norm_first must be true or false, not {self.layer_norm_first!r}")
+        for name in ("layer_norm_first", "final_norm"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"AV-HuBERT config: {name} must be true or false, not {value!r}")
         if self.modality_fuse not in MODALITY_FUSIONS:
             raise ValueError(
                 f"AV-HuBERT config: modality_fuse must be in {MODALITY_FUSIONS}, not {self.modality_fuse!r}"

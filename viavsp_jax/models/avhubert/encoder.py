@@ -227,7 +227,8 @@ class AVHubert(nnx.Module):
         # Inside a scan there are no common subexpressions to keep apart.
         step = jax.checkpoint(step, prevent_cse=False)
         (x, kept), _ = jax.lax.scan(step, (x, kept), (numbers, params, drops, keys))
-        return kept, self.transformer_norm(x) if self.config.layer_norm_first else x
+        normed = self.config.layer_norm_first and self.config.final_norm
+        return kept, self.transformer_norm(x) if normed else x
 
     def fuse(self, audio: jax.Array | None, video: jax.Array | None) -> jax.Array:
         """Features of both modalities, or of one with zeros for the other, → the transformer's input [B, T, D]."""

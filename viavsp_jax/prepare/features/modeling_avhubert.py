@@ -167,6 +167,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.layer_norm_first = config.layer_norm_first
+        self.final_norm = getattr(config, "final_norm", True)  # exports of earlier versions do not say
         self.pos_conv = nn.Sequential(PositionalConv(config), nn.GELU())
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.layer_norm = nn.LayerNorm(config.embed_dim)
@@ -182,7 +183,7 @@ class TransformerEncoder(nn.Module):
             x = block(x, attended)
             if number == layer:
                 kept = x
-        return kept, self.layer_norm(x) if self.layer_norm_first else x
+        return kept, self.layer_norm(x) if self.layer_norm_first and self.final_norm else x
 
 
 class AVHubert(nn.Module):
@@ -227,7 +228,7 @@ class AVHubert(nn.Module):
           layer: the block, counted from 1, whose raw output is wanted too; 0 is the input of the transformer.
 
         Returns:
-          ([B, T, D] of that layer or None, [B, T, D] of the last, normed). Padded frames hold no meaning.
+          ([B, T, D] of that layer or None, [B, T, D] of the last, normed by config). Padded frames hold no meaning.
         """
         if layer is not None and not 0 <= layer <= self.config.num_layers:
             raise ValueError(f"layer {layer}: the AV-HuBERT encoder has layers 0 to {self.config.num_layers}")
