@@ -216,3 +216,24 @@ def test_noise_of_media_shards(config, source, monkeypatch, media_folders):
     parts = [added[:2000].tobytes() for _, added, _ in noise_in(config, source, monkeypatch, **settings)]
     found = {next(number for number, one in enumerate(audio) if part in one) for part in parts}
     assert len(found) > 10
+
+
+def test_masks_hide_parts_of_what_is_heard_in_training_alone(config, source):
+    plain = loader(config, NAMES)
+    load = loader(config, NAMES, **{"mask.times": 2, "mask.ranges": 1}).load
+    hidden = [load((1, source[0]), epoch)["audio"] == 0 for epoch in range(30)]
+    assert any(one.all(1).any() for one in hidden), "whole frames"
+    assert any(one.all(0).any() for one in hidden), "bands"
+    whole = plain.load((1, source[0]), 0)["audio"]
+    for epoch, one in enumerate(hidden):
+        assert np.array_equal(load((1, source[0]), epoch)["audio"][~one], whole[~one])
+    assert same(load((1, source[0])), plain.load((1, source[0]))), "validation sees and hears all"
+    assert not load((2, source[0]), 0)["audio"].any()
+
+
+def test_weighted_clips(config):
+    config.data.train, config.data.weights = ("av_clean", "video_clean"), (1, 3)
+    data = read_settings(config).data
+    drawn = clips.ClipLoader(data, data.train, "train").augmented()
+    heard = [drawn[index]["has_audio"] for index in range(40)]
+    assert sum(heard) == 10
