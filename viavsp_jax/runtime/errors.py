@@ -1,11 +1,11 @@
-"""The one exception that means: the input is wrong, not the program. And what a full or a locked disk looks like."""
+"""The exceptions that mean: the input is wrong, not the program. And what a full or a locked disk looks like."""
 
 import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from viavsp_jax.runtime.interrupts import STOPPED
 
@@ -17,6 +17,24 @@ _OTHER_KIND = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, er
 
 class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the record and what was expected."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """One for each thing that is wrong."""
+        return (str(self),)
+
+
+class InputErrors(InputError):
+    """Several things that are wrong, each said in a sentence; the message lists them."""
+
+    def __init__(self, sentences: Sequence[str]):
+        several = [f"{len(sentences)} things are wrong:", *(f"  - {sentence}" for sentence in sentences)]
+        super().__init__("\n".join(several) if len(sentences) > 1 else sentences[0])
+        self._sentences = tuple(sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self._sentences
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
