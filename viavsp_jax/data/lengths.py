@@ -67,11 +67,11 @@ class TooLong:
         return ", ".join(map(str, self.sizes))
 
 
-def check(data: DataSettings, prompt: Prompt, splits: Sequence[Split], workdir: epath.PathLike) -> LeftOut:
+def check(data: DataSettings, prompt: Prompt, splits: Sequence[Split], workdir: epath.PathLike | None) -> LeftOut:
     """Looks at the lengths of all records of `splits`, those that training and validation read.
 
-    Those that do not fit a row are listed in `too_long.jsonl` of the work folder. Returns what is left out: all of
-    them, by `config.data.too_long` "skip".
+    Those that do not fit a row are listed in `too_long.jsonl` of the work folder, if one is given. Returns what is left out:
+    all of them, by `config.data.too_long` "skip".
 
     Raises InputError if there are some and none is to be left out, or all of those of training or validation are.
     """
@@ -218,9 +218,9 @@ def _from_records(source: SplitSource, counts: Sequence[str]) -> Records:
     return Records(ids, languages, transcripts, np.array(frames), np.array(segments))
 
 
-def _write(workdir: epath.PathLike, found: Sequence[TooLong]) -> None:
+def _write(workdir: epath.PathLike | None, found: Sequence[TooLong]) -> None:
     """Lists what does not fit; where all fits there is no list."""
-    if jax.process_index():
+    if workdir is None or jax.process_index():
         return
     path = epath.Path(workdir) / FILE
     lines = [{"name": one.name, "split": one.split, "id": one.id, "reason": one.reason()} for one in found]
@@ -230,14 +230,14 @@ def _write(workdir: epath.PathLike, found: Sequence[TooLong]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _complaint(found: Sequence[TooLong], total: int, workdir: epath.PathLike) -> str:
+def _complaint(found: Sequence[TooLong], total: int, workdir: epath.PathLike | None) -> str:
     needed: dict[str, int] = {}
     for size in (size for one in found for size in one.sizes):
         needed[size.option] = max(needed.get(size.option, 0), size.of_row)
     row = ", ".join(f"config.data.row.{option}={size}" for option, size in needed.items())
     first = "; ".join(map(str, found[:_SHOWN])) + "; …" * (len(found) > _SHOWN)
+    listed = "" if workdir is None else f"; {epath.Path(workdir) / FILE} lists all of them"
     return (
         f"{len(found)} of {total} records {'does' if len(found) == 1 else 'do'} not fit a row: {first}: expected a row "
-        f"that holds them all, which needs {row}, or config.data.too_long=skip, which leaves them out; "
-        f"{epath.Path(workdir) / FILE} lists all of them"
+        f"that holds them all, which needs {row}, or config.data.too_long=skip, which leaves them out{listed}"
     )

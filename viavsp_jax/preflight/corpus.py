@@ -39,7 +39,8 @@ def look_at_corpus(found: Findings, data: DataSettings, prompt: Prompt, workdir:
     _count(found, splits)
     found.warnings += _twice(splits)
     _look_at_texts(found, prompt, splits)
-    left_out = found.ask("rows and window", lengths.check, data, prompt, splits, workdir, settings=_LENGTHS)
+    listed_in = None if workdir is UNKNOWN else workdir
+    left_out = found.ask("rows and window", lengths.check, data, prompt, splits, listed_in, settings=_LENGTHS)
     training = [split for split in splits if split.source.split == "train"]
     if training and prompt is not UNKNOWN:
         found.ask("filling of rows", _look_at_rows, found, data, prompt, splits, training, left_out is UNKNOWN,

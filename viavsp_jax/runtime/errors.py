@@ -25,11 +25,10 @@ class InputError(Exception):
 
 
 class InputErrors(InputError):
-    """Several things that are wrong, each said in a sentence; the message lists them."""
+    """Several things that are wrong, each said in a sentence; a command shows them as a list."""
 
     def __init__(self, sentences: Sequence[str]):
-        several = [f"{len(sentences)} things are wrong:", *(f"  - {sentence}" for sentence in sentences)]
-        super().__init__("\n".join(several) if len(sentences) > 1 else sentences[0])
+        super().__init__("; ".join(sentences))
         self._sentences = tuple(sentences)
 
     @property
@@ -63,7 +62,7 @@ def reported_to_user() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _end(str(error))
+        _end(*error.sentences)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)  # 128 and the number of the signal
@@ -91,6 +90,8 @@ def _of_a_name(error: UnicodeEncodeError) -> str:
     )
 
 
-def _end(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+def _end(*sentences: str) -> None:
+    several = "".join(f"\n  - {one}" for one in sentences)
+    text = sentences[0] if len(sentences) == 1 else f"{len(sentences)} things are wrong:{several}"
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

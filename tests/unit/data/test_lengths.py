@@ -156,11 +156,10 @@ def test_the_place_of_a_record_does_not_depend_on_others_that_are_left_out(confi
 
 def test_a_split_of_which_nothing_is_left(config, prompt, tmp_path):
     config.data.too_long, config.data.row.frames = "skip", 9
-    with pytest.raises(
-        InputError, match="none of the 24 records of split 'train' fits a row, the first: record"
-    ) as caught:
+    with pytest.raises(InputError) as caught:
         check_lengths(config, prompt, tmp_path)
-    assert len(caught.value.sentences) == 2 and "none of the 5 records of split 'valid'" in str(caught.value)
+    for split, count, one in zip(("train", "valid"), (24, 5), caught.value.sentences, strict=True):
+        assert one.startswith(f"none of the {count} records of split {split!r} fits a row, the first: record")
     assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 24 + 5
 
 
