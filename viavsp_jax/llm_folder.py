@@ -6,6 +6,7 @@ a stack of layers as [N, ...]. A chunk belongs to one layer and ends with its CR
 too, so that a missing one is known to be missing.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from viavsp_jax.llm_config import llama_config
 from viavsp_jax.runtime.atomic import write_bytes
-from viavsp_jax.runtime.errors import InputError, InputErrors
+from viavsp_jax.runtime.errors import InputError, check_all
 from viavsp_jax.runtime.paths import key_value_store
 
 Tree = dict[str, Any]
@@ -166,14 +167,8 @@ def _fitting(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) ->
 
 def check_weights(folder: epath.PathLike, abstract: Tree) -> None:
     """Raises InputError that lists the weights of `abstract` that are missing or of another shape; reads none."""
-    problems = []
-    for path, wanted in traverse_util.flatten_dict(abstract, sep="/").items():
-        try:
-            _fitting(folder, path, wanted)
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputErrors(problems)
+    weights = traverse_util.flatten_dict(abstract, sep="/").items()
+    check_all(functools.partial(_fitting, folder, path, wanted) for path, wanted in weights)
 
 
 def _load(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:

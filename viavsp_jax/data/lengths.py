@@ -70,8 +70,8 @@ class TooLong:
 def check(data: DataSettings, prompt: Prompt, splits: Sequence[Split], workdir: epath.PathLike | None) -> LeftOut:
     """Looks at the lengths of all records of `splits`, those that training and validation read.
 
-    Those that do not fit a row are listed in `too_long.jsonl` of the work folder, if one is given. Returns what is left out:
-    all of them, by `config.data.too_long` "skip".
+    Those that do not fit a row are listed in `too_long.jsonl` of the work folder, if one is given. Returns what is
+    left out: all of them, by `config.data.too_long` "skip".
 
     Raises InputError if there are some and none is to be left out, or all of those of training or validation are.
     """

@@ -14,7 +14,7 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import Experiment, Settings
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.atomic import check_writable
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.errors import InputError, check_all
 
 # Beside checkpoints: curves, hypotheses, reports. An evaluation of 12,800 clips writes 4 MB.
 _OTHER_FILES = 16 * 2**20
@@ -70,8 +70,13 @@ def check_begun(workdir: epath.Path, experiment: Experiment, config: ml_collecti
     checkpoints = Checkpoints(workdir)
     try:
         if (step := checkpoints.latest_step()) is not None:
-            checkpoints.check_fits(step, experiment.fits)
-            checkpoints.check_data(step, json.loads(config.to_json()))
+            saved = json.loads(config.to_json())
+            check_all(
+                [
+                    lambda: checkpoints.check_fits(step, experiment.fits),
+                    lambda: checkpoints.check_data(step, saved),
+                ]
+            )
         return Begun(step, len(checkpoints.steps()))
     finally:
         checkpoints.close()

@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from viavsp_jax.runtime.interrupts import STOPPED
 
@@ -34,6 +34,18 @@ class InputErrors(InputError):
     @property
     def sentences(self) -> tuple[str, ...]:
         return self._sentences
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Runs all of these checks, whichever of them fail; raises InputErrors that lists what is wrong."""
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            found += error.sentences
+    if found:
+        raise InputErrors(found)
 
 
 def disk_trouble(error: BaseException | None) -> str | None:

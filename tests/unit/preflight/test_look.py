@@ -1,10 +1,13 @@
 """A set-up that is wrong in many ways at once, each of them alone, and one that is right."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils.epath import backend
@@ -14,8 +17,11 @@ from small_run import WIDTH, make_example, small_config
 
 from viavsp_jax import train
 from viavsp_jax.check import check
-from viavsp_jax.data import records
+from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.examples import FEATURES, MEDIA
+from viavsp_jax.experiment import load_experiment
+from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.preflight.look import look
 from viavsp_jax.preflight.workdir import check_folder
 from viavsp_jax.runtime.errors import InputError, InputErrors
@@ -329,3 +335,32 @@ def test_a_disk_has_to_have_room_for_the_checkpoints(config, tmp_path, small_dis
     config.checkpoint.keep = 100
     (found,) = look(config, disk.path / "run")[0].faults
     assert "MB for 100 + 2 checkpoints of 0.5 MB and results: free space" in found
+
+
+def test_what_is_in_the_work_folder_has_to_fit(config, tmp_path, capsys):
+    """Sizes and order of the data at once; and a run that is finished is said to be."""
+    exp = load_experiment(config)
+    optimizer, _ = make_optimizer(exp.settings.optimizer)
+    state = train.init_state(exp, optimizer)
+    state = dataclasses.replace(state, step=jax.device_put(jnp.int32(2), state.step.sharding))
+    batches = pipeline.training_batches(exp.settings.data, exp.prompt)
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(state, batches, exp.config, exp.fits, {}, {"accuracy": 0.5})
+    checkpoints.close()
+    batches.close()
+    assert check(config, tmp_path) and "goes on from update 2 of 4" in capsys.readouterr().out
+    config.lora.rank, config.lora.alpha, config.seed = 3, 7.0, 5
+    found, _ = look(config, tmp_path)
+    for words in (
+        "was trained with config.lora.rank 16, not 3",
+        "config.lora.alpha 32.0, not 7.0",
+        "config.seed 0, not",
+    ):
+        assert sum(words in one for one in found.faults) == 1, found.faults
+    assert len(found.faults) == 3
+    config.lora.rank, config.lora.alpha, config.seed, config.updates = 16, 32.0, 0, 2
+    assert check(config, tmp_path) and "the run is finished" in capsys.readouterr().out
+    damaged = next(path for path in (tmp_path / "checkpoints").rglob("*") if path.match("fits/metadata"))
+    cut(damaged)
+    (fault,) = look(config, tmp_path)[0].faults
+    assert "expected a checkpoint as it was saved" in fault
