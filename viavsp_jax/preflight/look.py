@@ -15,11 +15,10 @@ from tqdm import tqdm
 from convert.avhubert import check_flax
 from viavsp_jax import experiment as door
 from viavsp_jax import llm_folder, settings, sharding
-from viavsp_jax.data import lengths
 from viavsp_jax.data.ids import read_channels
 from viavsp_jax.data.pipeline import from_all
 from viavsp_jax.data.prompt import Prompt, load_prompt
-from viavsp_jax.data.sources import LeftOut
+from viavsp_jax.data.sources import LeftOut, open_sources
 from viavsp_jax.evaluation.report.results import RESERVED
 from viavsp_jax.experiment import Experiment, LanguageModelSettings, Settings
 from viavsp_jax.preflight import schedule
@@ -77,8 +76,8 @@ def look(
     if c.encoder.train:
         found.ask("weights of the encoder", check_flax, c.encoder.path, encoder)
     _look_at_schedule(found, c)
-    _look_at_evaluation(found, c, prompt, mesh)
-    _look_at_work(found, c, folder, experiment, mended)
+    clips = _look_at_evaluation(found, c, mesh)
+    _look_at_work(found, c, folder, experiment, mended, clips)
     _share(found)
     return found, Ready(experiment, left_out)
 
@@ -134,32 +133,41 @@ def _look_at_schedule(found: Findings, c: Settings) -> None:
         ))  # fmt: skip
 
 
-def _look_at_evaluation(found: Findings, c: Settings, prompt: Prompt, mesh: Mesh) -> None:
-    """What --mode=eval will need: it may be made later, so nothing here keeps training from starting."""
-    e, good = c.evaluation, []
-    for name in e.names:
-        what, rests_on = f"{name} ({e.split}), to be evaluated", ("evaluate.names", "evaluate.split", "data", "encoder")
-        if found.ask(what, _check_evaluated, c, prompt, name, settings=rests_on, warn=True) is not UNKNOWN:
-            good.append(name)
+def _look_at_evaluation(found: Findings, c: Settings, mesh: Mesh) -> int:
+    """What --mode=eval will need: it may be made later, so nothing here keeps training from starting.
+
+    Returns how many clips there are to decode.
+    """
+    e = c.evaluation
+    rests_on = ("evaluate.names", "evaluate.split", "data.path", "data.feature_width", "encoder.train")
+    clips = found.ask("folders to evaluate", _clips_to_decode, c, settings=rests_on, warn=True)
     found.ask("rows of the evaluation", sharding.check_rows, mesh, e.rows, "config.evaluate.rows",
               settings=("evaluate.rows",), warn=True)  # fmt: skip
     found.ask("channels", read_channels, e.mapping, settings=("evaluate.mapping",), warn=True)
-    if good:
-        found.fact("evaluation", f"{', '.join(good)} ({e.split})")
+    if clips is UNKNOWN:
+        return 0
+    found.fact("evaluation", f"{clips:,} clips of {', '.join(e.names)} ({e.split})")
+    return clips
 
 
-def _check_evaluated(c: Settings, prompt: Prompt, name: str) -> str:
-    if name in RESERVED:
-        raise InputError(f"config.evaluate.names holds {name!r}, expected names of shard folders")
-    try:
-        lengths.check_languages(c.data, prompt, name, c.evaluation.split)
-    except InputError as error:
-        raise InputError(f"--mode=eval would not start: {error}") from error
-    return name
+def _clips_to_decode(c: Settings) -> int:
+    clips, bad = 0, {}
+    for name in c.evaluation.names:
+        try:
+            if name in RESERVED:
+                raise InputError(f"config.evaluate.names holds {name!r}, expected names of shard folders")
+            (source,) = open_sources(c.data, (name,), c.evaluation.split)
+            clips += len(source)
+        except InputError as error:
+            bad[name] = error
+    if bad:
+        first = next(iter(bad.values()))
+        raise InputError(f"--mode=eval would not start for {', '.join(bad)}: {first}") from first
+    return clips
 
 
 def _look_at_work(
-    found: Findings, c: Settings, folder: Any, experiment: Experiment, config: ml_collections.ConfigDict
+    found: Findings, c: Settings, folder: Any, experiment: Experiment, config: ml_collections.ConfigDict, clips: int
 ) -> None:
     """What is in the work folder already, and whether there is room for more."""
     # Orbax lets the processes wait for each other: all of them open the checkpoints, or none does.
@@ -172,7 +180,9 @@ def _look_at_work(
     if experiment is UNKNOWN:
         return
     size = places.checkpoint_bytes(experiment)
-    free = found.ask("free space", places.check_room, folder, c, size, begun, settings=("checkpoint.keep", "updates"))
+    free = found.ask(
+        "free space", places.check_room, folder, c, size, begun, clips, settings=("checkpoint.keep", "updates")
+    )  # fmt: skip
     if begun is not UNKNOWN and free is not UNKNOWN:
         room = "" if free is None else f"; {free / 1e9:,.1f} GB are free"
         found.fact(

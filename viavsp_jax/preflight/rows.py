@@ -61,7 +61,7 @@ def longest(prompt: Prompt, splits: Sequence[Split]) -> Clips:
     """The clips with the most frames, with most segments and text together, and with most text; SAMPLE of each."""
     found = []
     for split in splits:
-        text = np.array([len(transcript.encode()) for transcript in split.records.transcripts])
+        text = np.array(list(map(len, split.records.transcripts)))
         sizes = split.records.frames, split.records.segments + text, text
         chosen = np.unique(np.concatenate([np.argsort(size)[-SAMPLE:] for size in sizes]))
         found.append(_exact(prompt, split, chosen))

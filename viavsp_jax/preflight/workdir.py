@@ -16,8 +16,8 @@ from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, check_all
 
-# Beside checkpoints: curves, hypotheses, reports. An evaluation of 12,800 clips writes 4 MB.
-_OTHER_FILES = 16 * 2**20
+# Beside checkpoints: what an evaluation writes of a clip, into hypotheses and reports, and room for curves.
+_CLIP_BYTES, _CURVES_BYTES = 1_000, 2**20
 _PROBE = b"viavsp_jax"
 
 
@@ -82,10 +82,11 @@ def check_begun(workdir: epath.Path, experiment: Experiment, config: ml_collecti
         checkpoints.close()
 
 
-def check_room(workdir: epath.Path, settings: Settings, size: int, begun: Begun) -> float | None:
-    """The bytes that are free; None in a bucket. Raises InputError if checkpoints of `size` will not have room.
+def check_room(workdir: epath.Path, settings: Settings, size: int, begun: Begun, clips: int) -> float | None:
+    """The bytes that are free; None in a bucket. Raises InputError if there is no room for all that will be written.
 
-    At most there are the newest ones, the best, and the one that is being written.
+    That is the results of so many `clips`, and checkpoints of `size` bytes: the newest ones, the best, and the one that
+    is being written.
     """
     if "://" in os.fspath(workdir):
         return None
@@ -96,7 +97,7 @@ def check_room(workdir: epath.Path, settings: Settings, size: int, begun: Begun)
     keep = settings.training.checkpoint_keep
     if begun.step is not None and begun.step >= settings.training.updates:
         return free
-    needed = size * max(1, keep + 2 - begun.count) + _OTHER_FILES
+    needed = size * max(1, keep + 2 - begun.count) + clips * _CLIP_BYTES + _CURVES_BYTES
     if free < needed:
         raise InputError(
             f"--workdir {os.fspath(workdir)}: {free / 1e6:,.1f} MB are free, expected {needed / 1e6:,.1f} MB for "

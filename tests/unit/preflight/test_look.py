@@ -227,7 +227,7 @@ def test_many_faults_at_once_are_all_named(media_folders, tmp_path, capsys):
         "the warm-up takes 50 of 4 updates",
         "the encoder stays frozen for 60 updates",
         "a checkpoint is made every 70 updates",
-        "--mode=eval would not start:",
+        "--mode=eval would not start for av_later: ",
         "no_mapping.json: no such file",
         "a row that holds all clips, for this corpus and this tokenizer: --config.data.row.positions=",
     )
@@ -252,7 +252,7 @@ WARNINGS = {
     "the warm-up takes 4 of 4 updates, so the rate never gets to": update(optimizer__warmup_updates=4),
     "config.log_every=9 is above config.updates=4: nothing is logged": update(log_every=9),
     "so only the last one is saved and validated": update(checkpoint__every=5),
-    "--mode=eval would not start": update(evaluate__split="dev"),
+    "--mode=eval would not start for av_clean: ": update(evaluate__split="dev"),
     "config.evaluate.names holds 'analysis'": update(evaluate__names=("analysis",)),
     "mapping.json: no such file": update(evaluate__mapping="mapping.json"),
     "clips of the validation are trained on, too, the first train0_0": shards(
@@ -330,7 +330,7 @@ def test_a_bucket_has_to_be_writable(monkeypatch, system):
 
 
 def test_a_disk_has_to_have_room_for_the_checkpoints(config, tmp_path, small_disk):
-    disk = small_disk(40 << 20)
+    disk = small_disk(20 << 20)
     assert look(config, disk.path / "run")[0].faults == []
     config.checkpoint.keep = 100
     (found,) = look(config, disk.path / "run")[0].faults
