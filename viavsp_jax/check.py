@@ -41,9 +41,9 @@ def check(config: ml_collections.ConfigDict, workdir: epath.PathLike, topology: 
 
 
 def _words(report: dict[str, Any]) -> str:
-    used = ", ".join(f"{name} {report[name]['hbm_used_fraction']:.0%}" for name in ("train", "decode"))
+    used = ", ".join(f"{name} {report[name]['hbm_used_fraction']:.1%}" for name in ("train", "decode"))
     hours = report["train"]["hours_by_compiler"]
-    return f"{report['topology']}: {used} of the memory of a chip" + (f", {hours:,.1f} h" if hours is not None else "")
+    return f"{report['topology']}: {used} of the memory of a chip" + (f", {hours:,.2f} h" if hours is not None else "")
 
 
 def _check_fits(report: dict[str, Any]) -> None:

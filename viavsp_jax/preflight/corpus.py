@@ -53,8 +53,8 @@ def _read(found: Findings, data: DataSettings, prompt: Prompt, name: str, kind: 
     what = f"{name} ({kind})"
     opened = found.ask(what, open_sources, data, (name,), kind, settings=_FOLDERS)
     source = UNKNOWN if opened is UNKNOWN else opened[0]
-    records = found.ask(f"records of {what}", _records, data, name, source)
-    instructions = found.ask(f"languages of {what}", lengths.instructions, prompt, records)
+    records = found.ask(f"content of {what}", _records, data, name, source)
+    instructions = found.ask(f"content of {what}", lengths.instructions, prompt, records)
     return UNKNOWN if instructions is UNKNOWN else Split(name, source, records, instructions)
 
 

@@ -9,7 +9,7 @@ from viavsp_jax.runtime.errors import InputError
 UNKNOWN: Any = object()  # what a check would have given
 # Of a bucket's client, whose exceptions have no base in common.
 _CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "tensorflow", "botocore", "s3fs")
-_WIDTH = 118  # of the terminal lines that are printed
+_WIDTH, _LONG_HEAD = 118, 24  # of the lines that are printed, and of what they begin with
 
 
 class Findings:
@@ -84,10 +84,9 @@ def _verdict(faults: int) -> str:
 
 def _indented(head: str, text: str) -> str:
     """Lines of a width that can be read; names of files stay whole, to be copied."""
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=head, subsequent_indent=" " * min(len(head), 28), break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
+    below = " " * (len(head) if len(head) < _LONG_HEAD else 4)
+    return textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=below, break_long_words=False,
+                         break_on_hyphens=False)  # fmt: skip
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -213,6 +213,22 @@ def test_lists_that_are_not_those_of_the_shards_are_not_taken(tmp_path, change, 
     assert dict(zip(found.ids, found.transcripts, strict=True)) == expected
 
 
+def test_what_lists_do_not_say_is_looked_at_too(tmp_path, monkeypatch):
+    """Training would end at such a record: its text is empty, or its shard cannot be opened."""
+    monkeypatch.setattr(lengths, "_FEW", 0)
+    folder = make_shards(tmp_path / "av_clean")
+    write_lists(folder)
+    lines = (folder / "train.wrd").read_text(encoding="utf-8").splitlines()
+    (folder / "train.wrd").write_text("".join(f"{line}\n" for line in [*lines[:7], " ", *lines[8:]]), encoding="utf-8")
+    named = sorted(one["id"] for one in records.open_split(folder, "train"))[7]
+    with pytest.raises(InputError, match=f"record {named} of split 'train' has an empty transcript, and so have 0 oth"):
+        lengths.read_lengths(records.open_split(folder, "train"), ["cluster_counts"])
+    shard = records.shard_path(folder, "valid", 0, 1)
+    shard.write_bytes(bytes(shard.stat().length))
+    with pytest.raises(InputError, match="viavsp-valid.array_record-00000-of-00001: record 0 .* cannot be read"):
+        lengths.read_lengths(records.open_split(folder, "valid"), ["cluster_counts"])
+
+
 def test_clips_have_an_equal_share_of_the_row(media_folders, prompt, tmp_path):
     config = media_config(*media_folders)
     assert check_lengths(config, prompt, tmp_path) == {}
