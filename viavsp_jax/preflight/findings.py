@@ -98,6 +98,7 @@ def _of_a_place(error: Exception) -> str | None:
     """What an error says of a folder or bucket that cannot be used; None if it is of another kind."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
+    missing = isinstance(error, ImportError) and "install" in str(error)  # of a client
+    if isinstance(error, OSError) or missing or type(error).__module__.split(".")[0] in _CLIENTS:
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return None
