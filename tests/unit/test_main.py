@@ -80,6 +80,8 @@ def test_settings_of_the_model(error_of, folders):
 
 def test_shard_folder(error_of, tmp_path, folders):
     missing = tmp_path / "nowhere"
+    assert f"{missing}: no such folder" in error_of(*given(folders[0], missing))
+    (missing / "other").mkdir(parents=True)
     assert f"{missing}/av_clean: no such folder" in error_of(*given(folders[0], missing))
 
 

@@ -203,6 +203,8 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
+    if not folder.parent.is_dir():  # one sentence, however many datasets are asked for
+        raise InputError(f"{folder.parent}: no such folder, expected one that holds datasets of the shards stage.")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected a dataset written by the shards stage.")
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():

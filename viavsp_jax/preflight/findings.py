@@ -52,7 +52,7 @@ class Findings:
         except Exception as error:
             if (trouble := _of_a_place(error)) is None:
                 raise
-            found = (f"{what}: {trouble}, expected what this user may read and write",)
+            found = (trouble,)  # without words on what was looked at: the same trouble is told once
         known = self.warnings if warn else self.faults
         known += [one for one in found if one not in known]
         return UNKNOWN
@@ -96,9 +96,10 @@ def _overlap(one: str, other: str) -> bool:
 
 def _of_a_place(error: Exception) -> str | None:
     """What an error says of a folder or bucket that cannot be used; None if it is of another kind."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    missing = isinstance(error, ImportError) and "install" in str(error)  # of a client
-    if isinstance(error, OSError) or missing or type(error).__module__.split(".")[0] in _CLIENTS:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if isinstance(error, ImportError) and "install" in str(error):  # as fsspec says it of a client
+        return str(error)
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        what = f"{error.filename}: {error.strerror}" if named else f"{type(error).__name__}: {error}"
+        return f"{' '.join(what.split())[:300]}, expected a place that this user may read"
     return None
