@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
 from viavsp_jax.data import lengths
@@ -15,6 +16,7 @@ from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
 from viavsp_jax.preflight import rows, texts
 from viavsp_jax.preflight.findings import UNKNOWN, Findings
+from viavsp_jax.runtime.errors import InputError
 
 # Settings that these checks rest on; a folder's content fits or does not fit the encoder's.
 _FOLDERS = ("data.path", "data.train", "data.feature_width", "encoder.train")
@@ -54,8 +56,15 @@ def _read(found: Findings, data: DataSettings, prompt: Prompt, name: str, kind: 
     opened = found.ask(what, open_sources, data, (name,), kind, settings=_FOLDERS)
     source = UNKNOWN if opened is UNKNOWN else opened[0]
     records = found.ask(f"content of {what}", _records, data, name, source)
-    instructions = found.ask(f"content of {what}", lengths.instructions, prompt, records)
+    instructions = found.ask(f"content of {what}", _instructions, prompt, what, records)
     return UNKNOWN if instructions is UNKNOWN else Split(name, source, records, instructions)
+
+
+def _instructions(prompt: Prompt, what: str, records: lengths.Records) -> np.ndarray:
+    try:
+        return lengths.instructions(prompt, records)
+    except InputError as error:
+        raise InputError(f"{what}, {error}") from error
 
 
 def _records(data: DataSettings, name: str, source: SplitSource) -> lengths.Records:

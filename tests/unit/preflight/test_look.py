@@ -216,7 +216,7 @@ def test_many_faults_at_once_are_all_named(media_folders, tmp_path, capsys):
         "media_missing: no such folder",
         "media_novalid: no split 'valid', expected one of ['train']: give some clips of the corpus that split",
         "viavsp_media-train.array_record-00000-of-00001",
-        "language 'xx' is unknown",
+        "audio_foreign (train), record train0_0: language 'xx' is unknown",
         "'clean' in the config names no clips",
         "records do not fit a row",
         "no_folder: no .wav file there",
