@@ -50,7 +50,8 @@ def _check_fits(report: dict[str, Any]) -> None:
     for name in ("train", "decode"):
         if not report[name]["fits"]:
             raise InputError(
-                f"{name}: a chip of {report['topology']} has {report['hbm_bytes_per_device'] / 2**30:.1f} GiB, "
-                f"expected {report[name]['hbm_used_fraction']:.0%} of that: try --config.remat=layers, "
+                f"{name} needs {report[name]['hbm_used_fraction']:.0%} of the "
+                f"{report['hbm_bytes_per_device'] / 2**30:.2f} GiB of a chip of {report['topology']}: try "
+                "--config.remat=layers, "
                 "--config.llm.quantization=nf4, fewer or shorter rows, or a larger slice (--mode=compile says more)"
             )

@@ -1,6 +1,7 @@
 """A set-up that is wrong in many ways at once, each of them alone, and one that is right."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -179,6 +180,13 @@ def test_a_right_set_up_has_neither_faults_nor_warnings(config, tmp_path, capsys
     assert not (tmp_path / "run").exists(), "a look leaves nothing behind"
     with pytest.raises(Reached):
         train.train(config, tmp_path / "run")
+
+
+def test_without_libtpu_memory_and_hours_are_passed_over(config, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name != "libtpu" and find(name, *more) or None)
+    assert check(config, tmp_path / "run", "v5e:2x4")
+    assert "not looked at: memory and hours, for which libtpu is needed" in capsys.readouterr().out
 
 
 def test_many_faults_at_once_are_all_named(media_folders, tmp_path, capsys):
