@@ -86,6 +86,7 @@ setup(
         "viavsp_jax.evaluation.report",
         "viavsp_jax.models",
         "viavsp_jax.models.avhubert",
+        "viavsp_jax.preflight",
         "viavsp_jax.prepare",
         "viavsp_jax.prepare.demo",
         "viavsp_jax.prepare.features",

@@ -3,6 +3,8 @@
 PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I input width, O output width.
 """
 
+import json
+
 import numpy as np
 import safetensors
 from etils import epath
@@ -30,6 +32,7 @@ CONV_2D = (("kernel", "weight", (2, 3, 1, 0)),)
 CONV_3D = (("kernel", "weight", (3, 4, 2, 1, 0)),)
 POSITIONAL_CONV = (("v", "weight_v", (2, 1, 0)), ("g", "weight_g", (2, 1, 0)), ("bias", "bias", None))
 
+_LARGEST_HEADER = 100 * 2**20  # that safetensors reads, too
 _VIDEO = "feature_extractor_video"
 _BLOCK = "encoder.layers.{layer}"
 
@@ -118,6 +121,32 @@ def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfi
         v, g = (weights.pop(f"positional_conv/{name}") for name in "vg")
         weights["positional_conv/kernel"] = np.asarray(weight_norm(v, g))
     return config, traverse_util.unflatten_dict(weights, sep="/")
+
+
+def check_flax(folder: epath.PathLike, config: AVHubertConfig) -> None:
+    """Raises InputError as `load_flax` does for names, shapes and a file that is cut off; reads no weights."""
+    path = epath.Path(folder) / encoder_folder.WEIGHTS_FILE
+    wanted = {tensor.name: tensor.shape for tensor in tensors(abstract_params(config))}
+    check_shapes(wanted, _stored_shapes(path), str(path), "holds other shapes than config.json says")
+
+
+def _stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
+    """Those that the header of a safetensors file says. Raises InputError if it is missing, damaged or cut off."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected the weights of an AV-HuBERT encoder")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        size = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if path.stat().length != size:
+            raise ValueError(f"it has {path.stat().length} bytes, expected {size}")
+        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def read_weights(path: epath.Path) -> dict[str, np.ndarray]:

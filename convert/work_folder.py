@@ -15,6 +15,7 @@ from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.settings import DataSettings
+from viavsp_jax.data.sources import folder_of
 from viavsp_jax.encoder_folder import CONFIG_FILE
 from viavsp_jax.experiment import Settings, encoder_fits, prompt_fits, read_settings
 from viavsp_jax.llm_folder import llama_config, read_conversion
@@ -119,8 +120,7 @@ def check_reference_holds(llama: LlamaConfig, lora: LoRAConfig) -> None:
 
 def training_shards(data: DataSettings) -> epath.Path:
     """The first shard folder that a run was trained on."""
-    (name, *_) = data.train
-    return epath.Path(data.path) / (f"media_{name.partition('_')[2]}" if data.of_clips else name)
+    return folder_of(data, data.train[0])
 
 
 def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:

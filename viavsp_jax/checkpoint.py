@@ -16,7 +16,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.integrity import check_arrays, sum_of
-from viavsp_jax.runtime.errors import InputError, disk_trouble
+from viavsp_jax.runtime.errors import InputError, InputErrors, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.runtime.run_info import flat
 from viavsp_jax.settings import ORDER_OF_DATA, changes, completed
@@ -156,15 +156,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def check_fits(self, step: int, fits: dict[str, Any]) -> None:
-        """InputError when anything in `fits` has another value than it had for `save` at `step`."""
+        """InputErrors that lists what in `fits` has another value than it had for `save` at `step`."""
         # Earlier versions recorded less there; all settings are in the config, or had what is now their default.
         saved = json.loads(completed(self.restore_config(step)).to_json())
         trained = {f"config.{name}": value for name, value in flat(saved).items()} | self.restore_fits(step)
-        for name, value in fits.items():
-            if name in trained and trained[name] != value:
-                raise InputError(
-                    f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
-                )
+        if problems := [
+            f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
+            for name, value in fits.items()
+            if name in trained and trained[name] != value
+        ]:
+            raise InputErrors(problems)
 
     def check_continues(self, step: int, config: Mapping[str, Any]) -> None:
         """InputError when a run with `config` cannot go on from `step`.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -116,6 +117,11 @@ class Settings:
 def read_settings(config: ml_collections.ConfigDict) -> Settings:
     """Raises InputError that lists every setting with a wrong value, too many or missing; reads no file."""
     settings.check(config)
+    return parts_of(config)
+
+
+def parts_of(config: ml_collections.ConfigDict) -> Settings:
+    """The settings of a config whose values are right, each for itself: see `settings.check`."""
     c = ml_collections.FrozenConfigDict(config)  # whose sequences are tuples
     encoder, data, evaluate = dict(c.encoder), dict(c.data), dict(c.evaluate)
     lengths, noise = {"freeze_updates": encoder.pop("freeze_updates")}, c.data.augment.noise
@@ -186,10 +192,19 @@ class Experiment:
 
         return placed(self.trainable), placed(self.batch_stats)
 
+    def _never_quantized(self) -> Stacks:
+        """The weights of the language model that stay as they are stored."""
+        frozen = flatten_dict(self.frozen["llm"])
+        return {path: shape for path, shape in frozen.items() if path[:-1] not in self.to_quantize}
+
+    def check_frozen(self) -> None:
+        """Raises InputError that lists the frozen weights that are missing or of another shape; reads none."""
+        llm_folder.check_weights(self.settings.llm.path, unflatten_dict(self._never_quantized() | self.to_quantize))
+
     def load_frozen(self) -> Tree:
         """The frozen language model, straight to its devices; at most one stack is there before it is quantised."""
         folder, frozen = self.settings.llm.path, flatten_dict(self.frozen["llm"])
-        as_stored = {path: shape for path, shape in frozen.items() if path[:-1] not in self.to_quantize}
+        as_stored = self._never_quantized()
         weights = flatten_dict(llm_folder.load_llm(folder, unflatten_dict(as_stored)))
         for kernel, shape in self.to_quantize.items():
             shardings = {path[-1]: target.sharding for path, target in frozen.items() if path[:-1] == kernel}
@@ -324,17 +339,36 @@ def prompt_fits(prompt: Prompt) -> dict[str, Any]:
     }
 
 
+def llm_path(settings: LanguageModelSettings) -> str:
+    """The folder of the language model; InputError if it is not set."""
+    if not settings.path:
+        raise InputError("config.llm.path is not set: expected a folder made by python -m convert.from_hf")
+    return settings.path
+
+
 def load_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Reads all that is small and checks it; InputError before anything large is touched."""
     settings = read_settings(config)
-    llm = settings.llm
-    if not llm.path:
-        raise InputError("config.llm.path is not set: expected a folder made by python -m convert.from_hf")
-    conversion = llm_folder.read_conversion(llm.path)
-    llama = llm_folder.llama_config(llm.path)
-    prompt = load_prompt(llm.path, llm.end_token, settings.prompt)
+    llm, path = settings.llm, llm_path(settings.llm)
+    conversion = llm_folder.read_conversion(path)
+    llama = llm_folder.llama_config(path)
+    prompt = load_prompt(path, llm.end_token, settings.prompt)
     prompt.check_fits(llama.vocab_size)
     encoder, mesh = load_encoder_config(settings), sharding.make_mesh(settings.mesh)
+    return assembled(config, settings, conversion, llama, prompt, encoder, mesh)
+
+
+def assembled(
+    config: ml_collections.ConfigDict,
+    settings: Settings,
+    conversion: Mapping[str, str],
+    llama: LlamaConfig,
+    prompt: Prompt,
+    encoder: AVHubertConfig | None,
+    mesh: Mesh,
+) -> Experiment:
+    """The experiment of what `load_experiment` reads; InputError for sizes that do not go together."""
+    llm = settings.llm
     dtype, instruction = jnp.dtype(conversion["dtype"]), max(map(len, prompt.instructions()))
     experiment = abstract_experiment(settings, llama, mesh, dtype, instruction, encoder)
     fits = {

@@ -1,6 +1,7 @@
 """The weights that training begins with: new ones, or those of another training (`config.init_from`)."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +19,7 @@ from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
 
 Tree = dict[str, Any]
-
-# What an export says of these, by the names that `Experiment.fits` has.
-_EXPORTED = ("config.lora.rank", "config.lora.alpha", "config.lora.targets", "config.lora.rslora")
+Read = Callable[[], tuple[Tree, Tree]]  # trainable weights, statistics
 
 
 def initial_weights(experiment: Experiment) -> tuple[Tree, Tree]:
@@ -32,22 +31,27 @@ def initial_weights(experiment: Experiment) -> tuple[Tree, Tree]:
     Raises InputError if `config.init_from` is no work folder, checkpoint or export, or one of another model.
     """
     encoder, batch_stats = experiment.load_encoder()
-    trainable, source = experiment.init_trainable() | encoder, experiment.settings.training.init_from
-    if not source:
+    trainable = experiment.init_trainable() | encoder
+    if not experiment.settings.training.init_from:
         return trainable, batch_stats
-    path = epath.Path(source)
-    if (path / "adapter").exists():
-        found, found_stats = _exported(path, experiment)
-    elif (path / "checkpoints").exists():
-        found, found_stats = _saved(path, "best", experiment)
-    elif path.parent.name == "checkpoints" and path.exists():
-        found, found_stats = _saved(path.parent.parent, path.name, experiment)
-    else:
-        raise InputError(f"config.init_from is {source}, expected a work folder, one of its checkpoints or an export")
+    found, found_stats = open_source(experiment)()
     return trainable | found, batch_stats | found_stats
 
 
-def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> tuple[Tree, Tree]:
+def open_source(experiment: Experiment) -> Read:
+    """What reads the weights of `config.init_from`, which fit. Raises InputError as `initial_weights` does."""
+    source = experiment.settings.training.init_from
+    path = epath.Path(source)
+    if (path / "adapter").exists():
+        return _exported(path, experiment)
+    if (path / "checkpoints").exists():
+        return _saved(path, "best", experiment)
+    if path.parent.name == "checkpoints" and path.exists():
+        return _saved(path.parent.parent, path.name, experiment)
+    raise InputError(f"config.init_from is {source}, expected a work folder, one of its checkpoints or an export")
+
+
+def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
     """From a work folder: `best` or the number of a checkpoint."""
     checkpoints = Checkpoints(workdir)
     step = checkpoints.choose(which)
@@ -55,9 +59,13 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> tuple[Tre
     _check_fits(experiment, with_encoder, workdir, lambda fits: checkpoints.check_fits(step, fits))
     wanted = {name: tree for name, tree in experiment.trainable.items() if with_encoder or name != "encoder"}
     stats = experiment.batch_stats if with_encoder else {}
-    found = checkpoints.restore_trainable(step, wanted), checkpoints.restore_batch_stats(step, stats)
-    checkpoints.close()
-    return found
+
+    def read():
+        found = checkpoints.restore_trainable(step, wanted), checkpoints.restore_batch_stats(step, stats)
+        checkpoints.close()
+        return found
+
+    return read
 
 
 def _check_fits(experiment: Experiment, with_encoder: bool, where: epath.Path, check: Any) -> None:
@@ -75,7 +83,7 @@ def _check_fits(experiment: Experiment, with_encoder: bool, where: epath.Path, c
     check({name: value for name, value in model.items() if with_encoder or name not in of_encoder})
 
 
-def _exported(folder: epath.Path, experiment: Experiment) -> tuple[Tree, Tree]:
+def _exported(folder: epath.Path, experiment: Experiment) -> Read:
     """From what convert.to_hf wrote."""
     about = _read_json(folder / "config.json")
     trained = {f"config.{name}": value for name, value in flat(about.get("training", {})).items()} | {
@@ -93,17 +101,22 @@ def _exported(folder: epath.Path, experiment: Experiment) -> tuple[Tree, Tree]:
 
     _check_fits(experiment, with_encoder, folder, check)
     wanted = {name: experiment.trainable[name] for name in ("llm", "projector")}
-    placed = _read(wanted, [folder / "adapter" / "adapter_model.safetensors", folder / "projector.safetensors"])
-    if not with_encoder:
-        return placed, {}
-    weights = flatten_dict(load_flax(folder / "encoder")[1])
-    encoder, stats = (
-        {"encoder": _placed(tree["encoder"], weights)} for tree in (experiment.trainable, experiment.batch_stats)
-    )
-    return placed | encoder, stats
+
+    def read():
+        files = [folder / "adapter" / "adapter_model.safetensors", folder / "projector.safetensors"]
+        placed = _read_files(wanted, files)
+        if not with_encoder:
+            return placed, {}
+        weights = flatten_dict(load_flax(folder / "encoder")[1])
+        encoder, stats = (
+            {"encoder": _placed(tree["encoder"], weights)} for tree in (experiment.trainable, experiment.batch_stats)
+        )
+        return placed | encoder, stats
+
+    return read
 
 
-def _read(wanted: Tree, files: list[epath.Path]) -> Tree:
+def _read_files(wanted: Tree, files: list[epath.Path]) -> Tree:
     """Adapters and projector from an export's two files, in the shapes and places of `wanted`."""
     values: dict[str, np.ndarray] = {}
     for file in files:

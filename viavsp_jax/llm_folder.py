@@ -6,6 +6,7 @@ a stack of layers as [N, ...]. A chunk belongs to one layer and ends with its CR
 too, so that a missing one is known to be missing.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from viavsp_jax.llm_config import llama_config
 from viavsp_jax.runtime.atomic import write_bytes
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.errors import InputError, check_all
 from viavsp_jax.runtime.paths import key_value_store
 
 Tree = dict[str, Any]
@@ -156,12 +157,23 @@ def read_layer(folder: epath.PathLike, path: str, index: int | EllipsisType) -> 
     return _read(array[index], folder, path)
 
 
-def _load(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
-    """One weight as `load_llm` gives it; each part is read once, and is on the host alone."""
+def _fitting(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> tensorstore.TensorStore:
+    """A weight on disk that has the shape of `wanted`; InputError otherwise."""
     array = _opened(folder, path)
     if array.shape != wanted.shape:
         raise InputError(f"{folder}: the weight {path} is {array.shape} and not {wanted.shape}, as config.json says")
-    array = array.astype(wanted.dtype)
+    return array
+
+
+def check_weights(folder: epath.PathLike, abstract: Tree) -> None:
+    """Raises InputError that lists the weights of `abstract` that are missing or of another shape; reads none."""
+    weights = traverse_util.flatten_dict(abstract, sep="/").items()
+    check_all(functools.partial(_fitting, folder, path, wanted) for path, wanted in weights)
+
+
+def _load(folder: epath.PathLike, path: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
+    """One weight as `load_llm` gives it; each part is read once, and is on the host alone."""
+    array = _fitting(folder, path, wanted).astype(wanted.dtype)
     if wanted.sharding is None:
         return _read(array, folder, path)
     places = {}

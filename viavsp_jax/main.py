@@ -12,8 +12,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorB
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "compile", "describe"],
-    "train: train or continue. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
+    ["train", "eval", "check", "compile", "describe"],
+    "train: train or continue. check: only look for what would keep it from training, with --topology for memory and "
+    "hours, too. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
     "describe: show how the checkpoints of --workdir were made; needs no --config.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
@@ -27,6 +28,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one t
 _NEEDED = {
     "train": (_CONFIG, _WORKDIR),
     "eval": (_CONFIG, _WORKDIR),
+    "check": (_CONFIG, _WORKDIR),
     "compile": (_CONFIG, _TOPOLOGY),
     "describe": (_WORKDIR,),
 }
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> None:
                 raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
         # Imported here so that --help and a mistyped flag answer at once.
         from viavsp_jax.aot.compile import compile_for
+        from viavsp_jax.check import check
         from viavsp_jax.describe import describe
         from viavsp_jax.evaluate import evaluate
         from viavsp_jax.runtime import distributed
@@ -61,8 +64,11 @@ def main(argv: list[str]) -> None:
             sys.exit(0 if compile_for(_CONFIG.value, _TOPOLOGY.value, _OUTPUT.value) else 1)
         if _MODE.value == "describe":
             return describe(_WORKDIR.value, _OUTPUT.value)
-        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        start_devices()
+        if _MODE.value != "check" or not _TOPOLOGY.value:  # else it is about devices that are not here
+            distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            start_devices()
+        if _MODE.value == "check":
+            sys.exit(0 if check(_CONFIG.value, _WORKDIR.value, _TOPOLOGY.value) else 1)
         keep_programs(_WORKDIR.value)
         {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
 

@@ -21,7 +21,7 @@ from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.lora import PROJECTIONS
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.optimizer import PARTS, Name, Schedule
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.errors import InputError, InputErrors
 from viavsp_jax.runtime.run_info import flat
 
 BestBy = Literal["accuracy", "wer"]  # what tells the best checkpoint
@@ -198,12 +198,28 @@ ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.weights", "data.ro
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError that lists every setting with a wrong value, too many or missing; reads no file."""
+    """Raises InputErrors that lists every setting with a wrong value, too many or missing; reads no file."""
     values = flat(config)
     optional = {f"evaluate.decoding.{name}" for name in DECODING.keys() - {"max_new_tokens"}}
     rules = {name: rule for name, rule in TABLE.items() if name not in optional - values.keys()}
     if problems := _wrong(values, rules, "config.") or _inconsistent(config):
-        raise InputError("; ".join(problems))
+        raise InputErrors(problems)
+
+
+def mended(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, frozenset[str]]:
+    """A config with the default for every setting that alone is wrong or missing, and without what is no setting.
+
+    Also the names of those that are wrong, alone or together: what `check` complains about, by which its sentences
+    begin. What rests on them cannot be known.
+    """
+    try:
+        check(config)
+    except InputErrors as error:
+        wrong = frozenset(re.sub(r"^config\.|\.$", "", re.match(r"[\w.]*", one)[0]) for one in error.sentences)
+        right = {name: value for name, value in flat(config).items() if name in TABLE and TABLE[name].holds(value)}
+        most = {"evaluate.decoding.max_new_tokens": base.get_config().evaluate.decoding.max_new_tokens}
+        return completed(most | right), wrong
+    return config, frozenset()
 
 
 def completed(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:

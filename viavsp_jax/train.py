@@ -14,10 +14,12 @@ from etils import epath
 from viavsp_jax import sharding, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
-from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.data.sources import LeftOut
+from viavsp_jax.experiment import Experiment
 from viavsp_jax.losses import Metrics, summarize
 from viavsp_jax.monitor import Monitor, say
 from viavsp_jax.optimizer import learning, make_optimizer
+from viavsp_jax.preflight.look import before_training
 from viavsp_jax.runtime import distributed, programs
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.preemption import Preemption
@@ -37,16 +39,21 @@ def largest(tree: Tree) -> jax.Array:
 class Trainer:
     """One run: what the loop needs, built once."""
 
-    def __init__(self, experiment: Experiment, workdir: epath.PathLike, throughput: Throughput):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: epath.PathLike,
+        throughput: Throughput,
+        left_out: LeftOut | None = None,
+    ):
         self.experiment, self.throughput = experiment, throughput
         data = experiment.settings.data
         self.settings, self.data, self.prompt = experiment.settings.training, data, experiment.prompt
         self.config = json.loads(experiment.config)
         self.checkpoints = Checkpoints(workdir, self.settings.checkpoint_keep)
         self.profiler = Profiler(self.settings.profile_steps, workdir)
-        sharding.check_rows(experiment.mesh, data.rows, "config.data.rows")
         self.rows = sharding.local_rows(experiment.mesh, data.rows)
-        self.left_out = lengths.check(data, self.prompt, workdir)
+        self.left_out = left_out or {}
         if count := sum(map(len, self.left_out.values())):
             say(f"{count} records do not fit a row and are left out, see {epath.Path(workdir) / lengths.FILE}")
         self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out)
@@ -212,7 +219,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """
     with contextlib.closing(Throughput()) as throughput, Preemption() as preemption:
         with distributed.others_alive(), throughput.phase("start-up"):
-            trainer = Trainer(load_experiment(config), workdir, throughput)
+            ready = before_training(config, workdir)
+            trainer = Trainer(ready.experiment, workdir, throughput, ready.left_out)
         with contextlib.closing(trainer), distributed.others_alive():
             if reason := trainer.finished():
                 return say(f"there is nothing to do: {reason}")

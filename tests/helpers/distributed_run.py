@@ -22,6 +22,8 @@ from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.sharding import local_rows
 from viavsp_jax.train import train
 
+ELSEWHERE = "the set-up has faults, which the first process lists"
+
 
 def run(folder: pathlib.Path) -> None:
     """One run without a stop and its evaluation; with two processes also its second half, from the checkpoint there."""
@@ -71,9 +73,27 @@ def check_refusals(folder: pathlib.Path) -> None:
         try:
             refusing(config, folder / "refused")
         except InputError as error:
-            assert str(error).startswith(f"config.{setting}.rows is 6, expected a multiple of 4"), error
+            first = refusing is evaluate or jax.process_index() == 0
+            expected = f"config.{setting}.rows is 6, expected a multiple of 4" if first else ELSEWHERE
+            assert str(error).startswith(expected), error
         else:
             raise AssertionError(setting)
+
+
+def check_a_fault_of_one(folder: pathlib.Path) -> None:
+    """What one process alone finds wrong keeps all from starting, and the first names it."""
+    config = flags.FLAGS.config.copy_and_resolve_references()
+    if jax.process_index() == jax.process_count() - 1:
+        config.llm.path = str(folder / "nowhere")
+    try:
+        train(config, folder / "refused")
+    except InputError as error:
+        (sentence,) = error.sentences
+        assert jax.process_index() == 0 or sentence == ELSEWHERE, sentence
+        assert jax.process_index() or "nowhere/config.json does not exist" in sentence, sentence
+        assert sentence.endswith(" (process 1)") == (jax.process_index() == 0 and jax.process_count() == 2), sentence
+    else:
+        raise AssertionError("one process would have trained alone")
 
 
 if __name__ == "__main__":
@@ -82,4 +102,5 @@ if __name__ == "__main__":
     run(folder)
     check_rows()
     check_refusals(folder)
+    check_a_fault_of_one(folder)
     print(json.dumps({"processes": jax.process_count(), "devices": jax.device_count()}))

@@ -11,7 +11,10 @@ from odd_folders import ODD
 import viavsp_jax
 from configs import demo
 from convert import from_hf
-from viavsp_jax.data import records
+from viavsp_jax.data import lengths, records
+from viavsp_jax.data.prompt import Prompt
+from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
+from viavsp_jax.experiment import read_settings
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
@@ -62,6 +65,16 @@ def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.Conf
     config.evaluate.names = ("av_clean",)
     config.evaluate.rows, config.evaluate.bucket, config.evaluate.decoding.max_new_tokens = 4, 32, 12
     return config
+
+
+def check_lengths(config: ml_collections.ConfigDict, prompt: Prompt, workdir: pathlib.Path) -> LeftOut:
+    """What is left out of the splits that training reads."""
+    data, splits = read_settings(config).data, []
+    for split in ("train", "valid"):
+        for name, source in zip(data.train, open_sources(data, data.train, split), strict=True):
+            listed = lengths.read_lengths(source, count_fields(data, name, split))
+            splits.append(lengths.Split(name, source, listed, lengths.instructions(prompt, listed)))
+    return lengths.check(data, prompt, splits, workdir)
 
 
 def command(config: ml_collections.ConfigDict, workdir: pathlib.Path, **settings) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from places import GOLDEN, ROOT
 from small_run import DEMO_LLAMA
 
 from convert.avhubert import abstract_params
-from viavsp_jax import encoder_folder, state
+from viavsp_jax import check, encoder_folder, state
 from viavsp_jax.aot import compile as compile_
 from viavsp_jax.aot import cycles
 from viavsp_jax.models.lora import LoRAConfig
@@ -156,6 +157,25 @@ def test_a_config_that_cannot_fit(tmp_path):
     assert report["train"]["hbm_used_fraction"] > 3 * 4 * 1.2e6 * 640 / 2**30 / 15.75
     assert report["train"]["compiler_ms"] is None and report["decode"]["compiler_ms"] > 0
     assert "RESOURCE_EXHAUSTED" in report["train"]["refused"] and "train refused: RESOURCE_EXHAUSTED" in result.stdout
+
+
+def test_the_check_tells_memory_and_hours(small, folders, tmp_path):
+    """For the chips that are asked for, which need not be here; a set-up that does not fit them has a fault."""
+    report = small[1]
+    used, hours = (report["train"][name] for name in ("hbm_used_fraction", "hours_by_compiler"))
+    assert check._words(report).startswith(f"v5e:2x2: train {used:.1%}, decode 0.")
+    assert (
+        check._words(report).endswith(f" of the memory of a chip, {hours:.2f} h") and check._check_fits(report) is None
+    )
+    result = run(
+        "--mode=check", "--topology=v5e:1x1", f"--workdir={tmp_path}", f"--config.llm.path={folders[0]}",
+        f"--config.data.path={folders[1]}", "--config.data.train=('av_clean',)", "--config.data.feature_width=12",
+        "--config.lora.rank=300000", *LITTLE_TO_DECODE,
+    )  # fmt: skip
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    shown = " ".join(result.stdout.split())
+    assert "devices 1 of kind TPU v5 lite, mesh: data 1" in shown and "memory and hours v5e:1x1: train 3" in shown
+    assert re.search(r"faults: 1. train needs 3\d\d% of the 15.75 GiB of a chip of v5e:1x1: try --config.remat", shown)
 
 
 def test_without_a_topology():

@@ -22,7 +22,7 @@ from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.report import main as report_main
 from viavsp_jax.report import remake
-from viavsp_jax.runtime.errors import reported_to_user
+from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 PAGE = 4096  # what a file on the disk takes at least
 NO_ROOM, LOCKED = "No space left on device, expected a disk with room", "Read-only file system"
@@ -168,22 +168,28 @@ def test_checkpoints(small_disk, folders, tmp_path, capsys):
     full = (
         r"could not be written \(No space left on device: it takes 0.\d MB, 0.0 MB are free\), expected .* of update 2"
     )
-    disk.fill(leave=8 * PAGE)
-    done = subprocess.run(without_torch(command(config, workdir, updates=4)), capture_output=True, text=True)
-    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert done.returncode == 2 and "Traceback" not in done.stderr and re.search(full, sentence), done.stderr
+    run = without_torch(command(config, workdir, updates=4))
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
+        before_the_fill = next(line for line in process.stderr if "continuing from update 2" in line)
+        disk.fill(leave=8 * PAGE)
+        told = process.stderr.read()
+    assert before_the_fill and process.returncode == 2 and "Traceback" not in told, told
+    (sentence,) = (line for line in told.splitlines() if line.startswith("error: "))
+    assert re.search(full, sentence), sentence
+    with pytest.raises(InputError, match=r"0.0 MB are free, expected 2.\d MB for 2 \+ 2 checkpoints of 0.5 MB"):
+        train.train(config, workdir)  # when it is full at the start
     assert contents(workdir / "checkpoints" / "2") == before
     disk.free()
     disk.read_only()
 
-    def run():  # nothing is being saved when it fails, so a process of its own is not needed
+    def again():  # nothing is being saved when it fails, so a process of its own is not needed
         with reported_to_user():
             train.train(config, workdir)
 
-    assert_told(run, capsys, workdir, LOCKED)
+    assert_told(again, capsys, workdir, LOCKED)
     disk.read_only(False)
     assert contents(workdir / "checkpoints" / "2") == before
-    run()
+    again()
     assert {path.name for path in (workdir / "checkpoints").iterdir()} <= {"2", "4"}
     sums = [Checkpoints(folder)._read_json(4, "sums")["trainable"] for folder in (workdir, tmp_path / "whole")]
     assert sums[0] == sums[1]

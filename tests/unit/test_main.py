@@ -18,8 +18,8 @@ SMALL = (
 
 
 @pytest.fixture
-def error_of(capsys, monkeypatch, tmp_path):
-    """A function from arguments to what the command prints to standard error when it ends with status 2."""
+def run_main(monkeypatch, tmp_path):
+    """A function from arguments to the status that the command ends with."""
 
     def run(*arguments):
         command = ["main", "--config=configs/final.py", f"--workdir={tmp_path / 'work'}", *arguments]
@@ -30,16 +30,38 @@ def error_of(capsys, monkeypatch, tmp_path):
         flags.FLAGS(command)
         with pytest.raises(SystemExit) as exit_:
             main.main(["main"])
-        assert exit_.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        return lines[0]
+        return exit_.value.code
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys, run_main):
+    """A function from arguments to the error that the command prints when it ends with status 2."""
+
+    def run(*arguments):
+        assert run_main(*arguments) == 2
+        before, *errors = capsys.readouterr().err.split("error: ")
+        assert len(errors) == 1 and "Traceback" not in before
+        return errors[0]
 
     return run
 
 
 def given(llm, shards):
     return (f"--config.llm.path={llm}", f"--config.data.path={shards}", *SMALL)
+
+
+def test_check_ends_with_a_status_and_trains_nothing(run_main, capsys, tmp_path, folders):
+    """1 for faults, of which all are listed; 0 where there are none."""
+    arguments = ("--mode=check", *given(*folders), "--config.data.train=('av_clean', 'video_none')")
+    assert run_main(*arguments, "--config.remat=some") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "faults: 1. config.remat is 'some', expected none, elementwise or layers 2. " in shown
+    assert "video_none: no such folder" in shown and "2 faults: training would not start" in shown
+    assert run_main("--mode=check", *given(*folders), "--config.data.train=('av_clean',)") == 0
+    assert capsys.readouterr().out.endswith("\nnothing is wrong\n")
+    assert not (tmp_path / "work" / "checkpoints").exists()
 
 
 def test_language_model_folder(error_of, tmp_path, folders):
@@ -52,11 +74,14 @@ def test_language_model_folder(error_of, tmp_path, folders):
 def test_settings_of_the_model(error_of, folders):
     arguments = given(*folders)
     message = error_of(*arguments, "--config.remat=some", "--config.data.row.window=0")
-    assert "config.remat is 'some', expected none, elementwise or layers; config.data.row.window is 0, exp" in message
+    assert message.startswith("2 things are wrong:\n  - config.remat is 'some', expected none, elementwise or layers\n")
+    assert "\n  - config.data.row.window is 0, expected a whole number" in message
 
 
 def test_shard_folder(error_of, tmp_path, folders):
     missing = tmp_path / "nowhere"
+    assert f"{missing}: no such folder" in error_of(*given(folders[0], missing))
+    (missing / "other").mkdir(parents=True)
     assert f"{missing}/av_clean: no such folder" in error_of(*given(folders[0], missing))
 
 

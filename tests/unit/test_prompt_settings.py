@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from small_run import small_config
+from small_run import check_lengths, small_config
 from transformers import AutoTokenizer
 
 from viavsp_jax.app.recognizer_jax import JaxRecognizer
-from viavsp_jax.data import lengths, pipeline
+from viavsp_jax.data import pipeline
 from viavsp_jax.experiment import load_experiment, prompt_fits
 from viavsp_jax.runtime.errors import InputError
 
@@ -74,11 +74,11 @@ def test_a_row_has_to_have_room_for_all_of_it(config, tmp_path, settings):
         config.data.row.positions = config.data.row.window = size
         data = load_experiment(config).settings.data
         if fits:
-            assert lengths.check(data, exp.prompt, tmp_path) == {}
+            assert check_lengths(config, exp.prompt, tmp_path) == {}
             assert len(next(pipeline.training_batches(data, exp.prompt))["tokens"][0]) == size
         else:
             with pytest.raises(InputError, match=f"config.data.row.positions={max(sizes)}"):
-                lengths.check(data, exp.prompt, tmp_path)
+                check_lengths(config, exp.prompt, tmp_path)
 
 
 def test_an_end_token_that_is_empty_is_the_tokenizers_own(config):

@@ -41,6 +41,15 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
 
     Returns whether both fit into the memory of its chips. Raises InputError for a wrong topology or config.
     """
+    report = compiled(config, topology_name)
+    if output:
+        epath.Path(output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(report))
+    return report["fits"]
+
+
+def compiled(config: ml_collections.ConfigDict, topology_name: str) -> Report:
+    """The report of `compile_for`. Raises InputError for a wrong topology or config."""
     settings = read_settings(config)
     topology, folder = load_topology(topology_name), settings.llm.path
     llama = llm_folder.llama_config(folder) if folder else VINALLAMA
@@ -64,10 +73,7 @@ def compile_for(config: ml_collections.ConfigDict, topology_name: str, output: e
         programs, work = prepare(experiment)
         report[name] = describe(name, programs, work, topology)
     report["fits"] = report["train"]["fits"] and report["decode"]["fits"]
-    if output:
-        epath.Path(output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(table(report))
-    return report["fits"]
+    return report
 
 
 def describe(name: str, programs: list[Program], work: Work, topology: Topology) -> Report:

@@ -1,4 +1,4 @@
-"""Whether all records fit a row, known before the first update: a run does not end in the middle for one of them.
+"""What records take of a row, known before the first update: a run does not end in the middle for one of them.
 
 Few records are read. Of many the lists tell the lengths that the shards stage writes beside them: 1.28 million take ten
 seconds. Where there are none, or they are those of other shards, all records are read.
@@ -21,7 +21,7 @@ from viavsp_jax.data.records import SplitSource
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
 from viavsp_jax.runtime.atomic import write_bytes
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.errors import InputError, InputErrors
 
 FILE = "too_long.jsonl"
 _BLOCK = 50_000  # records whose counts, or transcripts, are handled at a time
@@ -42,6 +42,16 @@ class Records:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """A split of a shard folder that training reads."""
+
+    name: str  # of the shard folder, as in the config
+    source: SplitSource
+    records: Records
+    instructions: np.ndarray  # int[N], the tokens around each record's speech but for its label
+
+
+@dataclasses.dataclass(frozen=True)
 class TooLong:
     """A record that does not fit a row, and all that is too small for it."""
 
@@ -57,27 +67,26 @@ class TooLong:
         return ", ".join(map(str, self.sizes))
 
 
-def check(data: DataSettings, prompt: Prompt, workdir: epath.PathLike) -> LeftOut:
-    """Looks at the lengths of all records that training and validation read, and that both splits are there.
+def check(data: DataSettings, prompt: Prompt, splits: Sequence[Split], workdir: epath.PathLike | None) -> LeftOut:
+    """Looks at the lengths of all records of `splits`, those that training and validation read.
 
-    Those that do not fit a row are listed in `too_long.jsonl` of the work folder. Returns what is left out: all of
-    them, by `config.data.too_long` "skip".
+    Those that do not fit a row are listed in `too_long.jsonl` of the work folder, if one is given. Returns what is
+    left out: all of them, by `config.data.too_long` "skip".
 
-    Raises InputError if there are some and none is to be left out, or all of them are; also for a shard folder or a
-    split that is missing, and for languages that the prompt does not know.
+    Raises InputError if there are some and none is to be left out, or all of those of training or validation are.
     """
-    opened = {split: open_sources(data, data.train, split) for split in ("train", "valid")}
-    found: list[TooLong] = []
-    for split, sources in opened.items():
-        before, total = len(found), sum(map(len, sources))
-        for name, source in zip(data.train, sources, strict=True):
-            found += _too_long(data, prompt, name, source)
-        if data.too_long == "skip" and len(found) - before == total:
-            _write(workdir, found)
-            raise InputError(f"none of the {total} records of split {split!r} fits a row, the first: {found[before]}")
+    found = [one for split in splits for one in _too_long(data, prompt, split)]
     _write(workdir, found)
     if found and data.too_long == "error":
-        raise InputError(_complaint(found, sum(len(one) for group in opened.values() for one in group), workdir))
+        raise InputError(_complaint(found, sum(len(split.source) for split in splits), workdir))
+    problems = []
+    for kind in dict.fromkeys(split.source.split for split in splits):
+        total = sum(len(split.source) for split in splits if split.source.split == kind)
+        out = [one for one in found if one.split == kind]
+        if len(out) == total:
+            problems.append(f"none of the {total} records of split {kind!r} fits a row, the first: {out[0]}")
+    if problems:
+        raise InputErrors(problems)
     left_out: dict[tuple[str, str], set[str]] = {}
     for one in found:
         left_out.setdefault((one.name, one.split), set()).add(one.id)
@@ -87,19 +96,28 @@ def check(data: DataSettings, prompt: Prompt, workdir: epath.PathLike) -> LeftOu
 def check_languages(data: DataSettings, prompt: Prompt, name: str, split: str) -> None:
     """InputError if a shard folder has no such split, or the split a record of a language that is not known."""
     for source in open_sources(data, (name,), split):
-        _instructions(prompt, read_lengths(source, count_fields(data, name, source.split)))
+        instructions(prompt, read_lengths(source, count_fields(data, name, source.split)))
 
 
 def read_lengths(source: SplitSource, counts: Sequence[str]) -> Records:
     """The lengths of all records of a split, whose cluster counts are in these fields."""
     listed = _from_lists(source, counts) if len(source) > _FEW else None
-    return listed or _from_records(source, counts)
+    if listed is None:
+        return _from_records(source, counts)
+    for _ in grain.MapDataset.source(source.firsts).map(source.__getitem__).to_iter_dataset(_READ):
+        pass  # a shard that is damaged cannot even be opened, mostly
+    if without := [id for id, text in zip(listed.ids, listed.transcripts, strict=True) if not text.strip()]:
+        raise InputError(
+            f"{source.folder}: record {without[0]} of split {source.split!r} has an empty transcript, and so have "
+            f"{len(without) - 1} others: take them out of the corpus and write the shards again"
+        )
+    return listed
 
 
-def _too_long(data: DataSettings, prompt: Prompt, name: str, source: SplitSource) -> list[TooLong]:
+def _too_long(data: DataSettings, prompt: Prompt, split: Split) -> list[TooLong]:
     shape, of_clips = data.row, data.of_clips
-    records = read_lengths(source, count_fields(data, name, source.split))
-    start = _instructions(prompt, records) + records.segments
+    name, source, records = split.name, split.source, split.records
+    start = split.instructions + records.segments
     # What is left for the label, whose last token is predicted, never read.
     room = np.minimum(shape.labels, min(shape.positions, shape.window) - start + 1)
     labels = _label_lengths(prompt, records.transcripts, room)
@@ -113,7 +131,7 @@ def _too_long(data: DataSettings, prompt: Prompt, name: str, source: SplitSource
     ]  # fmt: skip
 
 
-def _instructions(prompt: Prompt, records: Records) -> np.ndarray:
+def instructions(prompt: Prompt, records: Records) -> np.ndarray:
     """int[N], the tokens around each record's speech but for its label. Raises InputError naming the record."""
     sizes: dict[tuple[str, str], int] = {}
     for id, languages in zip(records.ids, records.languages, strict=True):
@@ -200,9 +218,9 @@ def _from_records(source: SplitSource, counts: Sequence[str]) -> Records:
     return Records(ids, languages, transcripts, np.array(frames), np.array(segments))
 
 
-def _write(workdir: epath.PathLike, found: Sequence[TooLong]) -> None:
+def _write(workdir: epath.PathLike | None, found: Sequence[TooLong]) -> None:
     """Lists what does not fit; where all fits there is no list."""
-    if jax.process_index():
+    if workdir is None or jax.process_index():
         return
     path = epath.Path(workdir) / FILE
     lines = [{"name": one.name, "split": one.split, "id": one.id, "reason": one.reason()} for one in found]
@@ -212,14 +230,14 @@ def _write(workdir: epath.PathLike, found: Sequence[TooLong]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _complaint(found: Sequence[TooLong], total: int, workdir: epath.PathLike) -> str:
+def _complaint(found: Sequence[TooLong], total: int, workdir: epath.PathLike | None) -> str:
     needed: dict[str, int] = {}
     for size in (size for one in found for size in one.sizes):
         needed[size.option] = max(needed.get(size.option, 0), size.of_row)
     row = ", ".join(f"config.data.row.{option}={size}" for option, size in needed.items())
     first = "; ".join(map(str, found[:_SHOWN])) + "; …" * (len(found) > _SHOWN)
+    listed = "" if workdir is None else f"; {epath.Path(workdir) / FILE} lists all of them"
     return (
         f"{len(found)} of {total} records {'does' if len(found) == 1 else 'do'} not fit a row: {first}: expected a row "
-        f"that holds them all, which needs {row}, or config.data.too_long=skip, which leaves them out; "
-        f"{epath.Path(workdir) / FILE} lists all of them"
+        f"that holds them all, which needs {row}, or config.data.too_long=skip, which leaves them out{listed}"
     )

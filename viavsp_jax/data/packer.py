@@ -38,6 +38,27 @@ class OpenRow:
         return True
 
 
+def first_fit(rows: list[OpenRow], shape: RowShape, index: int, utterance: Arrays) -> OpenRow | None:
+    """Puts an utterance into one of the open rows of its instruction, the oldest first, or into a new one.
+
+    Returns the row that is done for that, if there is one. Raises ValueError if no row has room for it.
+    """
+    done = None
+    if not any(row.takes(index, utterance) for row in rows):
+        if len(rows) == OPEN_ROWS:
+            done = rows.pop(0)
+        rows.append(_row(shape, {index: utterance}))
+    return done
+
+
+def _row(shape: RowShape, utterances: Mapping[int, Arrays]) -> OpenRow:
+    """One with these in it. Raises ValueError if it has no room for them."""
+    row = OpenRow(shape)
+    if not all(row.takes(*numbered) for numbered in utterances.items()):
+        raise ValueError(f"utterances {list(utterances)} do not fit a row of {shape}")
+    return row
+
+
 class PackedRows(grain.IterDataset):
     """The rows that first fit makes of a dataset of utterances, those of each instruction apart.
 
@@ -74,7 +95,7 @@ class _Iterator(grain.DatasetIterator):
 
     def __next__(self) -> Arrays:
         for numbered in self._parent:
-            if (done := self._place(*numbered)) is not None:
+            if (done := first_fit(self._rows_for(numbered[1]), self._shape, *numbered)) is not None:
                 return to_row(done.utterances, self._shape)
         for rows in self._open.values():
             if rows:
@@ -84,22 +105,6 @@ class _Iterator(grain.DatasetIterator):
     def _rows_for(self, utterance: Arrays) -> list[OpenRow]:
         """Those that are open for its instruction."""
         return self._open.setdefault(utterance["instruction"].tobytes(), [])
-
-    def _place(self, index: int, utterance: Arrays) -> OpenRow | None:
-        """Puts an utterance into an open row; returns the one that is done for that, if there is one."""
-        done, rows = None, self._rows_for(utterance)
-        if not any(row.takes(index, utterance) for row in rows):
-            if len(rows) == OPEN_ROWS:
-                done = rows.pop(0)
-            rows.append(self._row({index: utterance}))
-        return done
-
-    def _row(self, utterances: Mapping[int, Arrays]) -> OpenRow:
-        """One with these in it. Raises ValueError if it has no room for them."""
-        row = OpenRow(self._shape)
-        if not all(row.takes(*numbered) for numbered in utterances.items()):
-            raise ValueError(f"utterances {list(utterances)} do not fit a row of {self._shape}")
-        return row
 
     def get_state(self) -> dict[str, Any]:
         """As JSON."""
@@ -115,5 +120,5 @@ class _Iterator(grain.DatasetIterator):
         rows, self._open = state.get("open", []), {}
         utterances = dict(self._again([index for indices in rows for index in indices]))
         for indices in rows:
-            row = self._row({index: utterances[index] for index in indices})
+            row = _row(self._shape, {index: utterances[index] for index in indices})
             self._rows_for(row.utterances[0]).append(row)

@@ -115,7 +115,7 @@ class TrainingBatches:
         """How far each row of a batch has read, by its number, as JSON: all processes', to every process."""
         own = dict(zip(map(str, self._own), self._batches.get_state()["parents"], strict=True))
         places: dict[str, Any] = {}
-        for text in _from_all(json.dumps(own)):
+        for text in from_all(json.dumps(own)):
             places |= json.loads(text)
         return places
 
@@ -128,7 +128,7 @@ class TrainingBatches:
         self._batches.close()
 
 
-def _from_all(text: str) -> list[str]:
+def from_all(text: str) -> list[str]:
     """The texts of all processes."""
     if jax.process_count() == 1:
         return [text]

@@ -159,6 +159,12 @@ class SplitSource(Sequence):
         self._records = ArrayRecordDataSource(whole)
         self._schema = kind.schema(width)
 
+    @property
+    def firsts(self) -> list[int]:
+        """The first record of each shard that is not empty."""
+        starts = [0, *self._ends[:-1]]
+        return [start for start, end in zip(starts, self._ends, strict=True) if start < end]
+
     def __len__(self) -> int:
         return self._ends[-1]
 
@@ -197,6 +203,8 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
+    if not folder.parent.is_dir():  # one sentence, however many datasets are asked for
+        raise InputError(f"{folder.parent}: no such folder, expected one that holds datasets of the shards stage.")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected a dataset written by the shards stage.")
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():
@@ -210,7 +218,10 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
         raise InputError(f"{folder}: its dataset metadata cannot be read ({_first_line(error)}).") from error
     width = _checked_width(folder, info, kind)
     if split not in info.splits:
-        raise InputError(f"{folder}: no split {split!r}, expected one of {sorted(info.splits)}.")
+        raise InputError(
+            f"{folder}: no split {split!r}, expected one of {sorted(info.splits)}: give some clips of the corpus that "
+            "split, and run the stages manifest and shards for it."
+        )
     lengths = info.splits[split].shard_lengths
     for index, length in enumerate(lengths):
         if not (path := shard_path(folder, split, index, len(lengths), kind)).exists():

@@ -1,11 +1,11 @@
-"""The one exception that means: the input is wrong, not the program. And what a full or a locked disk looks like."""
+"""The exceptions that mean: the input is wrong, not the program. And what a full or a locked disk looks like."""
 
 import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from viavsp_jax.runtime.interrupts import STOPPED
 
@@ -17,6 +17,35 @@ _OTHER_KIND = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, er
 
 class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the record and what was expected."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """One for each thing that is wrong."""
+        return (str(self),)
+
+
+class InputErrors(InputError):
+    """Several things that are wrong, each said in a sentence; a command shows them as a list."""
+
+    def __init__(self, sentences: Sequence[str]):
+        super().__init__("; ".join(sentences))
+        self._sentences = tuple(sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self._sentences
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Runs all of these checks, whichever of them fail; raises InputErrors that lists what is wrong."""
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            found += error.sentences
+    if found:
+        raise InputErrors(found)
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
@@ -45,7 +74,7 @@ def reported_to_user() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _end(str(error))
+        _end(*error.sentences)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)  # 128 and the number of the signal
@@ -73,6 +102,8 @@ def _of_a_name(error: UnicodeEncodeError) -> str:
     )
 
 
-def _end(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+def _end(*sentences: str) -> None:
+    several = "".join(f"\n  - {one}" for one in sentences)
+    text = sentences[0] if len(sentences) == 1 else f"{len(sentences)} things are wrong:{several}"
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

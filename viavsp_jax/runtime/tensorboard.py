@@ -1,7 +1,7 @@
 """Curves, texts and settings of a run, for TensorBoard and other trackers."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -31,7 +31,7 @@ class Writer:
 
     def __init__(self, workdir: epath.PathLike, settings: Mapping[str, Any], trackers: Sequence[str] = ()):
         folder, first = str(epath.Path(workdir) / "tensorboard"), jax.process_index() == 0
-        starts = [_function(name) for name in trackers]
+        starts = find_trackers(trackers)
         self._summary = SummaryWriter(folder, write_to_disk=first)
         self._trackers: list[Tracker] = [start(config=dict(settings)) for start in starts] if first else []
         if first:
@@ -57,9 +57,13 @@ class Writer:
             tracker.finish()
 
 
-def _function(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"config.trackers has {name!r} ({error}), expected a function as MODULE:NAME") from error
+def find_trackers(names: Sequence[str]) -> list[Callable[..., Tracker]]:
+    """The functions that start them. Raises InputError if one does not exist."""
+    found = []
+    for name in names:
+        module, _, attribute = name.partition(":")
+        try:
+            found.append(getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"config.trackers has {name!r} ({error}), expected a function as MODULE:NAME") from error
+    return found

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from small_media import media_config
-from small_run import WIDTH, make_example, make_shards, small_config
+from small_run import WIDTH, check_lengths, make_example, make_shards, small_config
 from small_shards import options
 from small_shards import prepared as prepared
 
@@ -75,7 +75,7 @@ def prompt(folders):
 def test_all_that_is_too_long_is_found_at_once(config, prompt, tmp_path):
     labels = len(prompt.label(LONG))
     with pytest.raises(InputError) as caught:
-        lengths.check(read_settings(config).data, prompt, tmp_path)
+        check_lengths(config, prompt, tmp_path)
     words = [
         "3 of 29 records do not fit a row: record train0_3 of av_clean (train) needs 200 frames, a row holds 96",
         f"record train0_5 of av_clean (train) needs {labels} label tokens, a row holds 40",
@@ -95,13 +95,11 @@ def test_all_that_is_too_long_is_found_at_once(config, prompt, tmp_path):
     row = message.partition("which needs ")[2].partition(", or config")[0]
     proposed = dict(one.removeprefix("config.data.row.").split("=") for one in row.split(", "))
     config.data.row.update({name: int(size) for name, size in proposed.items()})
-    assert (
-        lengths.check(read_settings(config).data, prompt, tmp_path) == {} and not (tmp_path / "too_long.jsonl").exists()
-    )
+    assert check_lengths(config, prompt, tmp_path) == {} and not (tmp_path / "too_long.jsonl").exists()
     for name, size in proposed.items():
         config.data.row[name] = int(size) - 1
         with pytest.raises(InputError, match=f"config.data.row.{name}={size},? or"):
-            lengths.check(read_settings(config).data, prompt, tmp_path)
+            check_lengths(config, prompt, tmp_path)
         config.data.row[name] = int(size)
 
 
@@ -127,7 +125,7 @@ def read_ids(config, prompt, left_out, count):
 
 def test_what_is_too_long_can_be_left_out(config, prompt, tmp_path):
     config.data.too_long = "skip"
-    left_out = lengths.check(read_settings(config).data, prompt, tmp_path)
+    left_out = check_lengths(config, prompt, tmp_path)
     assert left_out == {("av_clean", "train"): {"train0_3", "train0_5"}, ("av_clean", "valid"): {"valid0_1"}}
     assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 3
     found = read_ids(config, prompt, left_out, 12)
@@ -158,9 +156,11 @@ def test_the_place_of_a_record_does_not_depend_on_others_that_are_left_out(confi
 
 def test_a_split_of_which_nothing_is_left(config, prompt, tmp_path):
     config.data.too_long, config.data.row.frames = "skip", 9
-    with pytest.raises(InputError, match="none of the 24 records of split 'train' fits a row, the first: record"):
-        lengths.check(read_settings(config).data, prompt, tmp_path)
-    assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 24
+    with pytest.raises(InputError) as caught:
+        check_lengths(config, prompt, tmp_path)
+    for split, count, one in zip(("train", "valid"), (24, 5), caught.value.sentences, strict=True):
+        assert one.startswith(f"none of the {count} records of split {split!r} fits a row, the first: record")
+    assert len((tmp_path / "too_long.jsonl").read_text().splitlines()) == 24 + 5
 
 
 def test_languages_are_looked_at_too(config, prompt, tmp_path, too_long):
@@ -172,7 +172,7 @@ def test_languages_are_looked_at_too(config, prompt, tmp_path, too_long):
         lengths.check_languages(read_settings(config).data, prompt, "av_clean", config.evaluate.split)
     config.data.too_long = "skip"
     with pytest.raises(InputError, match="record valid0_2: language 'xx' is unknown"):
-        lengths.check(read_settings(config).data, prompt, tmp_path)
+        check_lengths(config, prompt, tmp_path)
 
 
 def columns(found: lengths.Records) -> set[tuple]:
@@ -213,18 +213,34 @@ def test_lists_that_are_not_those_of_the_shards_are_not_taken(tmp_path, change, 
     assert dict(zip(found.ids, found.transcripts, strict=True)) == expected
 
 
+def test_what_lists_do_not_say_is_looked_at_too(tmp_path, monkeypatch):
+    """Training would end at such a record: its text is empty, or its shard cannot be opened."""
+    monkeypatch.setattr(lengths, "_FEW", 0)
+    folder = make_shards(tmp_path / "av_clean")
+    write_lists(folder)
+    lines = (folder / "train.wrd").read_text(encoding="utf-8").splitlines()
+    (folder / "train.wrd").write_text("".join(f"{line}\n" for line in [*lines[:7], " ", *lines[8:]]), encoding="utf-8")
+    named = sorted(one["id"] for one in records.open_split(folder, "train"))[7]
+    with pytest.raises(InputError, match=f"record {named} of split 'train' has an empty transcript, and so have 0 oth"):
+        lengths.read_lengths(records.open_split(folder, "train"), ["cluster_counts"])
+    shard = records.shard_path(folder, "valid", 0, 1)
+    shard.write_bytes(bytes(shard.stat().length))
+    with pytest.raises(InputError, match="viavsp-valid.array_record-00000-of-00001: record 0 .* cannot be read"):
+        lengths.read_lengths(records.open_split(folder, "valid"), ["cluster_counts"])
+
+
 def test_clips_have_an_equal_share_of_the_row(media_folders, prompt, tmp_path):
     config = media_config(*media_folders)
-    assert lengths.check(read_settings(config).data, prompt, tmp_path) == {}
+    assert check_lengths(config, prompt, tmp_path) == {}
     (source,) = open_sources(read_settings(config).data, ("av_clean",), "train")
     longest = max(int(one["cluster_counts_av"].sum()) for one in source)
     config.data.row.frames = 2 * longest - 1
     with pytest.raises(InputError) as caught:
-        lengths.check(read_settings(config).data, prompt, tmp_path)
+        check_lengths(config, prompt, tmp_path)
     assert f"needs {longest} frames, each clip of a row holds {longest - 1}" in str(caught.value)
     assert f"config.data.row.frames={2 * longest}, or" in str(caught.value)
     config.data.too_long = "skip"
-    left_out = lengths.check(read_settings(config).data, prompt, tmp_path)
+    left_out = check_lengths(config, prompt, tmp_path)
     batches = pipeline.training_batches(read_settings(config).data, prompt, left_out=left_out)
     assert next(batches)["video"].shape[2] == longest - 1
     batches.close()
@@ -255,9 +271,9 @@ def test_what_modality_dropout_may_leave_of_a_clip_has_to_fit(media_folders, pro
     assert needed > longest("cluster_counts_av")
     config.data.row.window = needed - 1
     with pytest.raises(InputError, match=f"config.data.row.window={needed}, or"):
-        lengths.check(read_settings(config).data, prompt, tmp_path)
+        check_lengths(config, prompt, tmp_path)
     config.data.augment.drop_audio, config.data.row.window = 0.0, longest("cluster_counts_av")
-    assert lengths.check(read_settings(config).data, prompt, tmp_path) == {}
+    assert check_lengths(config, prompt, tmp_path) == {}
 
 
 @pytest.mark.parametrize("text", ["", "một hai", "ngã tư đường " * 9, "𝄞 ằ\u0301 日本", "\x00\t a  b", "ﷺ"])
