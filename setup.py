@@ -93,9 +93,19 @@ setup(
         "viavsp_jax.runtime",
     ],
     package_data={
+        "configs": ["shapes/*/config.json"],
         "viavsp_jax.app.page": ["*.css", "*.html", "*.js", "*.mp4"],
         "viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"],
         "viavsp_jax.evaluation.report": ["*.css", "*.html"],
+    },
+    data_files=[("share/viavsp-jax", ["constraints.txt"])],  # the versions the tests ran with, for pip install -c
+    entry_points={
+        "console_scripts": [
+            "viavsp-app = viavsp_jax.app.__main__:main",
+            "viavsp-prepare = viavsp_jax.prepare.__main__:main",
+            "viavsp-train = viavsp_jax.main:run",
+            "viavsp-transcribe = viavsp_jax.transcribe:main",
+        ],
     },
     install_requires=core,
     extras_require={

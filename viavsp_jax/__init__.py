@@ -1,15 +1,18 @@
 """Vietnamese audio-visual speech recognition with an LLM, in JAX."""
 
+import os
 import sys
 
-from viavsp_jax.runtime import paths, renamed
+from viavsp_jax.runtime import companions, paths, renamed
 
 __version__ = "0.1.0"
 
 paths.mend_globs()  # before anything asks etils
 renamed.accept_old_names()
+companions.bind()
 
-if sys.argv[:1] == ["-m"]:  # a command of this package or of convert is about to be loaded
+# A command of this package or of convert is about to be loaded.
+if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]).startswith("viavsp-"):
     from viavsp_jax.runtime.interrupts import report_interrupts
 
     report_interrupts()

@@ -67,9 +67,17 @@ def main(argv: list[str]) -> None:
         {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
-if __name__ == "__main__":
-    with reported_to_user():  # absl shows --help by itself, and calls it a failure
+def run() -> None:
+    """The command, with the arguments of this process."""
+    with reported_to_user():
+        # absl explains the flags of the file that was started, which may be a script that imports this one.
+        for flag in flags.FLAGS.get_flags_for_module(__name__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
         try:
             app.run(main, flags_parser=config_file.parse)
-        except SystemExit as end:
+        except SystemExit as end:  # absl shows --help by itself, and calls it a failure
             sys.exit(0 if {"--help", "--helpfull"} & {*sys.argv} else end.code)
+
+
+if __name__ == "__main__":
+    run()
