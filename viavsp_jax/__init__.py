@@ -1,9 +1,8 @@
 """Vietnamese audio-visual speech recognition with an LLM, in JAX."""
 
-import os
 import sys
 
-from viavsp_jax.runtime import companions, paths, renamed
+from viavsp_jax.runtime import companions, interrupts, paths, renamed
 
 __version__ = "0.1.0"
 
@@ -12,7 +11,5 @@ renamed.accept_old_names()
 companions.bind()
 
 # A command of this package or of convert is about to be loaded.
-if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]).startswith("viavsp-"):
-    from viavsp_jax.runtime.interrupts import report_interrupts
-
-    report_interrupts()
+if sys.argv[:1] == ["-m"] or interrupts.on_path():
+    interrupts.report_interrupts()

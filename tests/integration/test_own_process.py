@@ -27,6 +27,20 @@ def test_training_refuses_a_missing_language_model(tmp_path):
     assert result.stderr.strip().splitlines()[-1].startswith("error: /does/not/exist/config.json does not exist")
 
 
+def test_a_program_may_have_folders_with_our_names(tmp_path):
+    """Which it imported before ours."""
+    for name, text in (("configs/__init__", ""), ("configs/mine", "RATE = 3"), ("convert", "def convert(): return 4")):
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    program = (
+        "import configs.mine, convert, sys; sys.path.append(sys.argv[1]); from viavsp_jax import settings; "
+        "from configs import base, mine; from convert import names; "
+        "print(mine.RATE, convert.convert(), settings.base is base, names.__file__)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, ROOT], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.split() == ["3", "4", "True", str(ROOT / "convert" / "names.py")], result.stderr
+
+
 def test_reports_do_not_depend_on_hashes(tmp_path):
     said = [("a_1", "má ăn cá", "mà ăn gà"), ("b_1", "trời mưa to quá", "chời mưa"), ("b_2", "đẹp", "")]
     rows = [
