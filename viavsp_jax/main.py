@@ -16,6 +16,9 @@ _MODE = flags.DEFINE_enum(
     "train: train or continue. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
     "describe: show how the checkpoints of --workdir were made; needs no --config.",
 )
+_STEP = flags.DEFINE_string(
+    "step", "best", "Checkpoint that eval decodes with: best, latest or the number of an update."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the report of compile or describe, as JSON (gs:// works).")
 
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> None:
         from viavsp_jax.runtime.atomic import check_utf_8, check_writable
         from viavsp_jax.runtime.backends import start_devices
         from viavsp_jax.runtime.compilation_cache import keep_programs
+        from viavsp_jax.runtime.options import checkpoint_step
         from viavsp_jax.train import train
 
         # Orbax and TFDS report every file they touch; what a user wants to know is printed.
@@ -64,7 +68,10 @@ def main(argv: list[str]) -> None:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         start_devices()
         keep_programs(_WORKDIR.value)
-        {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
+        if _MODE.value == "eval":
+            evaluate(_CONFIG.value, _WORKDIR.value, checkpoint_step(_STEP.value))
+        else:
+            train(_CONFIG.value, _WORKDIR.value)
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ from small_records import WIDTH, example
 
 from viavsp_jax.data import records
 from viavsp_jax.evaluation.report.page import make_report, write_report
+from viavsp_jax.evaluation.report.results import folder_of
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
@@ -54,9 +55,8 @@ def test_reports_do_not_depend_on_hashes(tmp_path):
     for step in range(1, 4):
         writer.write(step, {"train/loss": 3 / step, "valid/loss": 4 / step})
     writer.close()
-    (tmp_path / "hypotheses").mkdir()
     for name, table in folders.items():
-        write_table(tmp_path / "hypotheses" / f"{name}.tsv", table)
+        write_table(folder_of(tmp_path, ABOUT) / f"{name}.tsv", table)
     write_report(tmp_path, make_report(ABOUT, folders, channels))
     before = [(tmp_path / name).read_bytes() for name in ("report.json", "report.html")]
     (tmp_path / "report.html").unlink()

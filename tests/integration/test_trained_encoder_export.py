@@ -19,6 +19,7 @@ from viavsp_jax import encoder_folder, evaluate, train
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import audio_features
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
@@ -82,7 +83,7 @@ def test_transformers_writes_the_same_words(run, exported, tmp_path, monkeypatch
         decode_hf.main()
         ours, theirs = (
             {row["id"]: row["hypothesis"] for row in csv.DictReader(path.open(encoding="utf-8"), delimiter="\t")}
-            for path in (workdir / "hypotheses" / f"{name}.tsv", table)
+            for path in (last_folder(workdir) / f"{name}.tsv", table)
         )
         assert ours == theirs
         words[name] = tuple(theirs.values())

@@ -119,6 +119,22 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, flo
     return rates(align(references, hypotheses)[0])
 
 
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """float64[N, 2]: word errors and reference words of N pairs of texts, as `rates` counts them."""
+    words = _counts(jiwer.process_words([normalize(x) for x in references], [normalize(x) for x in hypotheses]))
+    return np.stack([words[:, 1:].sum(1), words[:, :3].sum(1)], 1).astype(np.float64)
+
+
+def difference(errors: np.ndarray, others: np.ndarray) -> tuple[float, list[float]]:
+    """How much higher the WER of the first is, with its interval; both are `word_errors` of the same N clips.
+
+    Each resample draws the same clips for both (the paired bootstrap), so that what is hard for both does not count.
+    """
+    columns = np.stack([errors[:, 0] - others[:, 0], errors[:, 1]], 1)
+    whole, drawn = columns.sum(0), resampled_sums(columns)
+    return float(whole[0] / whole[1]), interval(drawn[:, 0] / drawn[:, 1])
+
+
 def resampled_sums(values: np.ndarray) -> np.ndarray:
     """Sums over clips that are drawn with replacement, as many as there are: float64[N, K] → float64[R, K]."""
     rng, clips = np.random.default_rng(0), len(values)
