@@ -233,7 +233,7 @@ def test_evaluations_side_by_side(tmp_path):
     assert worse["av_clean"].wer == 50 / 400 and worse["av_clean"].sure
     assert worse["av_clean"].interval == pytest.approx([0.1, 0.15], abs=0.005)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert {"+12.50", "+0.25", "(this one)"} <= {*page.texts}
+    assert {"+12.50", "ΔWER +0.25", "(this one)"} <= {*page.texts}
     links = [link for link in page.links if not link.startswith("#")]
     assert links == [f"evaluations/00000{step}-test/report.html" for step in (100, 200, 300, 400)]
     assert all((tmp_path / link).exists() for link in links)

@@ -87,6 +87,7 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
     details = report["analysis"]
+    own = [results.name_of(key, about) for key, about in report["evaluations"].items()]
     return environment.get_template("page.html").render(
         report=report,
         written={name: report[name] for name in details if "wer" in report[name]},
@@ -96,7 +97,7 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
         search_of=results.search_of,
         about=results.about_of(report),
         compared=compared,
-        compared_sets=sorted({name for one in compared for name in one.scores}),
+        compared_sets=list(dict.fromkeys(own + sorted({name for one in compared for name in one.scores}))),
         conditions=_conditions(report),
         modalities=[x for x in MODALITIES if any(x in names for names in _conditions(report).values())],
         noise_figures=_noise_figures(report),
