@@ -125,14 +125,14 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndar
     return np.stack([words[:, 1:].sum(1), words[:, :3].sum(1)], 1).astype(np.float64)
 
 
-def difference(errors: np.ndarray, others: np.ndarray) -> tuple[float, list[float]]:
-    """How much higher the WER of the first is, with its interval; both are `word_errors` of the same N clips.
+def differences(ours: np.ndarray, others: Sequence[np.ndarray]) -> list[tuple[float, list[float]]]:
+    """How much higher each of the other WERs is, with its interval; all are `word_errors` of the same N clips.
 
     Each resample draws the same clips for both (the paired bootstrap), so that what is hard for both does not count.
     """
-    columns = np.stack([errors[:, 0] - others[:, 0], errors[:, 1]], 1)
+    columns = np.stack([ours[:, 1], *(one[:, 0] - ours[:, 0] for one in others)], 1)
     whole, drawn = columns.sum(0), resampled_sums(columns)
-    return float(whole[0] / whole[1]), interval(drawn[:, 0] / drawn[:, 1])
+    return [(float(whole[i] / whole[0]), interval(drawn[:, i] / drawn[:, 0])) for i in range(1, len(whole))]
 
 
 def resampled_sums(values: np.ndarray) -> np.ndarray:

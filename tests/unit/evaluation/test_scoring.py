@@ -9,7 +9,7 @@ import scipy.stats
 from edit_distance import distance
 from hypothesis import given
 
-from viavsp_jax.evaluation.scoring import align, difference, normalize, rates, score, score_translation, word_errors
+from viavsp_jax.evaluation.scoring import align, differences, normalize, rates, score, score_translation, word_errors
 
 
 def test_corpus_and_mean_rates_differ_as_they_should():
@@ -104,7 +104,8 @@ def test_a_difference_is_that_of_scipy(texts):
     expected = scipy.stats.bootstrap(
         (mine[:, 0], theirs[:, 0], mine[:, 1]), statistic, paired=True, n_resamples=10_000, method="percentile", rng=1
     ).confidence_interval
-    wer, ends = difference(mine, theirs)
+    same, (wer, ends) = differences(theirs, [theirs, mine])
+    assert same == (0, [0, 0])
     assert wer == pytest.approx(score(*texts)["wer"] - score(references, others)["wer"])
     assert ends == pytest.approx([expected.low, expected.high], abs=0.1 * (expected.high - expected.low))
 

@@ -1,6 +1,9 @@
 """All evaluations of a work folder side by side, and which of them differ from the last one by more than chance."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.analysis import by_task
 from viavsp_jax.evaluation.report.results import Report, Reports
 
-Clips = tuple[list[tuple[str, str]], np.ndarray]  # ids and references; their word errors
+Clips = tuple[str, np.ndarray]  # a hash of their ids and references; their word errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +45,16 @@ def compare(workdir: epath.PathLike, kept: Reports, last: str) -> list[Evaluatio
 
     A set is compared if it is of the same clips, which the tables tell. Raises InputError if a table is damaged.
     """
-    workdir = epath.Path(workdir)
-    ours = {name: _clips(workdir, last, name) for name in _sets(kept[last])}
-    found = []
-    for folder, report in sorted(kept.items()):
-        scores, differences = _sets(report), {}
-        for name in scores.keys() & ours.keys() if folder != last else ():
-            mine, theirs = ours[name], _clips(workdir, folder, name)
-            if mine and theirs and mine[0] == theirs[0]:
-                differences[name] = Difference(*scoring.difference(theirs[1], mine[1]))
-        found.append(Evaluation(folder, results.about_of(report), scores, differences))
+    place = epath.Path(workdir) / results.PLACE
+    found = [Evaluation(name, results.about_of(report), _sets(report), {}) for name, report in sorted(kept.items())]
+    for name in _sets(kept[last]):
+        ours = _read(place / last / f"{name}.tsv")
+        read = {one.name: _read(place / one.name / f"{name}.tsv") for one in found if name in one.scores}
+        same = [one for one in found if one.name != last and ours and (x := read.get(one.name)) and x[0] == ours[0]]
+        if same:
+            differences = scoring.differences(ours[1], [read[one.name][1] for one in same])
+            for one, (wer, interval) in zip(same, differences, strict=True):
+                one.differences[name] = Difference(wer, interval)
     return found
 
 
@@ -60,12 +63,16 @@ def _sets(report: Report) -> dict[str, dict[str, Any]]:
     return {results.name_of(key, about): report[key] for key, about in report["evaluations"].items()}
 
 
-def _clips(workdir: epath.Path, folder: str, name: str) -> Clips | None:
-    """Those that are recognised, by id; None if there are none, or the table was deleted."""
-    path = workdir / results.PLACE / folder / f"{name}.tsv"
-    rows = by_task(results.read_table(path))[0] if path.exists() else []
+def _read(path: epath.Path) -> Clips | None:
+    """The clips of a table that are recognised; None if there are none, or the table was deleted."""
+    return _clips(path, path.stat().mtime) if path.exists() else None
+
+
+@functools.cache  # an evaluation of several sets compares after each
+def _clips(path: epath.Path, changed: float) -> Clips | None:
+    rows = sorted(by_task(results.read_table(path))[0], key=lambda row: row["id"])
     if not rows:
         return None
-    rows = sorted(rows, key=lambda row: row["id"])
     texts = [[row[column] for row in rows] for column in ("reference", "hypothesis")]
-    return [(row["id"], row["reference"]) for row in rows], scoring.word_errors(*texts)
+    said = json.dumps([[row["id"] for row in rows], texts[0]])
+    return hashlib.sha256(said.encode()).hexdigest(), scoring.word_errors(*texts)
