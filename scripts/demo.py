@@ -15,6 +15,7 @@ import pandas as pd
 
 from configs.demo import get_config
 from viavsp_jax.evaluate import score_table
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.runtime.errors import reported_to_user
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,8 +88,8 @@ def agreement(workdir: Path) -> float:
     same, total = 0, 0
     for name in NAMES:
         ours, theirs = (
-            pd.read_csv(folder / "hypotheses" / f"{name}.tsv", sep="\t", keep_default_na=False).set_index("id")
-            for folder in (workdir, workdir / "huggingface")
+            pd.read_csv(folder / f"{name}.tsv", sep="\t", keep_default_na=False).set_index("id")
+            for folder in (last_folder(workdir), workdir / "huggingface" / "hypotheses")
         )
         same += int((ours.hypothesis == theirs.hypothesis.reindex(ours.index)).sum())
         total += len(ours)

@@ -2,14 +2,14 @@
 
 import sys
 
-from viavsp_jax.runtime import paths, renamed
+from viavsp_jax.runtime import companions, interrupts, paths, renamed
 
 __version__ = "0.1.0"
 
 paths.mend_globs()  # before anything asks etils
 renamed.accept_old_names()
+companions.bind()
 
-if sys.argv[:1] == ["-m"]:  # a command of this package or of convert is about to be loaded
-    from viavsp_jax.runtime.interrupts import report_interrupts
-
-    report_interrupts()
+# A command of this package or of convert is about to be loaded.
+if sys.argv[:1] == ["-m"] or interrupts.on_path():
+    interrupts.report_interrupts()

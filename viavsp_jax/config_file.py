@@ -1,4 +1,7 @@
-"""The settings as the command line gives them: --config=FILE and --config.NAME=VALUE, each mistake in one sentence."""
+"""The settings as the command line gives them: --config=FILE and --config.NAME=VALUE, each mistake in one sentence.
+
+FILE is a path, or the name of one of the files in `configs`: final, or final:reference.
+"""
 
 import collections
 import difflib
@@ -14,6 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from viavsp_jax.runtime.companions import CONFIGS, share_configs
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -73,10 +77,13 @@ class _ConfigFile(flags.ArgumentParser):
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         file, _, variant = (path, "", "") if pathlib.Path(path).is_file() else path.partition(":")
-        if not pathlib.Path(file).is_file():
-            raise InputError(f"--config is {path}: no such file, {_nearest(file)}")
+        file = file if pathlib.Path(file).is_file() else _shipped().get(file)
+        if not file:
+            raise InputError(f"--config is {path}: no such file, {_nearest(path)}")
         # For what it imports.
-        sys.path[:0] = [str(_top(pathlib.Path(file).resolve().parent))]
+        folder = pathlib.Path(file).resolve().parent
+        sys.path[:0] = [str(_top(folder))]
+        share_configs(folder)
         try:
             loader = importlib.machinery.SourceFileLoader("config_file", file)
             module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
@@ -107,8 +114,17 @@ def _top(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _nearest(file: str) -> str:
-    """What may have been meant by the name of a file that is not there."""
-    neighbours = sorted(pathlib.Path(file).parent.glob("[!_]*.py")) if file else []
-    near = difflib.get_close_matches(file, map(str, neighbours), n=1)
-    return f"did you mean {near[0]}?" if near else "expected a file with get_config(), as configs/final.py"
+def _shipped() -> dict[str, str]:
+    """The files of settings that come with this package, by the names that --config knows them by."""
+    return {file.stem: str(file) for file in sorted(CONFIGS.glob("[!_]*.py"))}
+
+
+def _nearest(path: str) -> str:
+    """What may have been meant by a path, or a name, of which there is no file."""
+    file, shipped = path.partition(":")[0], _shipped()
+    neighbours = map(str, sorted(pathlib.Path(file).parent.glob("[!_]*.py"))) if file else ()
+    near = difflib.get_close_matches(file, [*neighbours, *shipped], n=1)
+    near = near or difflib.get_close_matches(pathlib.Path(file).stem, shipped, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"expected a file with get_config(), or one of {', '.join(shipped)}"

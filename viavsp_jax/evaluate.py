@@ -1,8 +1,8 @@
-"""Evaluation: decode shard folders with the best checkpoint, score them, write tables and a report."""
+"""Evaluation: decode shard folders with a checkpoint, score them, write tables and a report."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from viavsp_jax import settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import lengths, pipeline
+from viavsp_jax.data import lengths, pipeline, sources
+from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.report import results
-from viavsp_jax.evaluation.report.page import make_report, read_whole_report, write_report
+from viavsp_jax.evaluation.report.page import check_reports, make_report, write_report
 from viavsp_jax.experiment import Experiment, load_experiment, read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.errors import InputError
@@ -56,28 +58,31 @@ def decode_folder(
 
 
 @distributed.others_alive()
-def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """Decodes every folder of `config.evaluate.names` with the best checkpoint of `workdir`.
+def evaluate(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, which: str = "best"
+) -> dict[str, dict[str, Any]]:
+    """Decodes every folder of `config.evaluate.names` with a checkpoint of `workdir`: `best`, `latest` or a number.
 
-    After each folder writes `hypotheses/<key>.tsv`, `report.json` and `report.html` there, in which earlier results of
-    other folders and splits stay (see viavsp_jax/evaluation/report/). At the end prints the scores as a table. Where
-    several processes share the work, the first one writes and prints.
+    After each folder writes its table and the reports (see viavsp_jax/evaluation/report/results.py): other evaluations,
+    and other folders of this one, stay. At the end prints the scores as a table. Where several processes share the
+    work, the first one writes and prints.
 
     Returns the scores by name, the same to every process.
     """
     c = read_settings(config).evaluation
     channels, names = read_channels(c.mapping), c.names
     workdir, is_first = epath.Path(workdir), jax.process_index() == 0
-    report = read_whole_report(workdir)
+    check_reports(workdir)
     experiment = load_experiment(config)
     if set(names) & set(results.RESERVED):
         raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
+    _check_names(experiment.settings.data, names)
     for name in names:
         lengths.check_languages(experiment.settings.data, experiment.prompt, name, c.split)
     sharding.check_rows(experiment.mesh, c.rows, "config.evaluate.rows")
     decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_ids)
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.best_step()
+    step = checkpoints.choose(which)
     checkpoints.check_fits(step, experiment.fits)
     about = {
         "checkpoint": step,
@@ -96,21 +101,33 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict
         print(f"decoding with the checkpoint of update {step}")
         for name, before, now in changed:
             print(f"since then config.{name} was changed from {before} to {now}")
-        (workdir / "hypotheses").mkdir(parents=True, exist_ok=True)
-        if report:
-            results.move_old_tables(workdir, report)
+        results.take_over(workdir)
+        folder = results.folder_of(workdir, about)
     decode_batch = functools.partial(decoder, trainable, frozen)
     scores = {}
     for name in names:
         rows = decode_folder(experiment, decode_batch, name)
-        new, key = make_report(about, {name: rows}, channels), results.key_of(name, about)
-        report, scores[name] = results.joined(report, new) if report else new, new[key]
+        report = make_report(about, {name: rows}, channels)
+        scores[name] = report[results.key_of(name, about)]
         if is_first:
-            write_table(results.table_path(workdir, key), rows)
+            write_table(folder / f"{name}.tsv", rows)
             write_report(workdir, report)
     if is_first:
-        print(score_table(scores))
+        print(f"{score_table(scores)}\nhypotheses and report: {folder}")
     return scores
+
+
+def _check_names(data: DataSettings, names: Sequence[str]) -> None:
+    """Raises InputError that tells which folders there are, if there is none for one of these names."""
+    kind = "media_" if data.of_clips else ""
+    there = sorted(path.parent.name for path in epath.Path(data.path).glob(f"{kind}*/dataset_info.json"))
+    if data.of_clips:
+        there = [f"{modality}_{name.removeprefix(kind)}" for name in there for modality in MODALITIES]
+    for name in names:
+        if there and not sources.folder_of(data, name).exists():
+            raise InputError(
+                f"{sources.folder_of(data, name)}: no such folder, expected config.evaluate.names of {', '.join(there)}"
+            )
 
 
 def score_table(scores: dict[str, dict[str, Any]]) -> str:

@@ -17,6 +17,9 @@ _MODE = flags.DEFINE_enum(
     "hours, too. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
     "describe: show how the checkpoints of --workdir were made; needs no --config.",
 )
+_STEP = flags.DEFINE_string(
+    "step", "best", "Checkpoint that eval decodes with: best, latest or the number of an update."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the report of compile or describe, as JSON (gs:// works).")
 
@@ -51,6 +54,7 @@ def main(argv: list[str]) -> None:
         from viavsp_jax.runtime.atomic import check_utf_8, check_writable
         from viavsp_jax.runtime.backends import start_devices
         from viavsp_jax.runtime.compilation_cache import keep_programs
+        from viavsp_jax.runtime.options import checkpoint_step
         from viavsp_jax.train import train
 
         # Orbax and TFDS report every file they touch; what a user wants to know is printed.
@@ -70,12 +74,23 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "check":
             sys.exit(0 if check(_CONFIG.value, _WORKDIR.value, _TOPOLOGY.value) else 1)
         keep_programs(_WORKDIR.value)
-        {"train": train, "eval": evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
+        if _MODE.value == "eval":
+            evaluate(_CONFIG.value, _WORKDIR.value, checkpoint_step(_STEP.value))
+        else:
+            train(_CONFIG.value, _WORKDIR.value)
+
+
+def run() -> None:
+    """The command, with the arguments of this process."""
+    with reported_to_user():
+        # absl explains the flags of the file that was started, which may be a script that imports this one.
+        for flag in flags.FLAGS.get_flags_for_module(__name__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        try:
+            app.run(main, flags_parser=config_file.parse)
+        except SystemExit as end:  # absl shows --help by itself, and calls it a failure
+            sys.exit(0 if {"--help", "--helpfull"} & {*sys.argv} else end.code)
 
 
 if __name__ == "__main__":
-    with reported_to_user():  # absl shows --help by itself, and calls it a failure
-        try:
-            app.run(main, flags_parser=config_file.parse)
-        except SystemExit as end:
-            sys.exit(0 if {"--help", "--helpfull"} & {*sys.argv} else end.code)
+    run()

@@ -8,6 +8,8 @@ import pytest
 
 from configs.demo import get_config
 from scripts import demo
+from viavsp_jax.evaluation.report.page import make_report, write_report
+from viavsp_jax.evaluation.report.results import last_folder
 
 
 def config_of(name):
@@ -59,9 +61,12 @@ def test_after_ctrl_c_a_stage_has_the_time_to_save(tmp_path):
 
 def test_agreement_is_the_share_of_equal_texts(tmp_path):
     head = "id\treference\thypothesis\tseconds\n"
+    about, ours, theirs = {"checkpoint": 3, "split": "test"}, ("a", "", "c", "null"), ("a", "", "b", "null")
+    rows = [{"id": str(number), "reference": "r", "hypothesis": text} for number, text in enumerate(ours)]
+    write_report(tmp_path, make_report(about, dict.fromkeys(demo.NAMES, rows), {}))
     for name in demo.NAMES:
-        for folder, texts in ((tmp_path, ("a", "", "c", "null")), (tmp_path / "huggingface", ("a", "", "b", "null"))):
-            (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
+        for folder, texts in ((last_folder(tmp_path), ours), (tmp_path / "huggingface" / "hypotheses", theirs)):
+            folder.mkdir(parents=True, exist_ok=True)
             rows = "".join(f"{number}\tr\t{text}\t1.0\n" for number, text in enumerate(texts))
-            (folder / "hypotheses" / f"{name}.tsv").write_text(head + rows)
+            (folder / f"{name}.tsv").write_text(head + rows)
     assert demo.agreement(tmp_path) == 0.75

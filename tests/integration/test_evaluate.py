@@ -3,7 +3,10 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +26,7 @@ from viavsp_jax.data.records import open_split
 from viavsp_jax.decoding import decoder
 from viavsp_jax.decoding.decoder import Decoder, capacities, fill_up
 from viavsp_jax.evaluation import scoring
-from viavsp_jax.evaluation.report.results import search_of
+from viavsp_jax.evaluation.report.results import last_folder, search_of
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.report import remake
@@ -31,8 +34,7 @@ from viavsp_jax.runtime.errors import InputError
 
 
 def read_table(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+    return list(csv.DictReader(io.StringIO(pathlib.Path(path).read_text(encoding="utf-8")), delimiter="\t"))
 
 
 def decoder_of(exp):
@@ -64,7 +66,7 @@ def decoded(run, **settings):
     config = config.copy_and_resolve_references()
     config.evaluate.decoding = settings
     evaluate.evaluate(config, workdir)
-    return read_table(workdir / "hypotheses" / "av_clean.tsv")
+    return read_table(last_folder(workdir) / "av_clean.tsv")
 
 
 def test_report_adds_up(run, capsys):
@@ -74,7 +76,7 @@ def test_report_adds_up(run, capsys):
     mapping = [{"id": f"test0_{i}", "channel": f"channel {i % 2}"} for i in range(5)]
     (workdir / "mapping.json").write_text(json.dumps(mapping))
     scores = evaluate.evaluate(config, workdir)
-    rows = read_table(workdir / "hypotheses" / "av_clean.tsv")
+    rows = read_table(last_folder(workdir) / "av_clean.tsv")
     assert [row["id"] for row in rows] == sorted(f"test0_{i}" for i in range(5))
     assert len({row["hypothesis"] for row in rows}) > 1 and all(float(row["score"]) < 0 for row in rows)
     records = {record["id"]: record for record in open_split(f"{config.data.path}/av_clean", "test")}
@@ -106,41 +108,59 @@ def results_of(workdir):
     return json.loads((workdir / "report.json").read_text(encoding="utf-8"))
 
 
-def test_results_of_other_folders_and_splits_stay(evaluated, capsys):
+def kept(workdir):
+    """What lies in each folder of evaluations."""
+    return {
+        folder.name: {file.name: file.read_bytes() for file in folder.iterdir()}
+        for folder in sorted((workdir / "evaluations").iterdir())
+    }
+
+
+def test_every_evaluation_is_kept(evaluated, capsys):
     workdir, config = evaluated
-    found = {}
-    for name, split in (("av_clean", "test"), ("audio_clean", "test"), ("av_clean", "valid")):
-        config.evaluate.names, config.evaluate.split = (name,), split
-        found[name if split == "test" else f"{name}.{split}"] = evaluate.evaluate(config, workdir)[name]
-    report = results_of(workdir)
-    assert list(report["analysis"]) == list(report["evaluations"]) == list(found)
-    assert all(report[key] == scores for key, scores in found.items())
-    for key, prefix in (("av_clean", "test0"), ("audio_clean", "test3"), ("av_clean.valid", "valid0")):
-        rows = read_table(workdir / "hypotheses" / f"{key}.tsv")
-        assert {row["id"] for row in rows} == {f"{prefix}_{i}" for i in range(5)}
-    splits = {key: about["split"] for key, about in report["evaluations"].items()}
-    assert splits == {"av_clean": "test", "audio_clean": "test", "av_clean.valid": "valid"}
-    assert report["analysis"]["av_clean.valid"]["condition"] == report["analysis"]["av_clean"]["condition"]
-    # Of the whole report, the command makes the same again.
-    before = [(workdir / name).read_bytes() for name in ("report.json", "report.html")]
+    found = []
+    for names, split, beams, dtype, quantization in (
+        (("av_clean",), "test", 5, "float32", "none"),
+        (("audio_clean",), "test", 5, "float32", "none"),  # another set of the same
+        (("av_clean",), "valid", 5, "float32", "none"),
+        (("av_clean",), "test", 2, "float32", "none"),
+        (("av_clean",), "test", 2, "bfloat16", "none"),
+        (("av_clean",), "test", 2, "float32", "int8"),
+    ):
+        config.evaluate.names, config.evaluate.split, config.evaluate.decoding.num_beams = names, split, beams
+        config.dtype, config.llm.quantization = dtype, quantization
+        before = kept(workdir) if found else {}
+        evaluate.evaluate(config, workdir)
+        after, last = kept(workdir), last_folder(workdir).name
+        assert {name: files for name, files in after.items() if name != last} == {
+            name: files for name, files in before.items() if name != last
+        }, "what others made stays as it is"
+        assert (workdir / "report.json").read_bytes() == after[last]["report.json"]
+        found.append(last)
+        assert last in capsys.readouterr().out
+    assert found == [
+        "00000020-test-beam5-float32", "00000020-test-beam5-float32", "00000020-valid-beam5-float32",
+        "00000020-test-beam2-float32", "00000020-test-beam2-bfloat16", "00000020-test-beam2-float32-int8",
+    ]  # fmt: skip
+    tables = {name: {file for file in files if file.endswith(".tsv")} for name, files in kept(workdir).items()}
+    assert tables == {name: {"av_clean.tsv"} for name in found} | {found[0]: {"av_clean.tsv", "audio_clean.tsv"}}
+    both = json.loads(kept(workdir)[found[0]]["report.json"])
+    assert list(both["analysis"]) == ["av_clean", "audio_clean"]
+    # Made again, by its tables or by decoding, all is the same.
+    before = kept(workdir), (workdir / "report.html").read_bytes()
     remake(workdir, "")
-    assert [(workdir / name).read_bytes() for name in ("report.json", "report.html")] == before
+    assert (kept(workdir), (workdir / "report.html").read_bytes()) == before
+    evaluate.evaluate(config, workdir)
+    assert (kept(workdir), (workdir / "report.html").read_bytes()) == before
 
 
-def test_results_of_another_search_or_training_are_marked(evaluated):
+def test_another_search_or_training_is_compared(evaluated):
     workdir, config = evaluated
-    config.evaluate.names = ("av_clean", "audio_clean")
     evaluate.evaluate(config, workdir)
-    assert "<th>update</th>" not in (workdir / "report.html").read_text(encoding="utf-8")
+    assert "All evaluations" not in (workdir / "report.html").read_text(encoding="utf-8")
     first = results_of(workdir)
-    config.evaluate.names, config.evaluate.decoding.num_beams = ("av_clean",), 2
+    config.evaluate.decoding.length_penalty = 0.5
     evaluate.evaluate(config, workdir)
-    report, page = results_of(workdir), (workdir / "report.html").read_text(encoding="utf-8")
-    assert report["audio_clean"] == first["audio_clean"] and report["decoding"]["num_beams"] == 2
-    beams = {key: about["decoding"]["num_beams"] for key, about in report["evaluations"].items()}
-    assert beams == {"av_clean": 2, "audio_clean": first["decoding"]["num_beams"]} and beams["audio_clean"] != 2
-    assert "<th>update</th>" in page and "num_beams 2, float32" in page
-    assert "WER % by modality and noise" not in page, "rates of two searches are not compared"
     # Another training whose checkpoint is of the same update.
     opened = open_work_folder(workdir)
     state, fits = opened.read_state(), opened.checkpoints.restore_fits(20)
@@ -150,35 +170,81 @@ def test_results_of_another_search_or_training_are_marked(evaluated):
     checkpoints.save(state, None, config.to_json(), fits, {}, {"accuracy": 0.5})
     checkpoints.close()
     evaluate.evaluate(config, workdir)
-    report = results_of(workdir)
-    assert report["evaluations"]["audio_clean"] == first["evaluations"]["audio_clean"]
+    report, page = results_of(workdir), (workdir / "report.html").read_text(encoding="utf-8")
     assert report["weights"] != first["weights"] and report["checkpoint"] == first["checkpoint"]
-    assert "20 of another training" in (workdir / "report.html").read_text(encoding="utf-8")
+    usual, *others = kept(workdir)
+    assert usual == "00000020-test-beam5-float32" and len(others) == 2
+    assert all(re.fullmatch(usual + "-[0-9a-f]{8}", name) for name in others)
+    assert all(f"evaluations/{name}/report.html" in page for name in (usual, *others))
+    assert page.count("(of another training)") == 2 and "length_penalty 0.5" in page
+    card = _scores(open_work_folder(workdir), workdir)
+    assert f"| av_clean | 5 | {100 * report['av_clean']['wer']:.2f}" in card and card.count("av_clean") == 1
+
+
+def test_the_checkpoint_that_is_asked_for(evaluated, capsys):
+    workdir, config = evaluated
     opened = open_work_folder(workdir)
-    card = _scores(opened, workdir)
-    assert f"| av_clean | 5 | {100 * report['av_clean']['wer']:.2f}" in card and "audio_clean" not in card
+    state, fits = opened.read_state(), opened.checkpoints.restore_fits(20)
+    checkpoints = Checkpoints(workdir, 2)
+    for step, accuracy in ((25, 0.0), (30, 1.0), (35, 0.5)):
+        state = dataclasses.replace(state, step=np.int32(step))
+        checkpoints.save(state, None, config.to_json(), fits, {}, {"accuracy": accuracy})
+    checkpoints.close()
+    for which, step in (("best", 30), ("latest", 35), ("30", 30)):
+        evaluate.evaluate(config, workdir, which)
+        assert results_of(workdir)["checkpoint"] == step
+    with pytest.raises(InputError, match=r"holds no checkpoint 31: expected best, latest or one of \[30, 35\]"):
+        evaluate.evaluate(config, workdir, "31")
+    assert list(kept(workdir)) == ["00000030-test-beam5-float32", "00000035-test-beam5-float32"]
 
 
-def test_an_earlier_version_called_tables_by_the_folder_alone(evaluated):
+def test_an_earlier_version_kept_the_newest_of_each_folder_and_split(evaluated):
+    """In one report and in `hypotheses`, of several checkpoints and searches."""
+    workdir, config = evaluated
+    for split, beams in (("valid", 5), ("test", 2)):
+        config.evaluate.split, config.evaluate.decoding.num_beams = split, beams
+        evaluate.evaluate(config, workdir)
+    before = kept(workdir)
+    reports = [json.loads(files["report.json"]) for files in before.values()]
+    old = {**reports[1], "av_clean": reports[0]["av_clean"]}
+    for name in ("evaluations", "analysis"):
+        old[name] = reports[1][name] | reports[0][name]
+    tables = dict(zip(("av_clean", "av_clean.valid"), before.values(), strict=True))
+    for again in (lambda: remake(workdir, ""), lambda: evaluate.evaluate(config, workdir)):
+        shutil.rmtree(workdir / "evaluations")
+        (workdir / "report.json").write_text(json.dumps(old))
+        (workdir / "hypotheses").mkdir()
+        for key, files in tables.items():
+            (workdir / "hypotheses" / f"{key}.tsv").write_bytes(files["av_clean.tsv"])
+        assert _scores(open_work_folder(workdir), workdir).count("| av_clean |") == 2
+        again()
+        assert not (workdir / "hypotheses").exists()
+        found = kept(workdir)
+        assert found.keys() == before.keys()
+        for name, files in before.items():
+            assert all(found[name][file] == files[file] for file in ("av_clean.tsv", "report.json"))
+
+
+def test_the_first_versions_called_tables_by_the_folder_alone(evaluated):
     workdir, config = evaluated
     config.evaluate.split = "valid"
     evaluate.evaluate(config, workdir)
-    report, table = results_of(workdir), (workdir / "hypotheses" / "av_clean.valid.tsv").read_bytes()
+    report, table = results_of(workdir), (last_folder(workdir) / "av_clean.tsv").read_bytes()
     old = {"checkpoint": 20, "split": "valid", "av_clean": report["av_clean.valid"]}
     old["analysis"] = {"av_clean": report["analysis"]["av_clean.valid"]}
+    config.evaluate.split = "test"
     for again in (lambda: remake(workdir, ""), lambda: evaluate.evaluate(config, workdir)):
-        config.evaluate.split = "test"
-        (workdir / "hypotheses" / "av_clean.valid.tsv").rename(workdir / "hypotheses" / "av_clean.tsv")
+        shutil.rmtree(workdir / "evaluations")
+        (workdir / "hypotheses").mkdir()
+        (workdir / "hypotheses" / "av_clean.tsv").write_bytes(table)
         (workdir / "report.json").write_text(json.dumps(old))
-        assert f"| av_clean | 5 | {100 * report['av_clean.valid']['wer']:.2f}" in _scores(
-            open_work_folder(workdir), workdir
-        )
+        score = f"| av_clean | 5 | {100 * report['av_clean.valid']['wer']:.2f}"
+        assert score in _scores(open_work_folder(workdir), workdir)
         again()
-        assert (workdir / "hypotheses" / "av_clean.valid.tsv").read_bytes() == table
-        now = results_of(workdir)
-        assert now["av_clean.valid"] == report["av_clean.valid"]
-        assert now["evaluations"]["av_clean.valid"] == {"checkpoint": 20, "split": "valid"}
-    assert now["split"] == "test" and now["av_clean"] != now["av_clean.valid"]
+        files = kept(workdir)["00000020-valid"]
+        assert files["av_clean.tsv"] == table and not (workdir / "hypotheses").exists()
+        assert json.loads(files["report.json"])["av_clean.valid"] == report["av_clean.valid"]
+    assert list(kept(workdir)) == ["00000020-test-beam5-float32", "00000020-valid"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"checkpoint": 3, "split": "test", "analysis": {"av_clean": {}}}'])
@@ -196,7 +262,11 @@ def test_all_that_is_asked_for_is_looked_for_before_decoding(evaluated, monkeypa
     workdir, config = evaluated
     monkeypatch.delattr(Experiment, "load_frozen")
     for names, split, words in (
-        (("av_clean", "video_clean"), "test", "video_clean: no such folder"),
+        (
+            ("av_clean", "video_clean"),
+            "test",
+            "video_clean: no such folder, expected config.evaluate.names of audio_clean, av_clean",
+        ),
         (("av_clean", "audio_clean"), "dev", r"av_clean: no split 'dev', expected one of \['test', 'train', 'valid'\]"),
         ((), "test", r"config.evaluate.names is \(\), expected a tuple of at least 1"),
         (("analysis",), "test", "config.evaluate.names is"),
@@ -204,7 +274,7 @@ def test_all_that_is_asked_for_is_looked_for_before_decoding(evaluated, monkeypa
         config.evaluate.names, config.evaluate.split = names, split
         with pytest.raises(InputError, match=words):
             evaluate.evaluate(config, workdir)
-    assert not (workdir / "hypotheses").exists()
+    assert not (workdir / "evaluations").exists()
 
 
 def test_what_was_decoded_before_a_stop_is_kept(evaluated, monkeypatch):
@@ -221,7 +291,7 @@ def test_what_was_decoded_before_a_stop_is_kept(evaluated, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(config, workdir)
     assert list(results_of(workdir)["evaluations"]) == ["av_clean"]
-    assert [path.name for path in (workdir / "hypotheses").iterdir()] == ["av_clean.tsv"]
+    assert "audio_clean.tsv" not in kept(workdir)[last_folder(workdir).name]
 
 
 def test_a_mapping_is_looked_for_before_decoding(run):
@@ -240,7 +310,7 @@ def test_transformers_writes_the_same_words(run, exported, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "generation flags" not in result.stderr
-    ours = {row["id"]: row["hypothesis"] for row in read_table(workdir / "hypotheses" / "av_clean.tsv")}
+    ours = {row["id"]: row["hypothesis"] for row in read_table(last_folder(workdir) / "av_clean.tsv")}
     theirs = {row["id"]: row["hypothesis"] for row in read_table(tmp_path / "out.tsv")}
     assert ours == theirs
 
@@ -296,7 +366,7 @@ def test_a_training_in_full_decodes_in_int8(evaluated, capsys):
     """The kernels that are loaded are those of the folder, quantised; it is told, and stands in the report."""
     workdir, config = evaluated
     evaluate.evaluate(config, workdir)
-    before = [float(row["score"]) for row in read_table(workdir / "hypotheses" / "av_clean.tsv")]
+    before = [float(row["score"]) for row in read_table(last_folder(workdir) / "av_clean.tsv")]
     whole = load_experiment(config).load_frozen()["llm"]["layers"]["down"]["kernel"]
     config.llm.quantization = "int8"
     experiment = load_experiment(config)
@@ -306,7 +376,7 @@ def test_a_training_in_full_decodes_in_int8(evaluated, capsys):
     jax.tree.map(np.testing.assert_array_equal, frozen["llm"]["layers"]["down"]["kernel"], expected)
     evaluate.evaluate(config, workdir)
     assert "config.llm.quantization was changed from none to int8" in capsys.readouterr().out
-    scores = [float(row["score"]) for row in read_table(workdir / "hypotheses" / "av_clean.tsv")]
+    scores = [float(row["score"]) for row in read_table(last_folder(workdir) / "av_clean.tsv")]
     assert scores != before
     np.testing.assert_allclose(scores, before, atol=0.05)
     about = results_of(workdir)["evaluations"]["av_clean"]

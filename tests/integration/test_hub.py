@@ -16,6 +16,7 @@ from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from convert.hub.search_viavsp import generation_config
 from viavsp_jax.data import features, media
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.models.avhubert import config as avhubert_config
 from viavsp_jax.prepare.features import provenance
 from viavsp_jax.prepare.manifest import read_manifest
@@ -60,7 +61,7 @@ def test_transformers_alone_goes_from_media_to_text(demo_folder, demo_export, cl
     assert done.returncode == 0, done.stderr.decode()
     found = pickle.loads((tmp_path / "found").read_bytes())
     for modality in MODALITIES:
-        table = (demo_folder / "run" / "hypotheses" / f"{modality}_clean.tsv").read_text().splitlines()
+        table = (last_folder(demo_folder / "run") / f"{modality}_clean.tsv").read_text().splitlines()
         columns = table[0].split("\t")
         rows = [dict(zip(columns, line.split("\t"), strict=True)) for line in table[1:]]
         words = {row["id"]: row["hypothesis"] for row in rows}

@@ -12,6 +12,7 @@ from small_records import WIDTH, example
 
 from viavsp_jax.data import records
 from viavsp_jax.evaluation.report.page import make_report, write_report
+from viavsp_jax.evaluation.report.results import folder_of
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
@@ -27,6 +28,20 @@ def test_training_refuses_a_missing_language_model(tmp_path):
     assert result.stderr.strip().splitlines()[-1].startswith("error: /does/not/exist/config.json does not exist")
 
 
+def test_a_program_may_have_folders_with_our_names(tmp_path):
+    """Which it imported before ours."""
+    for name, text in (("configs/__init__", ""), ("configs/mine", "RATE = 3"), ("convert", "def convert(): return 4")):
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    program = (
+        "import configs.mine, convert, sys; sys.path.append(sys.argv[1]); from viavsp_jax import settings; "
+        "from configs import base, mine; from convert import names; "
+        "print(mine.RATE, convert.convert(), settings.base is base, names.__file__)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, ROOT], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.split() == ["3", "4", "True", str(ROOT / "convert" / "names.py")], result.stderr
+
+
 def test_reports_do_not_depend_on_hashes(tmp_path):
     said = [("a_1", "má ăn cá", "mà ăn gà"), ("b_1", "trời mưa to quá", "chời mưa"), ("b_2", "đẹp", "")]
     rows = [
@@ -40,9 +55,8 @@ def test_reports_do_not_depend_on_hashes(tmp_path):
     for step in range(1, 4):
         writer.write(step, {"train/loss": 3 / step, "valid/loss": 4 / step})
     writer.close()
-    (tmp_path / "hypotheses").mkdir()
     for name, table in folders.items():
-        write_table(tmp_path / "hypotheses" / f"{name}.tsv", table)
+        write_table(folder_of(tmp_path, ABOUT) / f"{name}.tsv", table)
     write_report(tmp_path, make_report(ABOUT, folders, channels))
     before = [(tmp_path / name).read_bytes() for name in ("report.json", "report.html")]
     (tmp_path / "report.html").unlink()

@@ -208,6 +208,6 @@ def test_unusable_options_are_named(prepared, tmp_path, capsys, more, words):
 def test_only_the_runner_ray_needs_ray(prepared, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     message = refused(capsys, options(prepared, tmp_path, "--runner", "ray"))
-    assert "Ray is not installed" in message and "pip install -c constraints.txt -e '.[cluster]'" in message
+    assert "Ray is not installed" in message and "pip install 'viavsp-jax[cluster]'" in message
     main(options(prepared, tmp_path))
     assert len(read(tmp_path / "av_clean", "test")) == 3

@@ -20,6 +20,7 @@ from viavsp_jax import encoder_folder, evaluate, experiment, train
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import audio_features
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.initial import initial_weights
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
@@ -84,7 +85,7 @@ def test_transformers_writes_the_same_words(run, exported, tmp_path, monkeypatch
         decode_hf.main()
         ours, theirs = (
             {row["id"]: row["hypothesis"] for row in csv.DictReader(path.open(encoding="utf-8"), delimiter="\t")}
-            for path in (workdir / "hypotheses" / f"{name}.tsv", table)
+            for path in (last_folder(workdir) / f"{name}.tsv", table)
         )
         assert ours == theirs
         words[name] = tuple(theirs.values())

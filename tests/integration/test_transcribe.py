@@ -9,6 +9,7 @@ import pytest
 
 from viavsp_jax.app.transcriber import Clip, Transcriber, _without_repeated
 from viavsp_jax.data import media
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.prepare.manifest import read_manifest
 from viavsp_jax.runtime.errors import InputError
 
@@ -32,7 +33,7 @@ def clips(demo_folder):
 
 def evaluated(demo_folder, modality):
     """What evaluation read from the shards: (hypothesis, score) by id."""
-    with (demo_folder / "run" / "hypotheses" / f"{modality}_clean.tsv").open(encoding="utf-8") as file:
+    with (last_folder(demo_folder / "run") / f"{modality}_clean.tsv").open(encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return {row["id"]: (row["hypothesis"], float(row["score"])) for row in rows}
 

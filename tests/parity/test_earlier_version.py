@@ -19,6 +19,7 @@ from convert.work_folder import open_work_folder
 from viavsp_jax import evaluate, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.describe import describe
+from viavsp_jax.evaluation.report import results
 
 RECORDED = GOLDEN / "earlier_version" / "folders.tar.xz"
 DATA = {"features": "av_clean", "encoder-trained": "media_clean"}
@@ -50,13 +51,18 @@ def hypotheses(table: pathlib.Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("run", DATA)
 def test_evaluation_finds_the_same_words(recorded, tmp_path, run):
-    shutil.copytree(recorded / run, tmp_path / "work")
-    table = tmp_path / "work" / "hypotheses" / "av_clean.tsv"
-    expected = hypotheses(table)
-    shutil.rmtree(table.parent)
-    assert len(set(expected.values())) == 2
-    evaluate.evaluate(settings(recorded, run), tmp_path / "work")
-    assert hypotheses(table) == expected
+    """And lays its results beside those, which it takes over."""
+    work = tmp_path / "work"
+    shutil.copytree(recorded / run, work)
+    table = recorded / run / "hypotheses" / "av_clean.tsv"
+    assert len(set(hypotheses(table).values())) == 2
+    evaluate.evaluate(settings(recorded, run), work)
+    now = pathlib.Path(results.last_folder(work))
+    assert hypotheses(now / "av_clean.tsv") == hypotheses(table) and not (work / "hypotheses").exists()
+    (earlier,) = {*(work / "evaluations").iterdir()} - {now}
+    assert (earlier / "av_clean.tsv").read_bytes() == table.read_bytes()
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (earlier, recorded / run)]
+    assert reports[0]["av_clean"] == reports[1]["av_clean"]
 
 
 @pytest.mark.parametrize("run", DATA)

@@ -13,7 +13,8 @@ from viavsp_jax.runtime.tables import write_table
 
 REPORT = "report"
 HEAD = b"id\treference\thypothesis\tseconds\n"
-TABLE, SCORES, MAPPING = "hypotheses/av_clean.tsv", "report.json", "mapping.json"
+KEPT = "evaluations/00000003-test"
+TABLE, SCORES, MAPPING = f"{KEPT}/av_clean.tsv", "report.json", "mapping.json"
 
 
 def bad(wrong, words, name, content):
@@ -39,6 +40,13 @@ REPORTS = [
         "report.json: names no shard folder, expected those that were evaluated",
         SCORES,
         '{"checkpoint": 3, "split": "test", "analysis": {}}',
+    ),
+    bad("report.json of an evaluation is cut off", f"{KEPT}/report.json: not a report", f"{KEPT}/report.json", "{"),
+    bad(
+        "report.json tells a split with a slash",
+        "report.json: not a report (ValueError(",
+        SCORES,
+        '{"checkpoint": 3, "split": "/../../x", "analysis": {"av_clean": {}}, "av_clean": {}}',
     ),
     bad("hypotheses are missing", "av_clean.tsv: no such file, expected the hypotheses", TABLE, None),
     bad("hypotheses are not UTF-8", "not UTF-8 text", TABLE, HEAD + b"x\t\xff\ta\t1\n"),
@@ -108,7 +116,6 @@ def evaluated(tmp_path_factory):
     """A work folder after an evaluation, with the channels; read only."""
     folder = tmp_path_factory.mktemp("evaluated")
     rows = [{"id": name, "reference": "má ăn cá", "hypothesis": "mà ăn gà", "seconds": 2.0} for name in "xy"]
-    (folder / "hypotheses").mkdir()
     write_table(folder / TABLE, rows)
     (folder / MAPPING).write_text(json.dumps([{"id": name, "channel": "kênh"} for name in "xy"]))
     write_report(

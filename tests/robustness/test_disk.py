@@ -135,12 +135,13 @@ def test_mouths(small_disk, tmp_path, capsys):
 def test_reports(small_disk, tmp_path, capsys):
     disk = small_disk(2 << 20)
     work = disk.path / "work"
-    (work / "hypotheses").mkdir(parents=True)
-    (work / "hypotheses" / "av_clean.tsv").write_text("id\treference\thypothesis\nx\tmá ăn cá\tmà ăn gà\n")
+    table = work / "evaluations" / "00000003-test" / "av_clean.tsv"
+    table.parent.mkdir(parents=True)
+    table.write_text("id\treference\thypothesis\nx\tmá ăn cá\tmà ăn gà\n")
     rows = [{"id": "x", "reference": "má ăn cá", "hypothesis": "mà ăn gà"}]
     write_report(work, make_report({"checkpoint": 3, "split": "test"}, {"av_clean": rows}, {}))
     before = contents(work)
-    (work / "hypotheses" / "av_clean.tsv").write_text("id\treference\thypothesis\nx\tmá ăn cá\tmá ăn cá\n")
+    table.write_text("id\treference\thypothesis\nx\tmá ăn cá\tmá ăn cá\n")
     changed = contents(work)
     for prepare, words in ((disk.fill, NO_ROOM), (disk.read_only, LOCKED)):
         prepare()

@@ -26,6 +26,8 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.data.features import SAMPLE_RATE
+from viavsp_jax.evaluation.report import page
+from viavsp_jax.evaluation.report.results import folder_of, read_table
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
@@ -218,11 +220,11 @@ def write_shards(folder: pathlib.Path) -> None:
 def write_report(folder: pathlib.Path) -> None:
     """Hypotheses, a report and the channels of its clips."""
     head, rows = "id\treference\thypothesis\tseconds\n", "".join(f"c{n}\tcâu số {n}\tcâu số\t{n}.5\n" for n in range(4))
-    (folder / "hypotheses").mkdir()
-    (folder / "hypotheses/av_clean.tsv").write_text(head + rows, encoding="utf-8")
-    (folder / "report.json").write_text(
-        json.dumps({"checkpoint": 3, "split": "test", "analysis": {"av_clean": {}}}), encoding="utf-8"
-    )
+    about = {"checkpoint": 3, "split": "test"}
+    table = folder_of(folder, about) / "av_clean.tsv"
+    table.parent.mkdir(parents=True)
+    table.write_text(head + rows, encoding="utf-8")
+    page.write_report(folder, page.make_report(about, {"av_clean": read_table(table)}, {}))
     (folder / "mapping.json").write_text(
         json.dumps([{"id": f"c{n}", "channel": "kênh"} for n in range(4)]), encoding="utf-8"
     )

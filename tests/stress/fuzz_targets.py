@@ -112,12 +112,13 @@ def read_shards(path: pathlib.Path) -> None:
 
 def read_report(path: pathlib.Path) -> None:
     """Makes a report again, and puts the one back that it began from."""
-    folder = path.parent.parent if path.suffix == ".tsv" else path.parent
-    before = (folder / "report.json").read_bytes()
+    folder = path.parents[2] if path.parent.parent.name == "evaluations" else path.parent
+    before = {file: file.read_bytes() for file in folder.rglob("report.json")}
     try:
         remake(folder, folder / "mapping.json")
     finally:
-        (folder / "report.json").write_bytes(before)
+        for file, content in before.items():
+            file.write_bytes(content)
 
 
 def read_checkpoint(path: pathlib.Path) -> None:

@@ -28,6 +28,7 @@ import time
 from tests.stress import fuzz, resident, soak_figure
 from tests.stress.interruptions import KINDS, interrupted
 from viavsp_jax.evaluation.report.events import read_curves
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 
 _KILLS = 6  # a round
@@ -73,7 +74,7 @@ def outcome(
         assert finished.returncode == 0, finished.stderr[-4000:]
     curves = read_curves(workdir / "tensorboard")
     names = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
-    files = [workdir / "hypotheses" / "av_clean.tsv", *sorted(export.glob("*.safetensors"))]
+    files = [last_folder(workdir) / "av_clean.tsv", *sorted(export.glob("*.safetensors"))]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return {name: curves[name] for name in names} | hashes, killed
 

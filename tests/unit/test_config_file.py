@@ -32,8 +32,12 @@ def parsed(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config=configs/fnal.py"], "--config is configs/fnal.py: no such file, did you mean configs/final.py?"),
-    (["--config=nowhere.py"], "--config is nowhere.py: no such file, expected a file with get_config(), as configs/f"),
+    (["--config=nowhere.py"], "--config is nowhere.py: no such file, expected a file with get_config(), or one of "
+     "base, demo, demo_encoder, final, llama32, qwen3\n"),
     (["--config="], "--config is : no such file, expected a file with get_config()"),
+    (["--config=finl"], "--config is finl: no such file, did you mean final?"),
+    (["--config=finale:reference"], "--config is finale:reference: no such file, did you mean final?"),
+    (["--config=nowhere/qwen.py"], "--config is nowhere/qwen.py: no such file, did you mean qwen3?"),
     (["--config=configs/final.py:gpu"], "ValueError: variant 'gpu' of configs/final.py: expected tpu or reference"),
     (["--config=configs/demo.py:x"], "configs/demo.py:x: TypeError: get_config() takes 0 positional arguments but 1"),
     ([DEMO, "--config.optimizer.peaklr=1"], "config.optimizer.peaklr is no setting, did you mean config.optimizer."),
@@ -59,6 +63,18 @@ def test_a_mistake_ends_with_a_sentence(parsed, capsys, arguments, message):
 def test_a_full_path_from_another_folder(parsed, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert parsed(f"--config={ROOT / 'configs' / 'final.py'}:reference", "--config.seed=3").seed == 3
+
+
+def test_ours_by_name_from_another_folder(parsed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = [file.stem for file in (ROOT / "configs").glob("[!_]*.py")]
+    assert {"base", "demo", "final", "qwen3"} <= {*names}
+    for name in names:
+        found, expected = (parsed(f"--config={x}", "--config.seed=3") for x in (name, f"{ROOT}/configs/{name}.py"))
+        assert found == expected and found.seed == 3
+    assert parsed("--config=final:reference").updates == 300_000
+    (tmp_path / "final").write_text("def get_config():\n    from configs import demo\n\n    return demo.get_config()\n")
+    assert parsed("--config=final") == parsed("--config=demo"), "a file there is goes first"
 
 
 def test_a_file_of_ones_own_that_builds_on_ours(parsed, monkeypatch, tmp_path):

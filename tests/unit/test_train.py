@@ -21,6 +21,7 @@ from viavsp_jax.aot import flops
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.decoding.decoder import Decoder
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss, summarize
 from viavsp_jax.optimizer import learning, make_optimizer
@@ -309,7 +310,7 @@ def test_evaluation_ends_a_text_at_every_end(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "Decoder", noted)
     evaluate.evaluate(config, tmp_path)
     assert given == [(2, 0, *range(3, 678))]
-    lines = (tmp_path / "hypotheses" / "av_clean.tsv").read_text().splitlines()
+    lines = (last_folder(tmp_path) / "av_clean.tsv").read_text().splitlines()
     column = lines[0].split("\t").index("hypothesis")
     assert {line.split("\t")[column] for line in lines[1:]} == {""}
 

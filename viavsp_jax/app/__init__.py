@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from viavsp_jax.runtime.interrupts import on_path
+
 
 @contextlib.contextmanager
 def needs_extra(module: str) -> Iterator[None]:
@@ -13,9 +15,9 @@ def needs_extra(module: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if module != "__main__":
+        if module != "__main__" and not on_path():
             raise
-        sys.exit(f"error: the package {error.name} is not installed: pip install -c constraints.txt -e '.[app]'")
+        sys.exit(f"error: the package {error.name} is not installed: pip install 'viavsp-jax[app]'")
 
 
 def quiet_libraries() -> None:

@@ -119,6 +119,22 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, flo
     return rates(align(references, hypotheses)[0])
 
 
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """float64[N, 2]: word errors and reference words of N pairs of texts, as `rates` counts them."""
+    words = _counts(jiwer.process_words([normalize(x) for x in references], [normalize(x) for x in hypotheses]))
+    return np.stack([words[:, 1:].sum(1), words[:, :3].sum(1)], 1).astype(np.float64)
+
+
+def differences(ours: np.ndarray, others: Sequence[np.ndarray]) -> list[tuple[float, list[float]]]:
+    """How much higher each of the other WERs is, with its interval; all are `word_errors` of the same N clips.
+
+    Each resample draws the same clips for both (the paired bootstrap), so that what is hard for both does not count.
+    """
+    columns = np.stack([ours[:, 1], *(one[:, 0] - ours[:, 0] for one in others)], 1)
+    whole, drawn = columns.sum(0), resampled_sums(columns)
+    return [(float(whole[i] / whole[0]), interval(drawn[:, i] / drawn[:, 0])) for i in range(1, len(whole))]
+
+
 def resampled_sums(values: np.ndarray) -> np.ndarray:
     """Sums over clips that are drawn with replacement, as many as there are: float64[N, K] → float64[R, K]."""
     rng, clips = np.random.default_rng(0), len(values)

@@ -22,8 +22,9 @@ _EPILOG = (
 
 
 @reported_to_user()
-def main(arguments: Sequence[str]) -> None:
-    """Runs one stage."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one stage; without `arguments` by those of this process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m viavsp_jax.prepare", description=__doc__, epilog=_EPILOG)
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     stage = None
@@ -38,4 +39,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

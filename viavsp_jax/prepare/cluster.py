@@ -124,9 +124,7 @@ def _connect(address: str) -> Any:
     try:
         import ray  # here, because only who asks for a cluster needs it
     except ImportError as error:
-        raise InputError(
-            f"Ray is not installed ({error}), expected pip install -c constraints.txt -e '.[cluster]'."
-        ) from error
+        raise InputError(f"Ray is not installed ({error}), expected pip install 'viavsp-jax[cluster]'.") from error
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         if address not in ("local", "auto"):

@@ -10,6 +10,11 @@ STOPPED = "stopped by Ctrl-C: what was finished before is kept"
 _AGAIN = 0.1  # seconds
 
 
+def on_path() -> bool:
+    """Whether this process is one of this project's commands that an installation puts on the PATH."""
+    return os.path.basename("".join(sys.argv[:1])).startswith("viavsp-")
+
+
 def report_interrupts() -> None:
     """For this process from now on: no traceback after Ctrl-C, and none of them is lost."""
     sys.excepthook, sys.unraisablehook = _uncaught, _ignored

@@ -13,8 +13,10 @@ from tensorboard_events import scalars
 
 from viavsp_jax.evaluate import score_table
 from viavsp_jax.evaluation.report import analysis
+from viavsp_jax.evaluation.report.comparison import compare
 from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.evaluation.report.page import make_report, render, write_report
+from viavsp_jax.evaluation.report.results import folder_of, read_all
 from viavsp_jax.evaluation.vietnamese import TONES
 from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
@@ -71,9 +73,8 @@ def workdir(tmp_path_factory, report):
     """A work folder after an evaluation."""
     folder = tmp_path_factory.mktemp("work")
     write_curves(folder, {10: 3.0, 20: 2.0, 30: 9.0}, {30: 1.0, 40: 0.5})
-    (folder / "hypotheses").mkdir()
     for name, rows in FOLDERS.items():
-        write_table(folder / "hypotheses" / f"{name}.tsv", rows)
+        write_table(folder_of(folder, ABOUT) / f"{name}.tsv", rows)
     write_report(folder, report)
     return folder
 
@@ -206,6 +207,39 @@ def test_page_needs_nothing_else(workdir):
     assert page.links and all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert not re.search(r"url\((?!#)|@import|<script", text) and len(set(page.ids)) == len(page.ids)
+
+
+def test_evaluations_side_by_side(tmp_path):
+    """Three of the same clips: all right, one word of 400 wrong, 50 wrong; the last one is all right, too."""
+    said = [row(f"c{number:03}", "một hai ba bốn", "một hai ba bốn") for number in range(100)]
+    others = [x | {"reference": "một hai ba năm"} for x in said]
+
+    def wrong(every):
+        return [x | {"hypothesis": "một hai ba năm"} if not i % every else x for i, x in enumerate(said)]
+
+    for step, tables in {
+        100: {"av_clean": said, "av_noise": others}, 200: {"av_clean": wrong(100)}, 300: {"av_clean": wrong(2)},
+        400: {"av_clean": said[::-1], "av_noise": said},
+    }.items():  # fmt: skip
+        about = ABOUT | {"checkpoint": step}
+        for name, rows in tables.items():
+            write_table(folder_of(tmp_path, about) / f"{name}.tsv", rows)
+        write_report(tmp_path, make_report(about, tables, {}))
+    kept = read_all(tmp_path)
+    same, chance, worse, last = (one.differences for one in compare(tmp_path, kept, "00000400-test"))
+    assert {*same} == {*chance} == {*worse} == {"av_clean"} and not last
+    assert (same["av_clean"].wer, same["av_clean"].interval, same["av_clean"].sure) == (0, [0, 0], False)
+    assert chance["av_clean"].wer == 1 / 400 and chance["av_clean"].interval[0] == 0 and not chance["av_clean"].sure
+    assert worse["av_clean"].wer == 50 / 400 and worse["av_clean"].sure
+    assert worse["av_clean"].interval == pytest.approx([0.1, 0.15], abs=0.005)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {"+12.50", "ΔWER +0.25", "(this one)"} <= {*page.texts}
+    links = [link for link in page.links if not link.startswith("#")]
+    assert links == [f"evaluations/00000{step}-test/report.html" for step in (100, 200, 300, 400)]
+    assert all((tmp_path / link).exists() for link in links)
+    # A table that somebody deleted is not compared.
+    (tmp_path / "evaluations" / "00000300-test" / "av_clean.tsv").unlink()
+    assert [len(one.differences) for one in compare(tmp_path, kept, "00000400-test")] == [1, 1, 0, 0]
 
 
 @settings(max_examples=10)

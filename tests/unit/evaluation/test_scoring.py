@@ -9,7 +9,7 @@ import scipy.stats
 from edit_distance import distance
 from hypothesis import given
 
-from viavsp_jax.evaluation.scoring import align, normalize, rates, score, score_translation
+from viavsp_jax.evaluation.scoring import align, differences, normalize, rates, score, score_translation, word_errors
 
 
 def test_corpus_and_mean_rates_differ_as_they_should():
@@ -90,6 +90,24 @@ def test_intervals_are_those_of_scipy(texts, name, columns):
     ours, reach = rates(counts)[f"{name}_interval"], expected.high - expected.low
     assert ours == pytest.approx([expected.low, expected.high], abs=0.1 * reach)
     assert ours[0] < rates(counts)[name] < ours[1] and ours == score(*texts)[f"{name}_interval"]
+
+
+def test_a_difference_is_that_of_scipy(texts):
+    references, hypotheses = texts
+    others = [reference if i % 3 else hypothesis for i, (reference, hypothesis) in enumerate(zip(*texts, strict=True))]
+    mine, theirs = word_errors(references, hypotheses), word_errors(references, others)
+    assert (mine == align(*texts)[0].errors()[:, :2]).all()
+
+    def statistic(first, second, lengths, axis):
+        return (first.sum(axis) - second.sum(axis)) / lengths.sum(axis)
+
+    expected = scipy.stats.bootstrap(
+        (mine[:, 0], theirs[:, 0], mine[:, 1]), statistic, paired=True, n_resamples=10_000, method="percentile", rng=1
+    ).confidence_interval
+    same, (wer, ends) = differences(theirs, [theirs, mine])
+    assert same == (0, [0, 0])
+    assert wer == pytest.approx(score(*texts)["wer"] - score(references, others)["wer"])
+    assert ends == pytest.approx([expected.low, expected.high], abs=0.1 * (expected.high - expected.low))
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():

@@ -41,7 +41,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
 
     Where there are any: what `scoring.rates` gives, what `scoring.score_translation` gives, and `translated_clips`.
     """
-    recognised, translated = _by_task(rows)
+    recognised, translated = by_task(rows)
     result = {}
     if recognised:
         result |= scoring.score(*_texts(recognised))
@@ -63,7 +63,7 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
       confused: [{reference, hypothesis, count}]; deleted, inserted: [{word, count}]; the most frequent first.
       worst, best: clips by their WER: [{id, wer, words}], words being pairs of reference and hypothesis.
     """
-    rows, result = _by_task(rows)[0], {"condition": condition(name)}
+    rows, result = by_task(rows)[0], {"condition": condition(name)}
     if not rows:
         return result
     # What is left of a reference must not be empty: a rate is errors by its words.
@@ -77,7 +77,7 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     return result | _by_words([pair for clip in clips for pair in clip]) | _extremes(rows, counts, clips)
 
 
-def _by_task(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def by_task(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """(recognised, translated)"""
     same = [row.get("source_language") == row.get("target_language") for row in rows]
     return tuple(

@@ -2,11 +2,10 @@
 
 report.json holds what the evaluation was made with (checkpoint, split, search), then for each shard folder, under its
 key (see viavsp_jax/evaluation/report/results.py), what `analysis.score` gives, and under `analysis`, again by key, what
-`analysis.analyse` gives. The page shows all of it, and the curves of the training; it needs no other file and no
-network.
+`analysis.analyse` gives. The page shows all of it, the curves of the training and, that of the work folder, how other
+evaluations did; it needs no other file and no network.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -16,8 +15,9 @@ from markupsafe import Markup
 
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.evaluation.report import analysis, figures, results
+from viavsp_jax.evaluation.report.comparison import Evaluation, compare
 from viavsp_jax.evaluation.report.events import Curve, read_curves
-from viavsp_jax.evaluation.report.results import About, Report
+from viavsp_jax.evaluation.report.results import About, Report, Reports
 from viavsp_jax.evaluation.vietnamese import TONES
 from viavsp_jax.runtime.atomic import write_bytes
 
@@ -27,7 +27,7 @@ def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], chan
 
     `about` goes in front: checkpoint, split, search. `channels` is what `ids.read_channels` gives.
     """
-    keys = {name: results.key_of(name, about) for name in tables}
+    about, keys = results.about_of(about), {name: results.key_of(name, about) for name in tables}
     return {
         **about,
         **{keys[name]: analysis.score(rows) for name, rows in tables.items()},
@@ -37,27 +37,46 @@ def make_report(about: About, tables: Mapping[str, Sequence[analysis.Row]], chan
 
 
 def write_report(workdir: epath.PathLike, report: Report) -> None:
-    """Writes report.json and, with the curves of the training there, report.html to the work folder."""
-    workdir = epath.Path(workdir)
-    write_bytes(workdir / results.FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
-    write_bytes(workdir / "report.html", render(report, read_curves(workdir / "tensorboard")).encode())
+    """Keeps a report with what there is of the same evaluation, and writes those of the work folder anew.
 
-
-def read_whole_report(workdir: epath.PathLike) -> Report | None:
-    """The report of a work folder, which is to be added to; None if there is none.
-
-    Raises InputError if something of it is damaged, which would only be met when new results are there to be written.
+    Raises InputError if something there is damaged.
     """
-    if report := results.read_report(workdir):
+    kept = results.read_all(workdir)
+    name = results.folder_name(results.about_of(report), kept)
+    kept[name] = results.joined(kept.get(name), report)
+    write_reports(workdir, kept, (name,))
+
+
+def write_reports(workdir: epath.PathLike, kept: Reports, names: Sequence[str]) -> None:
+    """Writes report.json and report.html of these evaluations, and of the work folder by the last of them.
+
+    The page has the curves of the training there.
+    """
+    workdir = epath.Path(workdir)
+    curves, last = read_curves(workdir / "tensorboard"), kept[names[-1]]
+    others = compare(workdir, kept, names[-1]) if len(kept) > 1 else ()
+    places = {workdir / results.PLACE / name: (kept[name], ()) for name in names} | {workdir: (last, others)}
+    for folder, (report, compared) in places.items():
+        write_bytes(folder / results.FILE, results.as_json(report))
+        write_bytes(folder / "report.html", render(report, curves, compared).encode())
+
+
+def check_reports(workdir: epath.PathLike) -> None:
+    """Raises InputError if something is damaged that would only be met when new results are there to be written."""
+    for name, report in results.read_all(workdir).items():
+        folder = epath.Path(workdir) / results.PLACE / name
         try:
             render(report, {})
         except Exception as error:  # what a template raises for other things than it expects is of every kind
-            raise results.not_a_report(workdir, error) from error
-    return report
+            path = (folder if folder.exists() else epath.Path(workdir)) / results.FILE
+            raise results.not_a_report(path, error) from error
+        for key, about in report["evaluations"].items():
+            if (table := folder / f"{results.name_of(key, about)}.tsv").exists():
+                results.read_table(table)
 
 
-def render(report: Report, curves: Mapping[str, Curve]) -> str:
-    """The page of a report and of the curves of its training (see `read_curves`)."""
+def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evaluation] = ()) -> str:
+    """The page of a report, of the curves of its training (see `read_curves`) and of what it is compared with."""
     folder = pathlib.Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -67,16 +86,18 @@ def render(report: Report, curves: Mapping[str, Curve]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
-    details, evaluations = report["analysis"], report["evaluations"]
+    details = report["analysis"]
+    own = [results.name_of(key, about) for key, about in report["evaluations"].items()]
     return environment.get_template("page.html").render(
         report=report,
         written={name: report[name] for name in details if "wer" in report[name]},
         spoken={name: part["spoken_form"] for name, part in details.items() if "spoken_form" in part},
         translated={name: report[name] for name in details if "bleu" in report[name]},
         details=details,
-        made_with={key: _made_with(about, report) for key, about in evaluations.items()},
-        mixed=any(not _of_last(key, report) for key in evaluations),
-        last=_made_with(report, report),
+        search_of=results.search_of,
+        about=results.about_of(report),
+        compared=compared,
+        compared_sets=list(dict.fromkeys(own + sorted({name for one in compared for name in one.scores}))),
         conditions=_conditions(report),
         modalities=[x for x in MODALITIES if any(x in names for names in _conditions(report).values())],
         noise_figures=_noise_figures(report),
@@ -86,28 +107,14 @@ def render(report: Report, curves: Mapping[str, Curve]) -> str:
     )
 
 
-def _of_last(key: str, report: Report) -> bool:
-    """Whether results are of the checkpoint, split and search of the last evaluation: these may be compared."""
-    about = report["evaluations"][key]
-    return all(about.get(name) == report.get(name) for name in about.keys() | set(results.ABOUT))
-
-
-def _made_with(about: About, report: Report) -> dict[str, str]:
-    """For the eye: `checkpoint`, `split` and `search`."""
-    update = str(about["checkpoint"])
-    if about["checkpoint"] == report["checkpoint"] and about.get("weights") != report.get("weights"):
-        update += " of another training"
-    return {"checkpoint": update, "split": about["split"], "search": results.search_of(about)}
-
-
 def _conditions(report: Report) -> dict[tuple[str | None, float | None], dict[str, str]]:
     """Name of the shard folder by (noise, SNR), then by modality; clean first, then by noise from high SNR to low.
 
-    Of those whose names tell it and whose clips are recognised, in the last evaluation or in others made with the same.
+    Of those whose names tell it and whose clips are recognised.
     """
     found: dict[tuple[str | None, float | None], dict[str, str]] = {}
     for name, part in report["analysis"].items():
-        if (known := part["condition"]) and _of_last(name, report) and "wer" in report[name]:
+        if (known := part["condition"]) and "wer" in report[name]:
             found.setdefault((known["noise"], known["snr_db"]), {})[known["modality"]] = name
     return dict(sorted(found.items(), key=lambda item: (item[0][0] or "", -(item[0][1] or 0.0))))
 

