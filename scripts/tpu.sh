@@ -68,7 +68,7 @@ unit() { ssh_ 0 "systemctl is-active viavsp || true" || true; }
 create() {
   local number account=$account
   cost
-  do_ gcloud services enable tpu.googleapis.com storage.googleapis.com
+  do_ gcloud services enable compute.googleapis.com tpu.googleapis.com storage.googleapis.com
   if [ -z "$account" ]; then
     project=${CLOUDSDK_CORE_PROJECT:-$(do_ gcloud config get-value project)}
     number=$(do_ gcloud projects describe "${project:-PROJECT}" --format "value(projectNumber)")
