@@ -66,7 +66,7 @@ ssh_() { do_ gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --quiet --wor
 unit() { ssh_ 0 "systemctl is-active viavsp || true" || true; }
 
 create() {
-  local number account=$account
+  local number role account=$account
   cost
   do_ gcloud services enable compute.googleapis.com tpu.googleapis.com storage.googleapis.com
   if [ -z "$account" ]; then
@@ -77,8 +77,11 @@ create() {
   if [ -n "$dry" ] || ! gcloud storage buckets describe "$bucket" > /dev/null 2>&1; then
     do_ gcloud storage buckets create "$bucket" --location "${zone%-*}" --uniform-bucket-level-access
   fi
-  do_ gcloud storage buckets add-iam-policy-binding "$bucket" --member "serviceAccount:$account" \
-    --role roles/storage.objectAdmin
+  # Objects; and the bucket itself, which Orbax looks up.
+  for role in objectAdmin legacyBucketReader; do
+    do_ gcloud storage buckets add-iam-policy-binding "$bucket" --member "serviceAccount:$account" \
+      --role "roles/storage.$role"
+  done
   do_ gcloud compute tpus queued-resources create "$name" --node-id "$name" --zone "$zone" \
     --accelerator-type "$type" --runtime-version "$version" --service-account "$account" ${spot:+--spot}
 }

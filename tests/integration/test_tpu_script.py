@@ -99,8 +99,9 @@ def test_what_a_dry_run_prints_is_what_is_run(cloud, kind):
     where, account = ["--zone", zone], "NUMBER-compute@developer.gserviceaccount.com"
     bucket = ["gcloud", "storage", "buckets"]
     assert [*bucket, "create", "gs://b-1", "--location", region, "--uniform-bucket-level-access"] in printed
-    rights = ["--member", f"serviceAccount:{account}", "--role", "roles/storage.objectAdmin"]
-    assert [*bucket, "add-iam-policy-binding", "gs://b-1", *rights] in printed
+    for role in ("objectAdmin", "legacyBucketReader"):
+        rights = ["--member", f"serviceAccount:{account}", "--role", f"roles/storage.{role}"]
+        assert [*bucket, "add-iam-policy-binding", "gs://b-1", *rights] in printed
     slice_ = ["--accelerator-type", kind, "--runtime-version", software, "--service-account", account, "--spot"]
     request = ["gcloud", "compute", "tpus", "queued-resources", "create", "mine", "--node-id", "mine", *where, *slice_]
     assert request in printed

@@ -15,7 +15,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, err
 # Something of another kind is where a file or a folder is to be.
 _OTHER_KIND = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
-RIGHTS = "expected a bucket that exists, whose objects this machine's account may read, write and delete"
+RIGHTS = (
+    "expected a bucket that exists, which this machine's account may look up, and whose objects it may read, write and "
+    "delete"
+)
 
 
 class InputError(Exception):
