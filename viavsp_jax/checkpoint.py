@@ -16,6 +16,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.integrity import check_arrays, sum_of
+from viavsp_jax.runtime.atomic import check_writable
+from viavsp_jax.runtime.buckets import bucket_trouble
 from viavsp_jax.runtime.errors import InputError, InputErrors, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
 from viavsp_jax.runtime.run_info import flat
@@ -40,6 +42,8 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         self.folder = _absolute(epath.Path(workdir)) / "checkpoints"
         key_value_store(self.folder)  # refuses what Orbax would not find again
+        if keep is not None and "://" in os.fspath(self.folder):
+            check_writable(self.folder, folder=True)
         best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
@@ -278,7 +282,7 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax wraps what it meets in plain ones
-            if disk_trouble(error):
+            if disk_trouble(error) or bucket_trouble(error):
                 raise
             others = [other for other in self.steps() if other != step]
             remedy = f"to go on from {max(others)}" if others else "to begin anew"

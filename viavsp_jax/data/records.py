@@ -203,9 +203,10 @@ def open_split(folder: epath.PathLike, split: str, kind: Kind = FEATURES) -> Spl
     Raises InputError if the folder, the split or one of its shards is missing, or the folder holds something else.
     """
     folder = epath.Path(folder)
-    if not folder.parent.is_dir():  # one sentence, however many datasets are asked for
-        raise InputError(f"{folder.parent}: no such folder, expected one that holds datasets of the shards stage.")
-    if not folder.is_dir():
+    parent = folder.parent
+    if not (parent.exists() and parent.is_dir()):  # one sentence, however many datasets are asked for
+        raise InputError(f"{parent}: no such folder, expected one that holds datasets of the shards stage.")
+    if not (folder.exists() and folder.is_dir()):  # of which in a bucket only the first says that it may not look
         raise InputError(f"{folder}: no such folder, expected a dataset written by the shards stage.")
     if not (folder / "dataset_info.json").exists() or not (folder / "features.json").exists():
         raise InputError(f"{folder}: no dataset_info.json or features.json, expected a dataset of the shards stage.")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import uuid
 
 import jax
 from etils import epath
@@ -17,7 +16,6 @@ from viavsp_jax.runtime.errors import InputError, check_all
 
 # Beside checkpoints: what an evaluation writes of a clip, into hypotheses and reports, and room for curves.
 _CLIP_BYTES, _CURVES_BYTES = 1_000, 2**20
-_PROBE = b"viavsp_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +28,8 @@ class Begun:
 
 def check_folder(workdir: epath.PathLike) -> epath.Path:
     """The work folder. Raises InputError if nothing can be written, read and deleted there."""
-    workdir = epath.Path(workdir)
-    if "://" in os.fspath(workdir):
-        _check_bucket(workdir)
-    else:
-        check_writable(workdir, "--workdir", folder=True)
-    return workdir
-
-
-def _check_bucket(workdir: epath.Path) -> None:
-    """By one small object, of a name that no other process has."""
-    probe, doing = workdir / f".check-{uuid.uuid4().hex}", "written"
-    try:
-        probe.write_bytes(_PROBE)
-        doing = "read"
-        if probe.read_bytes() != _PROBE:
-            raise OSError("it holds something else")
-        doing = "deleted"
-        probe.unlink()
-    except Exception as error:  # each client of buckets raises its own kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(
-            f"--workdir {os.fspath(workdir)}: an object could not be {doing} ({reason}), expected a bucket in which "
-            "this account may write, read and delete objects, as roles/storage.objectAdmin lets it"
-        ) from error
+    check_writable(workdir, "--workdir", folder=True)
+    return epath.Path(workdir)
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:

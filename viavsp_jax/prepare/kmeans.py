@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     output = epath.Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, not in /tmp: at full size the features take tens of gigabytes.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".kmeans.") as scratch:
+    place = None if "://" in args.output else output.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=".kmeans.") as scratch:
         features = _collect(encoder, clips, args, os.path.join(scratch, "features.f32"))
         if len(features) < args.num_clusters:
             raise InputError(

@@ -35,7 +35,7 @@ from viavsp_jax.prepare.recordings import faces
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import new_folder, whole
+from viavsp_jax.runtime.options import new_folder_on_disk, whole
 
 VIDEOS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     parser.epilog = faces.LICENCE
     parser.add_argument("--videos", required=True, help="folder with recordings, searched through to the bottom")
-    parser.add_argument("--output", type=new_folder("--output"), required=True, help="folder of the corpus")
+    parser.add_argument("--output", type=new_folder_on_disk("--output"), required=True, help="folder of the corpus")
     parser.add_argument(
         "--transcripts",
         metavar="FILE",

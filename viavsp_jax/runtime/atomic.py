@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.buckets import bucket_trouble
+from viavsp_jax.runtime.errors import RIGHTS, InputError
 
 
 @contextlib.contextmanager
@@ -64,11 +66,11 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 def check_writable(path: epath.PathLike, option: str = "", folder: bool = False) -> None:
     """Raises InputError, before any work, if a file (or a folder) cannot be made or replaced; nothing is changed.
 
-    `option` is what the user gave it by, e.g. --output. A bucket is not asked.
+    `option` is what the user gave it by, e.g. --output. In a bucket an empty object is made, read and removed again.
     """
     name, what = f"{option} {os.fspath(path)}".strip(), "a folder" if folder else "a file"
     if "://" in os.fspath(path):
-        return
+        return _check_bucket(epath.Path(path) if folder else epath.Path(path).parent, name)
     place = os.path.abspath(path)
     try:
         if _exists(place) and os.path.isdir(place) != folder:
@@ -85,6 +87,20 @@ def check_writable(path: epath.PathLike, option: str = "", folder: bool = False)
             pass
     except OSError as error:
         raise InputError(f"{name}: cannot be written ({error.strerror}), expected a place for {what}") from None
+
+
+def _check_bucket(folder: epath.Path, name: str) -> None:
+    if {"#", "?"} & {*os.fspath(folder)}:  # of a generation, and of a query
+        raise InputError(f"{name}: holds a # or a ?, which end a name in a bucket's address, expected one without them")
+    probe = folder / f".viavsp-{uuid.uuid4()}"
+    try:
+        probe.write_bytes(b"")
+        probe.read_bytes()
+        probe.unlink()
+    except Exception as error:
+        if (trouble := bucket_trouble(error)) is None:
+            raise
+        raise InputError(f"{name}: cannot be written ({trouble}), {RIGHTS}") from error
 
 
 def _exists(path: str) -> bool:

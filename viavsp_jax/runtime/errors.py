@@ -7,12 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from viavsp_jax.runtime.buckets import bucket_trouble
 from viavsp_jax.runtime.interrupts import STOPPED
 
 # The disk is full, over a quota, failing, read-only or not this user's.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 # Something of another kind is where a file or a folder is to be.
 _OTHER_KIND = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+RIGHTS = (
+    "expected a bucket that exists, which this machine's account may look up, and whose objects it may read, write and "
+    "delete"
+)
 
 
 class InputError(Exception):
@@ -65,8 +71,8 @@ def disk_trouble(error: BaseException | None) -> str | None:
 def reported_to_user() -> Iterator[None]:
     """Around a command, its options included: `@reported_to_user()` stands above every `main`.
 
-    Bad input or a disk without room ends it with one sentence and status 2, not a traceback, and so does Ctrl-C, with
-    status 130. What the terminal's encoding cannot show, of names or of text, is shown escaped.
+    Bad input, a disk without room or a bucket that refuses ends it with one sentence and status 2, not a traceback, and
+    so does Ctrl-C, with status 130. What the terminal's encoding cannot show, of names or of text, is shown escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
@@ -84,6 +90,8 @@ def reported_to_user() -> Iterator[None]:
                 f"{trouble}, expected a disk with room that can be written to; what was finished before is kept, and "
                 "the same command goes on from there"
             )
+        if trouble := bucket_trouble(error):
+            _end(f"{trouble}, {RIGHTS}; what was finished before is kept")
         if isinstance(error, OSError) and error.errno in _OTHER_KIND and error.filename:
             _end(f"{error.filename}: {error.strerror}, expected a place where a file or a folder can be made")
         if isinstance(error, UnicodeEncodeError):

@@ -78,6 +78,17 @@ def new_folder(option: str) -> Parse:
     return functools.partial(_new, option, True)
 
 
+def new_folder_on_disk(option: str) -> Parse:
+    """As `new_folder`, for what writes files by their local names."""
+
+    def parse(text: str) -> str:
+        if "://" in text:
+            raise InputError(f"{option} {text}: expected a folder on a disk, which can be copied to a bucket")
+        return _new(option, True, text)
+
+    return parse
+
+
 def _new(option: str, folder: bool, text: str) -> str:
     if folder:
         check_utf_8(text, option)

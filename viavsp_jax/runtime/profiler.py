@@ -1,5 +1,10 @@
 """A profiler trace of a few updates, for TensorBoard."""
 
+import os
+import pathlib
+import shutil
+import tempfile
+
 import jax
 from etils import epath
 
@@ -22,7 +27,9 @@ class Profiler:
         if step in self._steps and not self._running:
             throughput.wait()  # so that the trace holds whole updates
             with throughput.phase("profiler"):
-                jax.profiler.start_trace(self._folder)
+                # Into a bucket the profiler writes in a way of its own; a trace is copied there as all other files are.
+                self._local = tempfile.mkdtemp() if "://" in os.fspath(self._folder) else self._folder
+                jax.profiler.start_trace(self._local)
             self._running = True
 
     def after(self, step: int, throughput: Throughput, final: bool) -> None:
@@ -31,4 +38,8 @@ class Profiler:
             throughput.wait()
             with throughput.phase("profiler"):
                 jax.profiler.stop_trace()
+                if self._local != self._folder:
+                    for file in filter(pathlib.Path.is_file, pathlib.Path(self._local).rglob("*")):
+                        epath.Path(file).copy(self._folder / file.relative_to(self._local))
+                    shutil.rmtree(self._local)
             self._running = False

@@ -79,7 +79,6 @@ def test_what_cannot_be_written_is_said_and_nothing_is_made(tmp_path, small_disk
             check_writable(tmp_path / path, "--output", folder)
     for path, folder in (("file", False), ("new/deep/file", False), ("new/deep", True), (".", True), ("link", False)):
         check_writable(tmp_path / path, folder=folder)
-    check_writable("gs://bucket/file")
     assert sorted(tmp_path.rglob("*")) == before
     disk = small_disk(2**20)
     disk.read_only()

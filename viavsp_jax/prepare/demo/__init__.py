@@ -3,12 +3,12 @@
 import argparse
 import os
 
-from viavsp_jax.runtime.options import MAX_SEED, new_folder, whole
+from viavsp_jax.runtime.options import MAX_SEED, new_folder_on_disk, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
-    parser.add_argument("--output", type=new_folder("--output"), required=True, help="folder of the corpus")
+    parser.add_argument("--output", type=new_folder_on_disk("--output"), required=True, help="folder of the corpus")
     parser.add_argument("--num_train", type=whole("--num_train", 1), default=1500, help="training clips (default 1500)")
     parser.add_argument("--num_valid", type=whole("--num_valid", 0), default=100, help="validation clips (default 100)")
     parser.add_argument("--num_test", type=whole("--num_test", 0), default=100, help="test clips (default 100)")
