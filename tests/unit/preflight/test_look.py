@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 from small_media import media_config, write_recordings
 from small_run import WIDTH, make_example, small_config
 
@@ -24,8 +22,7 @@ from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.preflight.look import look
-from viavsp_jax.preflight.workdir import check_folder
-from viavsp_jax.runtime.errors import InputError, InputErrors
+from viavsp_jax.runtime.errors import InputErrors
 
 GOOD_ROW = {"positions": 128, "frames": 128, "labels": 64, "clips": 5, "window": 64}
 
@@ -311,30 +308,6 @@ def test_noise_that_is_there_is_taken(media_folders, tmp_path):
     kinds = ("babble", str(write_recordings(tmp_path / "noise")))
     config.data.augment.noise = {"probability": 0.5, "kinds": kinds, "snr_db": (0.0,)}
     assert look(config, tmp_path / "run")[0].faults == []
-
-
-class NoRights(MemoryFileSystem):
-    """A bucket that may be read alone."""
-
-    cachable = False
-
-    def _open(self, path, mode="rb", **more):
-        if "w" in mode:
-            raise PermissionError("403: viavsp@project does not have storage.objects.create access")
-        return super()._open(path, mode, **more)
-
-
-@pytest.mark.parametrize("system", [MemoryFileSystem, NoRights])
-def test_a_bucket_has_to_be_writable(monkeypatch, system):
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda *_: system())
-    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
-    before = dict(MemoryFileSystem.store)
-    if system is NoRights:
-        with pytest.raises(InputError, match=r"gs://bucket/run: an object could not be written \(PermissionError: 403"):
-            check_folder("gs://bucket/run")
-    else:
-        assert os.fspath(check_folder("gs://bucket/run")) == "gs://bucket/run"
-    assert dict(MemoryFileSystem.store) == before
 
 
 def test_a_disk_has_to_have_room_for_the_checkpoints(config, tmp_path, small_disk):
