@@ -25,7 +25,9 @@ import google_crc32c
 # The variables by which the libraries that open gs:// paths (viavsp_jax/runtime/buckets.py) find it.
 ADDRESSES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 # Else they look for an account, which takes them a while.
-NO_ACCOUNT = {"NO_GCE_CHECK": "true", "GOOGLE_CLOUD_PROJECT": "test"}
+NO_ACCOUNT = {"NO_GCE_CHECK": "true", "GOOGLE_CLOUD_PROJECT": "test"} | dict.fromkeys(
+    ("GCE_METADATA_HOST", "GCE_METADATA_IP"), "127.0.0.1:1"
+)
 CLOSED, REFUSAL = "closed", "tpu@test.iam.gserviceaccount.com does not have storage.objects.get access"
 PAGE = 20  # names in one answer, of which Google's server gives 1,000
 

@@ -94,9 +94,13 @@ def test_a_run_that_is_stopped_continues_and_is_scored_and_exported(config, home
 
 
 def test_shards_are_written_there_as_on_a_disk(prepared, home, tmp_path):
-    prepare(options(prepared, tmp_path / "shards"))
+    """With the encoder and its centres there too."""
+    for path in [*(prepared / "encoder").iterdir(), prepared / "kmeans"]:
+        epath.Path(path).copy(home / path.relative_to(prepared))
+    inputs = {"encoder": home / "encoder", "kmeans": home / "kmeans"}
+    prepare(options(prepared, tmp_path / "shards", **inputs))
     for _ in range(2):  # the second time, all is there
-        prepare(options(prepared, home / "prepared"))
+        prepare(options(prepared, home / "prepared", **inputs))
     expected = contents(tmp_path / "shards")
     store = tensorstore.KvStore.open(key_value_store(home / "prepared")).result()
     found = {key.decode(): store.read(key).result().value for key in store.list().result()}

@@ -4,6 +4,7 @@ Runs of frames with the same nearest centre are averaged later on. T frames, D e
 """
 
 import argparse
+import contextlib
 import itertools
 import logging
 import os
@@ -180,10 +181,14 @@ def load_centers(path: str) -> tuple[np.ndarray, int]:
 
     Raises InputError if the file is missing or is not one that this stage wrote.
     """
-    if not os.path.isfile(path):
+    if not epath.Path(path).is_file():
         raise InputError(f"{path}: no such file, expected the centres that the kmeans stage wrote.")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with contextlib.ExitStack() as stack:
+            if "://" in path:  # safetensors opens local files only
+                local = epath.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "centers"
+                epath.Path(path).copy(local)
+            file = stack.enter_context(safetensors.safe_open(local if "://" in path else path, framework="numpy"))
             centers, layer = file.get_tensor("centers"), int((file.metadata() or {})["layer"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: not a file of the kmeans stage ({type(error).__name__}: {error}).") from error
