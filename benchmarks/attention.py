@@ -24,9 +24,9 @@ from benchmarks.random_model import VINALLAMA, compute_dtype
 from benchmarks.vasr_clips import draw_clips, make_prompt, write_shards
 from configs import base, final
 from viavsp_jax.data import packing, pipeline
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.models import rope
 from viavsp_jax.models.attention import INSTRUCTION, PackedAttention
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import reported_to_user
 
 KERNELS = {"gpu": ["cudnn", "xla"], "tpu": ["tpu", "xla"], "cpu": ["xla"]}

@@ -25,7 +25,7 @@ from benchmarks.rounds import Comparison, add_flags, compare, report
 from benchmarks.vasr_clips import FOLDER, FRAMES, draw_clips, make_prompt, write_shards
 from configs import final
 from viavsp_jax.data import pipeline
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import reported_to_user
 
 WIDTH, VOCABULARY = 1024, 4096

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from benchmarks.vasr_clips import draw_clips, make_prompt, write_shards
 from configs import base, final
 from convert.names import tensors
-from viavsp_jax import experiment, sharding, state
+from viavsp_jax import experiment, run_settings, sharding, state
 from viavsp_jax.data.examples import Example
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.llama import LlamaConfig
@@ -121,7 +121,7 @@ def make_model(llama: LlamaConfig, **changes: Any) -> RandomModel:
     config = base.get_config()
     config.data.row = final.get_config().data.row
     config.update_from_flattened_dict(changes)
-    settings = experiment.read_settings(config)
+    settings = run_settings.read_settings(config)
     mesh = sharding.make_mesh(settings.mesh)
     prompt, dtype = make_prompt(llama.vocab_size), jnp.dtype(settings.dtype)
     instruction = len(prompt.instruction("vi", "vi"))

@@ -95,7 +95,8 @@ from configs import demo
 from viavsp_jax import llm_folder, sharding, update
 from viavsp_jax.aot.typical_clips import INSTRUCTION_TOKENS
 from viavsp_jax.data.packing import empty_row, stack_rows
-from viavsp_jax.experiment import abstract_experiment, read_settings
+from viavsp_jax.experiment import abstract_experiment
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.optimizer import make_optimizer
 
 llm, layers, unrolled = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "unrolled"

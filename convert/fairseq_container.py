@@ -13,8 +13,8 @@ from convert.checkpoints import BUFFERS
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, encoder_order, in_their_layout, reference_order, tensors
 from convert.work_folder import adapters
 from viavsp_jax.data.features import CROP_SIZE, SAMPLE_RATE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
-from viavsp_jax.experiment import Settings
 from viavsp_jax.optimizer import OptimizerSettings, make_optimizer
+from viavsp_jax.run_settings import Settings
 from viavsp_jax.state import TrainState
 
 # Parameters of the reference's encoder that nothing trains, but that its optimizer counts.

@@ -17,13 +17,14 @@ from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import folder_of
 from viavsp_jax.encoder_folder import CONFIG_FILE
-from viavsp_jax.experiment import Settings, encoder_fits, prompt_fits, read_settings
+from viavsp_jax.experiment import encoder_fits, prompt_fits
 from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import Settings, read_settings
 from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.settings import completed

@@ -10,6 +10,7 @@ from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_OPTIONAL = {"final_norm"}  # which earlier versions did not write
 
 
 def read_config(folder: epath.PathLike) -> AVHubertConfig:
@@ -24,10 +25,10 @@ def read_config(folder: epath.PathLike) -> AVHubertConfig:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object with the fields of an AV-HuBERT config")
     names = {field.name for field in dataclasses.fields(AVHubertConfig)}
-    if values.keys() != names:
+    missing, unknown = names - _OPTIONAL - values.keys(), values.keys() - names
+    if missing or unknown:
         raise InputError(
-            f"{path}: not the config of an AV-HuBERT encoder; "
-            f"missing {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}"
+            f"{path}: not the config of an AV-HuBERT encoder; missing {sorted(missing)}, unknown {sorted(unknown)}"
         )
     try:
         return AVHubertConfig(**values)

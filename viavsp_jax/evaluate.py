@@ -22,7 +22,8 @@ from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.page import check_reports, make_report, write_report
-from viavsp_jax.experiment import Experiment, load_experiment, read_settings
+from viavsp_jax.experiment import Experiment, load_experiment
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.tables import aligned, write_table

@@ -10,10 +10,11 @@ import optax
 from flax import nnx
 
 from viavsp_jax import sharding
-from viavsp_jax.experiment import Experiment, TrainingSettings
+from viavsp_jax.experiment import Experiment
 from viavsp_jax.initial import initial_weights
 from viavsp_jax.losses import Metrics, label_loss
 from viavsp_jax.optimizer import Part, only
+from viavsp_jax.run_settings import TrainingSettings
 from viavsp_jax.runtime import programs
 from viavsp_jax.state import TrainState
 

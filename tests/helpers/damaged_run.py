@@ -19,8 +19,8 @@ from small_run import small_config
 from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 

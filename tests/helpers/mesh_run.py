@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from configs import base
 from viavsp_jax import sharding, state
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.dropout import random_words
@@ -24,6 +23,7 @@ from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import PROJECTIONS, LoRAConfig
 from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
+from viavsp_jax.run_settings import read_settings
 
 # With all that families have.
 TINY = LlamaConfig(

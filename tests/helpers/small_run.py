@@ -14,8 +14,8 @@ from convert import from_hf
 from viavsp_jax.data import lengths, records
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.prepare.demo.sentences import sample_sentences
+from viavsp_jax.run_settings import read_settings
 
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
 WIDTH = 12

@@ -18,10 +18,10 @@ from convert.avhubert import load_flax
 from viavsp_jax import evaluate, experiment, train, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.optimizer import learning, make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
 

@@ -26,10 +26,11 @@ from tests.parity import avsp
 from tests.parity.rows import Golden
 from viavsp_jax import evaluate, experiment, train, update
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.experiment import load_experiment, read_settings
+from viavsp_jax.experiment import load_experiment
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 pytest_plugins = ["reference_checkpoint"]

@@ -26,12 +26,12 @@ from convert.names import tensors
 from tests.parity.nf4 import bitsandbytes_layout
 from viavsp_jax import experiment, sharding, state, update
 from viavsp_jax.data import pipeline
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.llm_folder import llama_config, load_llm
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.nf4 import BLOCK, LEVELS, dequantize, quantize, quantize_stack, round_trip
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 # The tests' older generator of code, see conftest.py, adds up in another order than the one that users have.

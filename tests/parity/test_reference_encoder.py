@@ -20,8 +20,9 @@ from convert.names import REFERENCE_ENCODER, encoder_order, flatten
 from convert.work_folder import open_work_folder
 from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.experiment import load_experiment, read_settings
+from viavsp_jax.experiment import load_experiment
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 pytest_plugins = ["reference_checkpoint"]

@@ -31,9 +31,9 @@ from tests.parity.avsp import (
 from tests.parity.decoding import Decoder
 from tests.parity.rows import WHOLE, Golden, Row, close, exact, jit, worst
 from viavsp_jax.decoding.search import DecodingConfig
-from viavsp_jax.experiment import TrainingSettings, read_settings
 from viavsp_jax.losses import label_loss
 from viavsp_jax.optimizer import OptimizerSettings, make_optimizer, tri_stage
+from viavsp_jax.run_settings import TrainingSettings, read_settings
 from viavsp_jax.state import TrainState
 from viavsp_jax.update import make_train_step
 

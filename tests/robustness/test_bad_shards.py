@@ -17,7 +17,7 @@ from small_run import WIDTH, small_config
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 ENTRY, CLIPS = "training, evaluation", "training of the encoder"

@@ -13,8 +13,8 @@ from small_run import small_config
 
 from viavsp_jax import checkpoint, experiment, update
 from viavsp_jax.data import pipeline
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import paths
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from configs import base, final
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.optimizer import make_optimizer, scale_by_adam, tri_stage
+from viavsp_jax.run_settings import read_settings
 
 
 def reference_rate(update, peak, warmup, hold, decay):

@@ -11,7 +11,8 @@ from configs import final, llama32, qwen3
 from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
-from viavsp_jax.experiment import abstract_experiment, follow_devices, read_settings
+from viavsp_jax.experiment import abstract_experiment
+from viavsp_jax.run_settings import follow_devices, read_settings
 from viavsp_jax.runtime.errors import InputError
 
 SHAPES = ROOT / "configs" / "shapes"

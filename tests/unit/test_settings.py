@@ -7,7 +7,7 @@ import pytest
 from configs import base, demo, demo_encoder, final, llama32, qwen3
 from viavsp_jax import settings
 from viavsp_jax.decoding.search import DecodingConfig
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
 

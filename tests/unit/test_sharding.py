@@ -5,9 +5,9 @@ from mesh_run import TINY
 
 from configs import base
 from viavsp_jax import sharding, state
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 

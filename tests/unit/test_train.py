@@ -22,9 +22,9 @@ from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.evaluation.report.results import last_folder
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.losses import label_loss, summarize
 from viavsp_jax.optimizer import learning, make_optimizer
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.throughput import Throughput
 

@@ -21,9 +21,10 @@ from viavsp_jax.aot import collectives, cycles, hlo, kernels, workload
 from viavsp_jax.aot.topology import Chip, Topology, load_topology
 from viavsp_jax.aot.typical_clips import INSTRUCTION_TOKENS
 from viavsp_jax.aot.workload import Program, Work
-from viavsp_jax.experiment import abstract_experiment, load_encoder_config, read_settings
+from viavsp_jax.experiment import abstract_experiment, load_encoder_config
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.tables import aligned
 
 Report = dict[str, Any]

@@ -13,19 +13,20 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from convert.avhubert import check_flax
-from viavsp_jax import experiment as door
-from viavsp_jax import llm_folder, settings, sharding
+from viavsp_jax import experiment as models_of
+from viavsp_jax import llm_folder, run_settings, settings, sharding
 from viavsp_jax.data.ids import read_channels
 from viavsp_jax.data.pipeline import from_all
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.sources import LeftOut, open_sources
 from viavsp_jax.evaluation.report.results import RESERVED
-from viavsp_jax.experiment import Experiment, LanguageModelSettings, Settings
+from viavsp_jax.experiment import Experiment
 from viavsp_jax.initial import open_source
 from viavsp_jax.preflight import schedule
 from viavsp_jax.preflight import workdir as places
 from viavsp_jax.preflight.corpus import look_at_corpus
 from viavsp_jax.preflight.findings import UNKNOWN, Findings
+from viavsp_jax.run_settings import LanguageModelSettings, Settings
 from viavsp_jax.runtime.errors import InputError, InputErrors
 from viavsp_jax.runtime.run_info import flat
 from viavsp_jax.runtime.tensorboard import find_trackers
@@ -64,22 +65,22 @@ def look(
     mended, wrong = settings.mended(config)
     found = Findings(wrong)
     found.ask("settings", settings.check, config)
-    c = door.parts_of(mended)
+    c = run_settings.parts_of(mended)
     if not wrong:
         found.fact("settings", f"{len(flat(config))}, all of them right")
     folder = found.ask("work folder", places.check_folder, workdir)
     conversion, llama, prompt = _look_at_language_model(found, c)
-    encoder = found.ask("encoder", door.load_encoder_config, c, settings=("encoder", "data.feature_width"))
+    encoder = found.ask("encoder", models_of.load_encoder_config, c, settings=("encoder", "data.feature_width"))
     mesh = _look_at_mesh(found, c, devices)
     if mesh is not UNKNOWN:  # the instruction of a prompt that is not known takes nothing
         longest = 0 if prompt is UNKNOWN else max(map(len, prompt.instructions()))
-        c = found.ask("rows of the devices", door.follow_devices, c, mesh, longest, settings=_ROWS)
+        c = found.ask("rows of the devices", run_settings.follow_devices, c, mesh, longest, settings=_ROWS)
         if c is UNKNOWN:
-            c = door.parts_of(mended)
+            c = run_settings.parts_of(mended)
     _look_at_rows(found, c, mesh)
     left_out = look_at_corpus(found, c.data, prompt, folder)
     experiment = found.ask(
-        "model", door.assembled, mended, c, conversion, llama, prompt, encoder, mesh,
+        "model", models_of.assembled, mended, c, conversion, llama, prompt, encoder, mesh,
         settings=("lora", "llm", "prompt", "encoder", "data.row", "data.feature_width", "dtype", "remat"),
     )  # fmt: skip
     if c.training.init_from:
@@ -97,7 +98,7 @@ def look(
 
 def _existing(llm: LanguageModelSettings) -> str:
     """The folder of the language model, if there is any."""
-    path = door.llm_path(llm)
+    path = models_of.llm_path(llm)
     if not epath.Path(path).exists():
         llm_folder.llama_config(path)  # which says so
     return path

@@ -1,6 +1,6 @@
 """Whether the lengths of a run go together."""
 
-from viavsp_jax.experiment import Settings
+from viavsp_jax.run_settings import Settings
 
 
 def warnings(settings: Settings) -> list[str]:

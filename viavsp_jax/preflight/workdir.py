@@ -9,8 +9,9 @@ import jax
 from etils import epath
 
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.experiment import Experiment, Settings
+from viavsp_jax.experiment import Experiment
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import Settings
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, check_all
 

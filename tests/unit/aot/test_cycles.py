@@ -16,8 +16,9 @@ from configs import demo
 from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import cycles, hlo, kernels, workload
 from viavsp_jax.aot.topology import CHIPS
-from viavsp_jax.experiment import abstract_experiment, read_settings
+from viavsp_jax.experiment import abstract_experiment
 from viavsp_jax.models.avhubert.encoder import AVHubert
+from viavsp_jax.run_settings import read_settings
 
 CHIP = CHIPS["v5e"]
 CYCLES = 'backend_config={"estimated_cycles":"%d","more":["1"]}'

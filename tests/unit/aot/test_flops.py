@@ -16,12 +16,12 @@ from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
 from viavsp_jax.decoding.decoder import Decoder
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.run_settings import read_settings
 
 S, L, E, R = 64, 24, 48, 4  # positions, labels, encoder width, adapter rank
 

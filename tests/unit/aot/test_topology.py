@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from viavsp_jax import sharding
 from viavsp_jax.aot.topology import load_topology
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 

@@ -8,7 +8,7 @@ from viavsp_jax.data import clips, media, noise, packing, pipeline, records
 from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 NAMES = ("av_clean", "audio_clean", "video_clean")

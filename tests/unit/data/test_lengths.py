@@ -16,8 +16,8 @@ from viavsp_jax.data import lengths, pipeline, records
 from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.sources import count_fields, open_sources
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.prepare.__main__ import main as prepare
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 LONG = " ".join(["a b"] * 30)

@@ -12,7 +12,7 @@ from configs import final
 from viavsp_jax.data import packing, pipeline, records
 from viavsp_jax.data.examples import FEATURES
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
 

@@ -12,9 +12,9 @@ from viavsp_jax.aot import workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt, draw_clips
 from viavsp_jax.data import lengths, packing, pipeline, records
 from viavsp_jax.data.packing import RowShape
-from viavsp_jax.experiment import read_settings
 from viavsp_jax.preflight import rows
 from viavsp_jax.preflight.look import look
+from viavsp_jax.run_settings import read_settings
 
 from configs import base, final  # isort: skip
 

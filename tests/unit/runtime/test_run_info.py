@@ -15,7 +15,7 @@ from viavsp_jax import experiment, main, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline
 from viavsp_jax.describe import describe
-from viavsp_jax.experiment import read_settings
+from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import run_info
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.state import TrainState
