@@ -124,7 +124,7 @@ def _check_names(data: DataSettings, names: Sequence[str]) -> None:
     there = sorted(path.parent.name for path in epath.Path(data.path).glob(f"{kind}*/dataset_info.json"))
     if data.of_clips:
         there = [f"{modality}_{name.removeprefix(kind)}" for name in there for modality in MODALITIES]
-    for name in names:
+    for name in names if data.path else ():  # else that is told where folders are opened
         if there and not sources.folder_of(data, name).exists():
             raise InputError(
                 f"{sources.folder_of(data, name)}: no such folder, expected config.evaluate.names of {', '.join(there)}"

@@ -113,7 +113,7 @@ def test_from_nothing_to_a_transcript(run, installed):
     write_own(package=True)
     settings = ["--config=configs/mine.py", "--workdir=work", "--config.llm.path=llm", "--config.data.path=shards"]
     made(run("viavsp-train", *settings))
-    assert "av_clean" in made(run("python", "-m", "viavsp_jax.main", *settings, "--mode=eval"))
+    assert "av_clean" in made(run("python", "-m", "viavsp_jax.main", *settings, "--mode=eval", "--step=latest"))
     assert json.loads(pathlib.Path("work/report.json").read_text())["av_clean"]["clips"] == 2
     made(run("python", "-m", "convert.to_hf", "--workdir", "work", "--output", "exported"))
     pathlib.Path("convert").mkdir()

@@ -85,6 +85,11 @@ def test_shard_folder(error_of, tmp_path, folders):
     assert f"{missing}/av_clean: no such folder" in error_of(*given(folders[0], missing))
 
 
+def test_step(error_of, folders):
+    message = error_of(*given(*folders), "--mode=eval", "--step=newest")
+    assert "--step is newest, expected best, latest or the number of an update" in message
+
+
 def test_feature_width(error_of, tmp_path, folders):
     arguments = (*given(*folders), "--config.data.feature_width=1024")
     assert "av_clean holds features of width 12, but config.data.feature_width is 1024" in error_of(*arguments)
