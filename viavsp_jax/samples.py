@@ -32,10 +32,8 @@ class Samples:
 
     def __init__(self, experiment: Experiment, left_out: LeftOut):
         c, data, self._experiment = experiment.settings.samples, experiment.settings.data, experiment
-        groups = [_spread(experiment, name, share, left_out) for name, share in zip(
-            data.train, _shares(c.clips, len(data.train)), strict=True
-        )]  # fmt: skip
-        records = [record for group in groups for record in group]
+        sets = enumerate(zip(data.train, _shares(c.clips, len(data.train)), strict=True))
+        records = [one for place, (name, share) in sets for one in _spread(experiment, name, share, place, left_out)]
         # One size, so that one program does.
         rows = sharding.whole_rows(experiment.mesh, len(records))
         longest = max(
@@ -66,12 +64,18 @@ def _shares(clips: int, sets: int) -> list[int]:
     return [clips // sets + (number < clips % sets) for number in range(sets)]
 
 
-def _spread(experiment: Experiment, name: str, count: int, left_out: LeftOut) -> list[dict[str, Any]]:
-    """So many records of a validation split at even distances, or all if it has no more, without those left out."""
-    records = pipeline.evaluation_records(experiment.settings.data, name, "valid")
+def _spread(experiment: Experiment, name: str, count: int, place: int, left_out: LeftOut) -> list[dict[str, Any]]:
+    """So many records of a validation split at even distances, or all if it has no more, without those left out.
+
+    Sets often have the same clips: the `place` of this one among them shifts where its records begin.
+    """
+    data = experiment.settings.data
+    records = pipeline.evaluation_records(data, name, "valid")
     ids = left_out.get((name, "valid"), ())
     step = max(1, len(records) // max(1, count))
+    shift = place * step // len(data.train)
     # Where one is left out, its neighbours come in.
-    order = itertools.chain(range(0, len(records), step), *(range(i, len(records), step) for i in range(1, step)))
-    found = (record | {"set": name} for record in (records[index] for index in order) if record["id"] not in ids)
+    order = (index % step for index in range(shift, shift + step))
+    indices = itertools.chain.from_iterable(range(first, len(records), step) for first in order)
+    found = (record | {"set": name} for record in (records[index] for index in indices) if record["id"] not in ids)
     return list(itertools.islice(found, count))
