@@ -40,7 +40,9 @@ class Samples:
             max(len(prompt[name]) for name in ("frame_slot", "tokens"))
             for prompt in (packing.speech_prompt(record, experiment.prompt) for record in records)
         )
-        self._batches = list(pipeline.decoding_batches(data, experiment.prompt, records, rows, longest))
+        bucket = experiment.settings.evaluation.bucket
+        size = -(-longest // bucket) * bucket
+        self._batches = list(pipeline.decoding_batches(data, experiment.prompt, records, rows, size))
         search = DecodingConfig(max_new_tokens=c.max_new_tokens, num_beams=1)
         self._decoder = Decoder(experiment.mesh, experiment.structure, search, experiment.prompt.end_ids)
 
