@@ -23,8 +23,13 @@ _FOLDERS = ("data.path", "data.train", "data.feature_width", "encoder.train")
 _LENGTHS = ("data.row", "data.too_long", "data.augment", *_FOLDERS)
 
 
-def look_at_corpus(found: Findings, data: DataSettings, prompt: Prompt, workdir: epath.Path) -> LeftOut:
-    """All checks of what training reads. `prompt` and `workdir` may be UNKNOWN, and so may what is returned."""
+def look_at_corpus(
+    found: Findings, data: DataSettings, prompt: Prompt, workdir: epath.Path, whole: DataSettings
+) -> LeftOut:
+    """All checks of what training reads. `prompt` and `workdir` may be UNKNOWN, and so may what is returned.
+
+    `whole` has the rows of the config, where those of `data` were made shorter for many devices.
+    """
     splits, complete = [], True
     for kind in ("train", "valid"):
         for name in data.train:
@@ -45,7 +50,7 @@ def look_at_corpus(found: Findings, data: DataSettings, prompt: Prompt, workdir:
     left_out = found.ask("rows and window", lengths.check, data, prompt, splits, listed_in, settings=_LENGTHS)
     training = [split for split in splits if split.source.split == "train"]
     if training and prompt is not UNKNOWN:
-        found.ask("filling of rows", _look_at_rows, found, data, prompt, splits, training, left_out is UNKNOWN,
+        found.ask("filling of rows", _look_at_rows, found, data, whole, prompt, splits, training, left_out is UNKNOWN,
                   settings=_LENGTHS)  # fmt: skip
     return left_out if complete else UNKNOWN
 
@@ -107,7 +112,13 @@ def _look_at_texts(found: Findings, prompt: Prompt, splits: Sequence[Split]) -> 
 
 
 def _look_at_rows(
-    found: Findings, data: DataSettings, prompt: Prompt, splits: Sequence[Split], training: Sequence[Split], bad: bool
+    found: Findings,
+    data: DataSettings,
+    whole: DataSettings,
+    prompt: Prompt,
+    splits: Sequence[Split],
+    training: Sequence[Split],
+    bad: bool,
 ) -> None:
     """How rows are filled; where records do not fit, or rows are badly filled, which row would be better."""
     clips, long = rows.sample(prompt, training), rows.longest(prompt, splits)
@@ -115,14 +126,20 @@ def _look_at_rows(
         clips, long = (some.those(rows.fits(some, data.row, data.of_clips)) for some in (clips, long))
     if not len(clips):
         return
-    now = rows.pack(clips, data.row, data.of_clips)
-    shape, proposed = rows.propose(clips, long, data.row, data.of_clips)
-    if now is not None:
-        found.fact("rows", _rows(data, data.row, now))
+    there = rows.pack(clips, data.row, data.of_clips)
+    now = there if whole.row == data.row else rows.pack(clips, whole.row, data.of_clips)
+    shape, proposed = rows.propose(clips, long, whole.row, data.of_clips)
+    if there is not None:
+        found.fact("rows", _rows(data, data.row, there))
         found.fact("window", f"{data.row.window} positions, the longest clip takes {long.positions.max()}")
-    words = f"{rows.options(shape)}: {_rows(data, shape, proposed)}"
+    words = f"{rows.options(shape)}: {_rows(whole, shape, proposed)}"
     if bad:
         found.warnings.append(f"a row that holds all clips, for this corpus and this tokenizer: {words}")
+    elif whole.row != data.row and there is not None and there.share < rows.BADLY_FILLED:
+        found.warnings.append(
+            f"{1 - there.share:.0%} of the rows is padding, since a batch is cut into {data.rows} of them for as many "
+            "devices: fewer devices lose less, or a larger config.data.row with a larger batch"
+        )
     elif now is not None and rows.worth_it(now, proposed):
         found.warnings.append(f"rows are {now.share:.0%} filled, and the rest is computed for nothing; better: {words}")
 

@@ -18,6 +18,7 @@ from viavsp_jax import llm_folder, run_settings, settings, sharding
 from viavsp_jax.data.ids import read_channels
 from viavsp_jax.data.pipeline import from_all
 from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, open_sources
 from viavsp_jax.evaluation.report.results import RESERVED
 from viavsp_jax.experiment import Experiment
@@ -72,13 +73,9 @@ def look(
     conversion, llama, prompt = _look_at_language_model(found, c)
     encoder = found.ask("encoder", models_of.load_encoder_config, c, settings=("encoder", "data.feature_width"))
     mesh = _look_at_mesh(found, c, devices)
-    if mesh is not UNKNOWN:  # the instruction of a prompt that is not known takes nothing
-        longest = 0 if prompt is UNKNOWN else max(map(len, prompt.instructions()))
-        c = found.ask("rows of the devices", run_settings.follow_devices, c, mesh, longest, settings=_ROWS)
-        if c is UNKNOWN:
-            c = run_settings.parts_of(mended)
+    c, whole = _follow_devices(found, c, mesh, prompt)
     _look_at_rows(found, c, mesh)
-    left_out = look_at_corpus(found, c.data, prompt, folder)
+    left_out = look_at_corpus(found, c.data, prompt, folder, whole)
     experiment = found.ask(
         "model", models_of.assembled, mended, c, conversion, llama, prompt, encoder, mesh,
         settings=("lora", "llm", "prompt", "encoder", "data.row", "data.feature_width", "dtype", "remat"),
@@ -134,6 +131,15 @@ def _look_at_mesh(found: Findings, c: Settings, devices: Sequence[jax.Device] | 
         axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         found.fact("devices", f"{mesh.devices.size} of kind {mesh.devices.flat[0].device_kind}, mesh: {axes}")
     return mesh
+
+
+def _follow_devices(found: Findings, c: Settings, mesh: Mesh, prompt: Prompt) -> tuple[Settings, DataSettings]:
+    """Settings with the rows that there are, and those of the data with rows as in the config."""
+    whole = c.data if c.data.rows > 0 else dataclasses.replace(c.data, rows=run_settings.WHOLE_ROWS)
+    # The instruction of a prompt that is not known takes nothing.
+    longest = 0 if prompt is UNKNOWN else max(map(len, prompt.instructions()))
+    resolved = found.ask("rows of the devices", run_settings.follow_devices, c, mesh, longest, settings=_ROWS)
+    return (dataclasses.replace(c, data=whole) if resolved is UNKNOWN else resolved), whole
 
 
 def _look_at_rows(found: Findings, c: Settings, mesh: Mesh) -> None:

@@ -11,17 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from small_media import media_config, write_recordings
 from small_run import WIDTH, make_example, small_config
 
-from viavsp_jax import train, update
+from viavsp_jax import sharding, train, update
 from viavsp_jax.check import check
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.data.examples import FEATURES, MEDIA
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.optimizer import make_optimizer
+from viavsp_jax.preflight.corpus import look_at_corpus
+from viavsp_jax.preflight.findings import Findings
 from viavsp_jax.preflight.look import look
+from viavsp_jax.run_settings import follow_devices, read_settings
 from viavsp_jax.runtime.errors import InputErrors
 
 GOOD_ROW = {"positions": 128, "frames": 128, "labels": 64, "clips": 5, "window": 64}
@@ -363,3 +367,17 @@ def test_rows_that_follow_the_devices_are_known(config, tmp_path):
     config.device_rows = 3
     found, _ = look(config, tmp_path / "work")
     assert [one for one in found.faults if "config.device_rows is 3, which does not divide the 8 rows" in one]
+
+
+def test_padding_on_many_devices_is_said(config, tmp_path):
+    config.data.rows, config.data.row.clips, config.data.row.window = -1, 8, 64
+    settings, exp = read_settings(config), load_experiment(config)
+    found = Findings()
+    data = follow_devices(settings, AbstractMesh((64, 1, 1), sharding.AXES), 15).data
+    whole = dataclasses.replace(settings.data, rows=8)
+    assert data.rows == 64 and data.row.clips == 1
+    look_at_corpus(found, data, exp.prompt, tmp_path, whole)
+    assert not found.faults and found.facts[-2][1].startswith("64 of 64 positions")
+    (warning,) = [one for one in found.warnings if "padding" in one]
+    share = found.facts[-2][1].split(", ")[1]
+    assert warning.startswith(f"{100 - int(share.split('%')[0])}% of the rows is padding, since a batch is cut into 64")
