@@ -65,6 +65,8 @@ test = [
     "python_speech_features",
     "ruff",
     "selenium",
+    "tensorboard",
+    "wandb",
 ]
 
 setup(
