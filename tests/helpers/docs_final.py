@@ -11,7 +11,7 @@ def get_config(variant: str = "tpu"):
     config.data.row = {"positions": 192, "frames": 24, "labels": 48, "clips": 2, "window": 192}
     config.updates, config.checkpoint.every, config.log_every = 2, 2, 1
     config.optimizer.warmup_updates, config.optimizer.decay_updates = 1, 1
-    config.encoder.freeze_updates = 1
+    config.encoder.freeze_updates, config.samples.clips = 1, 0
     config.evaluate.rows, config.evaluate.decoding.num_beams, config.evaluate.decoding.max_new_tokens = 2, 2, 4
     if variant == "reference":
         config.updates = 30
