@@ -29,7 +29,8 @@ PAGES = (
     *("docs/performance.md", "docs/space.md", "docs/reliability.md"),
 )
 # Words in code blocks that stand for something of the reader's own.
-PLACEHOLDERS = {"gs://BUCKET": "bucket", "data/new_shards": "data/shards", "--layer 12": "--layer 2", "--num_clusters 1000": "--num_clusters 8",
+PLACEHOLDERS = {"gs://BUCKET": "bucket", "data/new_shards": "data/shards", "--layer 12": "--layer 2",
+                "--num_clusters 1000": "--num_clusters 8",
                 "--fraction 0.01": "--fraction 1.0", "--device cuda": "--device cpu", '"cuda"': '"cpu"',
                 "cd viavsp_jax && ": "", '"0.0.0.0"': '"127.0.0.1", "--port", "PORT"'}  # fmt: skip
 # What takes minutes, and where it is done in small or in full.
