@@ -40,6 +40,8 @@ class Monitor:
     def start(self, step: int) -> None:
         """Training goes on behind update `step`."""
         self._start, self._begun = step, time.monotonic()
+        if not self._watched:
+            say(f"training from update {step + 1} to {self._last}")
         silent = jax.process_index() > 0 or not self._watched
         self._bar = tqdm(total=self._last, initial=step, unit="update", desc="train", mininterval=0.5, disable=silent)
 

@@ -24,6 +24,7 @@ from without_torch import without_torch
 from convert import from_hf, to_hf
 from viavsp_jax import evaluate, experiment, train
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.prepare.__main__ import main as prepare
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.buckets import bucket_trouble
@@ -88,7 +89,7 @@ def test_a_run_that_is_stopped_continues_and_is_scored_and_exported(config, home
     evaluate.evaluate(config, work)
     report = json.loads((work / "report.json").read_text())
     assert "av_clean" in json.dumps(report) and (work / "report.html").exists()
-    assert len((work / "hypotheses" / "av_clean.tsv").read_text().splitlines()) == 6
+    assert len((last_folder(work) / "av_clean.tsv").read_text().splitlines()) == 6
     to_hf.export(work, str(tmp_path / "export"), step="latest")
     assert (tmp_path / "export" / "adapter" / "adapter_model.safetensors").exists()
 
@@ -147,7 +148,7 @@ def test_a_bucket_is_asked_whether_it_can_be_written(config, home, tmp_path):
         InputError, match=r"^gs://viavsp/a#1: holds a # or a \?, which end a name in a bucket's address"
     ):
         check_writable("gs://viavsp/a#1", folder=True)
-    with pytest.raises(InputError, match=re.escape(f"gs://another/run/checkpoints: {sentence}")):
+    with pytest.raises(InputError, match=re.escape(f"--workdir gs://another/run: {sentence}")):
         train.train(config, "gs://another/run")
     config.data.path = "gs://another/shards"
     with pytest.raises(InputError, match=r"^gs://another/shards/av_clean: no such folder"):

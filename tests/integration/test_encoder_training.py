@@ -24,6 +24,7 @@ from viavsp_jax.optimizer import learning, make_optimizer
 from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.state import TrainState
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, that is; what is compiled is run once or twice
 
@@ -38,7 +39,7 @@ class Run:
     """A new state of training, the frozen weights and a batch."""
 
     exp: experiment.Experiment
-    state: train.TrainState
+    state: TrainState
     frozen: dict
     batch: dict
 

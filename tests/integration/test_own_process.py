@@ -25,7 +25,7 @@ def test_training_refuses_a_missing_language_model(tmp_path):
     command = [sys.executable, "-m", "viavsp_jax.main", "--config=configs/final.py", f"--workdir={tmp_path}"]
     result = subprocess.run([*command, "--config.llm.path=/does/not/exist"], capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: /does/not/exist/config.json does not exist")
+    assert "\n  - /does/not/exist/config.json does not exist" in result.stderr
 
 
 def test_a_program_may_have_folders_with_our_names(tmp_path):

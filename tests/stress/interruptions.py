@@ -74,8 +74,8 @@ def _strike(
     wait = rng.uniform(0, 4) if kind == "start" else rng.uniform(0, 0.05) if kind == "save" else rng.uniform(0, seconds)
     while process.poll() is None:
         now = time.monotonic()
-        if working is None and re.search(r"train: .*update", output.read_text(encoding="utf-8", errors="replace")):
-            working = now  # the bar is there
+        if working is None and re.search(r"training from update", output.read_text(encoding="utf-8", errors="replace")):
+            working = now  # it said so
         ripe = {
             "start": now - begun > wait,
             "save": working is not None and bool(_half_written(workdir)),

@@ -4,11 +4,10 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.buckets import bucket_trouble
+from viavsp_jax.runtime.errors import RIGHTS, InputError
 
 UNKNOWN: Any = object()  # what a check would have given
-# Of a bucket's client, whose exceptions have no base in common.
-_CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "tensorflow", "botocore", "s3fs")
 _WIDTH, _LONG_HEAD = 118, 24  # of the lines that are printed, and of what they begin with
 
 
@@ -96,10 +95,9 @@ def _overlap(one: str, other: str) -> bool:
 
 def _of_a_place(error: Exception) -> str | None:
     """What an error says of a folder or bucket that cannot be used; None if it is of another kind."""
-    if isinstance(error, ImportError) and "install" in str(error):  # as fsspec says it of a client
-        return str(error)
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
-        named = isinstance(error, OSError) and error.strerror and error.filename
-        what = f"{error.filename}: {error.strerror}" if named else f"{type(error).__name__}: {error}"
-        return f"{' '.join(what.split())[:300]}, expected a place that this user may read"
-    return None
+    if trouble := bucket_trouble(error):
+        return f"{trouble}, {RIGHTS}"
+    if not isinstance(error, OSError):
+        return None
+    what = f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)
+    return f"{' '.join(what.split())[:300]}, expected a place that this user may read"

@@ -185,10 +185,11 @@ def load_centers(path: str) -> tuple[np.ndarray, int]:
         raise InputError(f"{path}: no such file, expected the centres that the kmeans stage wrote.")
     try:
         with contextlib.ExitStack() as stack:
-            if "://" in path:  # safetensors opens local files only
+            remote = "://" in os.fspath(path)
+            if remote:  # safetensors opens local files only
                 local = epath.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "centers"
                 epath.Path(path).copy(local)
-            file = stack.enter_context(safetensors.safe_open(local if "://" in path else path, framework="numpy"))
+            file = stack.enter_context(safetensors.safe_open(local if remote else path, framework="numpy"))
             centers, layer = file.get_tensor("centers"), int((file.metadata() or {})["layer"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: not a file of the kmeans stage ({type(error).__name__}: {error}).") from error

@@ -5,14 +5,16 @@ import collections
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from small_run import DEMO_LLAMA, WIDTH, make_example, make_shards, small_config
 
 from benchmarks import vasr_clips
 from configs import final
+from viavsp_jax import sharding
 from viavsp_jax.data import packing, pipeline, records
 from viavsp_jax.data.examples import FEATURES
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.run_settings import read_settings
+from viavsp_jax.run_settings import follow_devices, read_settings
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -137,7 +139,9 @@ def test_rows_of_the_final_recipe_are_full(tmp_path):
     config = final.get_config()
     config.data.path, config.data.feature_width = str(tmp_path), 2
     vasr_clips.write_shards(tmp_path, {"train": vasr_clips.draw_clips(1000, 2, 2000)})
-    batches = pipeline.training_batches(read_settings(config).data, vasr_clips.make_prompt(2000))
+    mesh = AbstractMesh((8, 1, 1), sharding.AXES)
+    data = follow_devices(read_settings(config), mesh, 15).data
+    batches = pipeline.training_batches(data, vasr_clips.make_prompt(2000))
     several = [next(batches) for _ in range(8)]
     positions, frames, labels = (
         np.mean([used(batch) for batch in several])
