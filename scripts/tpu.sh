@@ -41,6 +41,7 @@ describe_type() {
   esac
   [[ ${type##*-} =~ ^[1-9][0-9]*$ ]] || fail "--type is $type, expected a number after the last -"
   zone=${zone:-$1} version=${version:-$2} chips=$((${type##*-} / $3)) price=$4
+  [ "$chips" -gt 0 ] || fail "--type is $type, which is less than a chip"
 }
 
 cost() {
@@ -104,17 +105,19 @@ wait_for_slice() {
       UNKNOWN) [ $((unknown += 1)) -lt 5 ] || fail "the state of $name is not known" ;;
       "" | SUSPENDED | FAILED)
         [ "$1" = anew ] || fail "$name is ${now:-not there}, expected one that is ACTIVE: scripts/tpu.sh run makes it"
-        [ -z "$now" ] || delete
-        create ;;
+        [ -z "$now" ] || delete || true
+        create || [ $((unknown += 1)) -lt 5 ] || fail "$name could not be requested" ;;
     esac
     sleep "$interval"
   done
 }
 
 install() {
-  do_ tar -czf "$scratch/viavsp_jax.tgz" -C "$root" --exclude __pycache__ \
+  local archive="$scratch/viavsp_jax.tgz"
+  [ -z "$dry" ] || archive=viavsp_jax.tgz
+  do_ tar -czf "$archive" -C "$root" --exclude __pycache__ \
     viavsp_jax convert configs scripts setup.py pyproject.toml constraints.txt README.md
-  do_ gcloud compute tpus tpu-vm scp "$scratch/viavsp_jax.tgz" "$name:" --zone "$zone" --quiet --worker all
+  do_ gcloud compute tpus tpu-vm scp "$archive" "$name:" --zone "$zone" --quiet --worker all
   ssh_ all "mkdir -p viavsp_jax && tar -xzf viavsp_jax.tgz -C viavsp_jax && cd viavsp_jax &&\
  bash -c '. scripts/install.sh && install_extra tpu'"
 }
@@ -171,6 +174,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ $# = 0 ] || [ "$command" = run ] || fail "$command takes no options after --"
+[ "$spot" != 0 ] || spot=''
 describe_type
 case "$command" in
   create | run)

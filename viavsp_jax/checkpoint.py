@@ -78,8 +78,8 @@ class Checkpoints:
           fits: what the trained weights fit: sizes of the adapters and the frozen weights' hash, by name.
           run_info: what they were made by (see runtime/run_info.py); `saved`, the time in UTC, is added.
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better. The
-            best checkpoint has the highest `score` or, where there is none, accuracy; the last of several. `since` is
-            the update at which that score was reached first.
+            best checkpoint has the highest `score` or, where there is none, accuracy; the last of several. `not_better`
+            counts the validations since that score was reached first.
         """
         arrays = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
@@ -130,13 +130,12 @@ class Checkpoints:
         return best
 
     def best_score(self) -> tuple[float, int]:
-        """The score of the best checkpoint, and since which update none was better; (-1, 0) without checkpoints."""
-        if self.latest_step() is None:
+        """The score of the best checkpoint, and how many validations since were not better; (-1, 0) without any."""
+        if (latest := self.latest_step()) is None:
             return -1.0, 0
-        step = self.best_step()
-        with self._read(step):
-            metrics = self._manager.metrics(step)
-            return _score(metrics), int(metrics.get("since", step))
+        best = self.best_step()
+        with self._read(latest):
+            return _score(self._manager.metrics(best)), int(self._manager.metrics(latest).get("not_better", 0))
 
     def choose(self, which: str) -> int:
         """The step meant by `best`, `latest` or a number; InputError when there is no such checkpoint."""
@@ -177,7 +176,8 @@ class Checkpoints:
         Its batches have to go on where they were, and its checkpoints to be compared with those that are there.
         """
         saved = completed(self.restore_config(step))
-        for name, before, now in changes(saved, config, ("checkpoint.best_by",)):
+        by_samples = saved.checkpoint.best_by == "wer"
+        for name, before, now in changes(saved, config, ("checkpoint.best_by", *["samples"] * by_samples)):
             raise InputError(
                 f"checkpoint {step} in {self.folder} was saved with config.{name} {before}, not {now}: continue with "
                 "the same, or the best would be sought among scores of two kinds"

@@ -1,7 +1,8 @@
 """Runs side by side, of a sweep or with several seeds: python -m viavsp_jax.compare WORKDIR... [--output FILE.tsv]
 
-Each run is a line: the settings in which the runs differ, the best checkpoint, and WER in percent of the sets of the
-last evaluation. Of runs that differ in the seed alone mean and standard deviation follow.
+Each run is a line: the settings in which the runs differ, the best checkpoint, and of the last evaluation its
+checkpoint and search, and WER in percent of its sets. Of runs that differ in the seed alone, and were evaluated alike,
+mean and standard deviation follow.
 """
 
 import argparse
@@ -13,13 +14,14 @@ from typing import Any
 from etils import epath
 
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.evaluation.report.results import read_report
+from viavsp_jax.evaluation.report.results import read_report, search_of
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.run_info import flat
 from viavsp_jax.runtime.tables import aligned, write_table
+from viavsp_jax.settings import completed
 
-Run = dict[str, Any]  # workdir, settings, update, accuracy, wer by set
+Run = dict[str, Any]  # workdir, settings, update, accuracy, evaluated, search, wer by set
 
 
 def read_run(workdir: epath.PathLike) -> Run:
@@ -28,15 +30,19 @@ def read_run(workdir: epath.PathLike) -> Run:
         raise InputError(f"{workdir} holds no checkpoints: expected the work folder of a training")
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
+    # With today's defaults for what its version did not have.
+    settings = json.loads(completed(checkpoints.restore_config(step)).to_json())
     run = {
         "workdir": str(workdir),
-        "settings": {name: json.dumps(value) for name, value in flat(checkpoints.restore_config(step)).items()},
+        "settings": {name: json.dumps(value) for name, value in flat(settings).items()},
         "update": step,
         "accuracy": checkpoints.accuracy(step),
     }
     checkpoints.close()
-    report = read_report(workdir) or {"analysis": {}}
-    return run | {"wer": {key: report[key]["wer"] for key in report["analysis"] if "wer" in report[key]}}
+    if (report := read_report(workdir)) is None:
+        return run | {"evaluated": "-", "search": "-", "wer": {}}
+    wer = {key: report[key]["wer"] for key in report["analysis"] if "wer" in report[key]}
+    return run | {"evaluated": str(report["checkpoint"]), "search": search_of(report), "wer": wer}
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -51,13 +57,14 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
     ]  # fmt: skip
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(run["settings"].get(name) for name in differing if name != "seed"), []).append(run)
+        alike = (run["search"], *(run["settings"].get(name) for name in differing if name != "seed"))
+        groups.setdefault(alike, []).append(run)
     for group in groups.values():
         if len(group) > 1:
             wer = {name: _spread([100 * run["wer"][name] for run in group], 2) for name in sets
                    if all(name in run["wer"] for run in group)}  # fmt: skip
             accuracy = _spread([run["accuracy"] for run in group], 4)
-            of_all = group[0] | {"settings": group[0]["settings"] | {"seed": "all"}}
+            of_all = group[0] | {"settings": group[0]["settings"] | {"seed": "all"}, "evaluated": ""}
             lines.append(_line(f"mean of {len(group)}", of_all, differing, "", accuracy, wer, sets))
     return lines
 
@@ -70,6 +77,8 @@ def _line(
         **{setting: run["settings"].get(setting, "-").strip('"') for setting in differing},
         "update": update,
         "accuracy": accuracy,
+        "evaluated": run["evaluated"],
+        "search": run["search"],
         **{f"{key} WER %": wer.get(key, "-") for key in sets},
     }
 
@@ -87,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.output:
         check_writable(args.output, "--output")
-    lines = compare([read_run(workdir) for workdir in args.workdirs])
+    once = {epath.Path(workdir).resolve(): workdir for workdir in args.workdirs}
+    lines = compare([read_run(workdir) for workdir in once.values()])
     print(aligned([list(lines[0]), *(list(line.values()) for line in lines)]))
     if args.output:
         write_table(epath.Path(args.output), lines)

@@ -1,5 +1,6 @@
 """The weights that training begins with: new ones, or those of another training (`config.init_from`)."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -59,11 +60,11 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
     _check_fits(experiment, with_encoder, workdir, lambda fits: checkpoints.check_fits(step, fits))
     wanted = {name: tree for name, tree in experiment.trainable.items() if with_encoder or name != "encoder"}
     stats = experiment.batch_stats if with_encoder else {}
+    checkpoints.close()
 
     def read():
-        found = checkpoints.restore_trainable(step, wanted), checkpoints.restore_batch_stats(step, stats)
-        checkpoints.close()
-        return found
+        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+            return checkpoints.restore_trainable(step, wanted), checkpoints.restore_batch_stats(step, stats)
 
     return read
 

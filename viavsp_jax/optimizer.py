@@ -85,8 +85,8 @@ def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransform
     """Adam or AdamW (arXiv:1711.05101) and its schedule.
 
     An encoder has an Adam of its own, whose count begins with its first update: as in fairseq, whose Adam starts with a
-    weight's first gradient. Its learning rate is that of all others. Every update is told by `train_encoder` whether
-    the encoder is trained.
+    weight's first gradient. Its learning rate is that of all others at `step`, an argument of every update, as is
+    `train_encoder`: whether the encoder is trained.
 
     The state has the same form with any settings, so that a run may go on with others.
     """
@@ -96,13 +96,24 @@ def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransform
         scaled = scale_by_adam(c.b1, c.b2, c.eps)
         if c.name == "adamw":
             scaled = _with_decay(scaled, c.weight_decay)
-        return optax.chain(scaled, optax.scale_by_learning_rate(learning_rate))
+        return optax.chain(scaled, _scale_by_rate(learning_rate))
 
     whole = optax.with_extra_args_support(adam(schedule))
     if c.train_encoder:
         late = when_trained(adam(lambda count: schedule(count + c.freeze_updates)))
         whole = optax.partition({"encoder": late, "others": adam(schedule)}, _labels)
     return (_with_clipping(whole, c.clip_norm) if c.clip_norm else whole), schedule
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """As optax.scale_by_learning_rate; by the `step` that it is told, or else by its own count."""
+
+    def update(updates, state, weights=None, *, step=None, **more):
+        del weights, more
+        factor = -rate(state.count if step is None else step)
+        return jax.tree.map(lambda x: factor * x, updates), optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
 
 
 def _with_decay(scaled: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
@@ -128,9 +139,9 @@ def _with_clipping(inner: optax.GradientTransformationExtraArgs, limit: float) -
 def when_trained(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`inner` in updates that train the encoder; in others neither weights nor moments change."""
 
-    def update(gradients, state, params=None, *, train_encoder: bool):
+    def update(gradients, state, params=None, *, train_encoder: bool, step=None):
         if train_encoder:
-            return inner.update(gradients, state, params)
+            return inner.update(gradients, state, params, step=step)
         return jax.tree.map(jnp.zeros_like, gradients), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

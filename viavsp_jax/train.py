@@ -11,14 +11,14 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from viavsp_jax import sharding, update
+from viavsp_jax import run_settings, sharding, update
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline
 from viavsp_jax.data.sources import LeftOut
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.losses import Metrics, summarize
 from viavsp_jax.monitor import Monitor, say
-from viavsp_jax.optimizer import learning, make_optimizer
+from viavsp_jax.optimizer import learning, make_optimizer, make_schedule
 from viavsp_jax.preflight.look import before_training
 from viavsp_jax.runtime import distributed, programs
 from viavsp_jax.runtime.errors import InputError
@@ -27,6 +27,7 @@ from viavsp_jax.runtime.profiler import Profiler
 from viavsp_jax.runtime.run_info import differences, run_info
 from viavsp_jax.runtime.throughput import Throughput
 from viavsp_jax.samples import Samples
+from viavsp_jax.settings import completed
 
 Tree = dict[str, Any]
 
@@ -59,7 +60,7 @@ class Trainer:
         self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out)
         self.optimizer, self.schedule = make_optimizer(experiment.settings.optimizer)
         self.run_info = run_info(experiment.mesh, pipeline.shard_folders(data))
-        self.best = self.checkpoints.best_score()  # and since when
+        self.best_score, self.not_better = self.checkpoints.best_score()
         if (step := self.checkpoints.latest_step()) is None:
             self.state = update.init_state(experiment, self.optimizer)
             if source := self.settings.init_from:
@@ -81,17 +82,20 @@ class Trainer:
         before = self.checkpoints.restore_run_info(step) | {"config": self.checkpoints.restore_config(step)}
         for change in differences(before, self.run_info | {"config": self.config}):
             say(f"since update {step}: {change}")
+        saved = run_settings.parts_of(completed(before["config"])).optimizer
+        rates = [float(make_schedule(one)(step)) for one in (saved, self.experiment.settings.optimizer)]
+        if not np.isclose(*rates, rtol=1e-5):
+            say(f"since update {step}: the learning rate was {rates[0]:.4g}, is {rates[1]:.4g}")
 
     def finished(self) -> str | None:
         """Why there is nothing to do any more; None while there is."""
         step = int(self.state.step)
         if step >= self.settings.updates:
             return f"all {self.settings.updates} updates are done; a larger config.updates goes on"
-        since, patience = self.best[1], self.settings.patience
-        if patience and step - since >= patience * self.settings.checkpoint_every:
+        if 0 < self.settings.patience <= self.not_better:
             return (
-                f"no checkpoint of the last {step - since} updates is better than that of update {since}, and "
-                f"config.checkpoint.patience is {patience}"
+                f"the last {self.not_better} checkpoints are no better than one before, and config.checkpoint.patience "
+                f"is {self.settings.patience}"
             )
         return None
 
@@ -142,8 +146,9 @@ class Trainer:
             scores = {"accuracy": 0.0, "score": 0.0}
         else:
             scores["score"] = 1 / (1 + scores["wer"]) if self.settings.best_by == "wer" else scores["accuracy"]
-            self.best = max(self.best, (scores["score"], step), key=lambda best: best[0])
-            scores["since"] = self.best[1]
+            self.not_better = 0 if scores["score"] > self.best_score else self.not_better + 1
+            self.best_score = max(self.best_score, scores["score"])
+        scores["not_better"] = self.not_better
         with self.throughput.phase("checkpoint"):
             config, fits = self.experiment.config, self.experiment.fits
             self.checkpoints.save(self.state, self.batches, config, fits, self.run_info, scores)
@@ -188,7 +193,7 @@ class Trainer:
                     self.log(step)
                 self.save(step, preemption, stop)
                 stop = step < last and preemption.noticed()
-                if step < last and (reason := self.finished()):
+                if step < last and not stop and (reason := self.finished()):
                     say(f"ends at update {step}: {reason}")
                     break
             if stop:

@@ -103,7 +103,9 @@ def make_train_step(
         else:
             found = summed(state, frozen, batch, key)
         gradients, metrics, batch_stats = found
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, train_encoder=train_encoder)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.trainable, train_encoder=train_encoder, step=state.step
+        )
         trainable = optax.apply_updates(state.trainable, only(parts, updates))
         metrics = metrics.of_update(optax.tree.norm(gradients))
         return TrainState(state.step + 1, trainable, opt_state, batch_stats), metrics

@@ -12,7 +12,15 @@ from viavsp_jax.runtime.errors import InputError
 
 def run(name, seed, lr, wer, accuracy=0.5):
     settings = {"seed": str(seed), "optimizer.peak_lr": str(lr), "updates": "4"}
-    return {"workdir": name, "settings": settings, "update": 4, "accuracy": accuracy, "wer": {"av_clean": wer}}
+    run = {
+        "workdir": name,
+        "settings": settings,
+        "update": 4,
+        "accuracy": accuracy,
+        "evaluated": "4",
+        "search": "beams 2",
+    }
+    return run | {"wer": {"av_clean": wer}}
 
 
 def test_settings_that_differ_and_means_over_seeds():
@@ -20,13 +28,19 @@ def test_settings_that_differ_and_means_over_seeds():
     first, _, third, mean = compare.compare(runs)
     assert first == {
         "run": "a", "optimizer.peak_lr": "0.001", "seed": "0", "update": "4", "accuracy": "0.5000",
-        "av_clean WER %": "25.00",
+        "evaluated": "4", "search": "beams 2", "av_clean WER %": "25.00",
     }  # fmt: skip
     assert third["av_clean WER %"] == "10.00"
     assert mean == {
         "run": "mean of 2", "optimizer.peak_lr": "0.001", "seed": "all", "update": "", "accuracy": "0.6000 ± 0.1414",
-        "av_clean WER %": "30.00 ± 7.07",
+        "evaluated": "", "search": "beams 2", "av_clean WER %": "30.00 ± 7.07",
     }  # fmt: skip
+
+
+def test_runs_that_were_searched_otherwise_are_not_averaged():
+    runs = [run("a", 0, 1e-3, 0.25), run("b", 1, 1e-3, 0.35)]
+    runs[1]["search"] = "beams 5"
+    assert [line["run"] for line in compare.compare(runs)] == ["a", "b"]
 
 
 def test_a_run_that_was_not_evaluated():
@@ -43,10 +57,12 @@ def test_work_folders(folders, tmp_path, capsys):
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     evaluate.evaluate(config, tmp_path / "one")
     capsys.readouterr()
-    compare.main([str(tmp_path / "one"), str(tmp_path / "two"), f"--output={tmp_path / 'runs.tsv'}"])
+    twice = tmp_path / "one" / ".." / "one"
+    compare.main([str(tmp_path / "one"), str(tmp_path / "two"), str(twice), f"--output={tmp_path / 'runs.tsv'}"])
     assert "av_clean WER %" in capsys.readouterr().out
     with (tmp_path / "runs.tsv").open(encoding="utf-8", newline="") as file:
-        one, two, mean = csv.DictReader(file, delimiter="\t")
-    assert float(one["av_clean WER %"]) > 0 and two["av_clean WER %"] == "-" and mean["run"] == "mean of 2"
+        one, two = csv.DictReader(file, delimiter="\t")
+    assert float(one["av_clean WER %"]) > 0 and two["av_clean WER %"] == two["evaluated"] == "-"
+    assert one["evaluated"] == "1" and "num_beams" in one["search"]
     with pytest.raises(InputError, match="holds no checkpoints: expected the work folder of a training"):
         compare.read_run(tmp_path)

@@ -183,12 +183,9 @@ def test_training_ends_when_nothing_gets_better(folders, tmp_path, capsys):
     config.optimizer.peak_lr = 1e-12  # no update changes what is best
     train.train(config, tmp_path)
     assert Checkpoints(tmp_path).latest_step() == 3
-    assert (
-        "ends at update 3: no checkpoint of the last 2 updates is better than that of update 1"
-        in capsys.readouterr().err
-    )
+    assert "ends at update 3: the last 2 checkpoints are no better than one before" in capsys.readouterr().err
     train.train(config, tmp_path)
-    assert "there is nothing to do: no checkpoint of the last 2 updates" in capsys.readouterr().err
+    assert "there is nothing to do: the last 2 checkpoints are no better" in capsys.readouterr().err
     config.checkpoint.patience, config.updates = 0, 4
     train.train(config, tmp_path)
     assert Checkpoints(tmp_path).latest_step() == 4

@@ -16,6 +16,8 @@ from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
 
+_WINDOW = 1_000  # records, so many times more than the rows of a batch
+
 # The ids of records that are left out, by name in the config and split.
 LeftOut = Mapping[tuple[str, str], frozenset[str]]
 
@@ -94,4 +96,6 @@ def endless(
 
     if not weights:
         return repeated(grain.MapDataset.concatenate(datasets))
-    return grain.MapDataset.mix([*map(repeated, datasets)], weights)
+    mixed = grain.MapDataset.mix([*map(repeated, datasets)], weights)
+    # A row of a batch takes every n-th record, and the mixture is periodic: it might take them all of one dataset.
+    return grain.experimental.WindowShuffleMapDataset(mixed, window_size=_WINDOW, seed=seed)

@@ -102,7 +102,7 @@ def _twice(splits: Sequence[Split]) -> list[str]:
 
 def _look_at_texts(found: Findings, prompt: Prompt, splits: Sequence[Split]) -> None:
     # Sets of one corpus have the same texts: each clip is looked at once.
-    once = {(split.records.ids[0], split.records.ids[-1], len(split.source)): split for split in reversed(splits)}
+    once = {hash(tuple(split.records.transcripts)): split for split in reversed(splits)}
     covered = found.ask("characters of the transcripts", texts.cover, prompt, list(once.values()))
     if covered is UNKNOWN:
         return

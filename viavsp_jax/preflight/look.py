@@ -80,8 +80,6 @@ def look(
         "model", models_of.assembled, mended, c, conversion, llama, prompt, encoder, mesh,
         settings=("lora", "llm", "prompt", "encoder", "data.row", "data.feature_width", "dtype", "remat"),
     )  # fmt: skip
-    if c.training.init_from:
-        found.ask("weights to begin with", open_source, experiment, settings=("init_from",))
     found.ask("trackers", find_trackers, c.training.trackers, settings=("trackers",))
     found.ask("weights of the language model", Experiment.check_frozen, experiment)
     if c.encoder.train:
@@ -199,6 +197,8 @@ def _look_at_work(found: Findings, c: Settings, folder: Any, experiment: Experim
         "checkpoints", places.check_begun, folder if known else UNKNOWN, experiment,
         settings=("seed", "lora", "llm", "prompt", "encoder", "data"),
     )  # fmt: skip
+    if c.training.init_from and (begun is UNKNOWN or begun.step is None):  # a run that has begun needs it no more
+        found.ask("weights to begin with", open_source, experiment if known else UNKNOWN, settings=("init_from",))
     if experiment is UNKNOWN:
         return
     size = places.checkpoint_bytes(experiment)

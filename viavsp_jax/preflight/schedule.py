@@ -31,6 +31,25 @@ def warnings(settings: Settings) -> list[str]:
             "never trained: lower config.encoder.freeze_updates, or set config.encoder.train=False and use features, "
             "which is faster"
         )
+    if settings.encoder.train and "encoder" not in optimizer.parts:
+        told.append(
+            "config.train.parts leaves the encoder out, so it runs in every update and never learns: features of it "
+            "are faster (config.encoder.train=False)"
+        )
+    elif optimizer.parts == ("encoder",) and optimizer.freeze_updates:
+        told.append(
+            f"nothing learns in the first {optimizer.freeze_updates:,} updates, as config.train.parts is the encoder "
+            "alone: set config.encoder.freeze_updates=0"
+        )
+    augment = settings.data.augment
+    if not settings.encoder.train and (
+        augment.noise_probability
+        or augment.drop_audio
+        or augment.drop_video
+        or augment.mask.times
+        or augment.mask.ranges
+    ):
+        told.append("config.data.augment is for clips and does nothing to features: expected config.encoder.train=True")
     if training.checkpoint_every > updates:
         told.append(
             f"a checkpoint is made every {training.checkpoint_every:,} updates and the run has {updates:,}, so only "

@@ -93,7 +93,11 @@ def find_trackers(names: Sequence[str]) -> list[Callable[..., Tracker]]:
     for name in names:
         module, _, attribute = name.partition(":")
         try:
-            found.append(getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"config.trackers has {name!r} ({error}), expected a function as MODULE:NAME") from error
+            function = getattr(importlib.import_module(module), attribute)
+            if not callable(function):
+                raise TypeError(f"it is of type {type(function).__name__}")
+        except Exception as error:  # of somebody's own Python
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"config.trackers has {name!r} ({what}), expected a function as MODULE:NAME") from error
+        found.append(function)
     return found

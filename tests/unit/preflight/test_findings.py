@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from viavsp_jax.preflight.findings import UNKNOWN, Findings
-from viavsp_jax.runtime.errors import InputError, InputErrors
+from viavsp_jax.runtime.errors import RIGHTS, InputError, InputErrors
 
 
 def failing(error):
@@ -50,8 +50,8 @@ def test_a_place_that_cannot_be_used_is_a_fault_and_a_mistake_of_the_program_is_
     found.ask("work folder", failing(ImportError("Please install gcsfs to access Google Storage")))
     assert found.faults == [
         "/data/shards: Permission denied, expected a place that this user may read",
-        "HttpError: 403: no access to gs://bucket, expected a place that this user may read",
-        "Please install gcsfs to access Google Storage",
+        f"403: no access to gs://bucket, {RIGHTS}",
+        f"gs:// paths need the package gcsfs, which is not installed: pip install gcsfs, {RIGHTS}",
     ]
     with pytest.raises(KeyError):
         found.ask("a mistake", failing(KeyError("x")))

@@ -258,6 +258,7 @@ def test_many_faults_at_once_are_all_named(media_folders, tmp_path, capsys):
 WARNINGS = {
     "ends before the rate has come down": given(optimizer__decay_updates=30),
     "the others have the lowest rate": given(updates=6),
+    "config.data.augment is for clips and does nothing to features": given(data__augment__mask__times=2),
     "the warm-up takes 4 of 4 updates, so the rate never gets to": given(optimizer__warmup_updates=4),
     "config.log_every=9 is above config.updates=4: nothing is logged": given(log_every=9),
     "so only the last one is saved and validated": given(checkpoint__every=5),
@@ -355,8 +356,8 @@ def test_what_a_run_begins_with_is_looked_at(config, tmp_path):
     config.init_from, config.trackers = str(tmp_path / "nowhere"), ("nowhere_at_all:init",)
     found, _ = look(config, tmp_path / "work")
     assert len(found.faults) == 2
-    assert "expected a work folder, one of its checkpoints or an export" in found.faults[0]
-    assert "config.trackers has 'nowhere_at_all:init'" in found.faults[1]
+    assert "config.trackers has 'nowhere_at_all:init'" in found.faults[0]
+    assert "expected a work folder, one of its checkpoints or an export" in found.faults[1]
 
 
 def test_rows_that_follow_the_devices_are_known(config, tmp_path):
