@@ -92,25 +92,25 @@ def make_optimizer(settings: OptimizerSettings) -> tuple[optax.GradientTransform
     """
     c, schedule = settings, make_schedule(settings)
 
-    def adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    def adam(first: int = 0) -> optax.GradientTransformation:
         scaled = scale_by_adam(c.b1, c.b2, c.eps)
         if c.name == "adamw":
             scaled = _with_decay(scaled, c.weight_decay)
-        return optax.chain(scaled, _scale_by_rate(learning_rate))
+        return optax.chain(scaled, _scale_by_rate(schedule, first))
 
-    whole = optax.with_extra_args_support(adam(schedule))
+    whole = optax.with_extra_args_support(adam())
     if c.train_encoder:
-        late = when_trained(adam(lambda count: schedule(count + c.freeze_updates)))
-        whole = optax.partition({"encoder": late, "others": adam(schedule)}, _labels)
+        late = when_trained(adam(c.freeze_updates))
+        whole = optax.partition({"encoder": late, "others": adam()}, _labels)
     return (_with_clipping(whole, c.clip_norm) if c.clip_norm else whole), schedule
 
 
-def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """As optax.scale_by_learning_rate; by the `step` that it is told, or else by its own count."""
+def _scale_by_rate(rate: optax.Schedule, first: int) -> optax.GradientTransformationExtraArgs:
+    """As optax.scale_by_learning_rate; at the `step` that it is told, or else by its own count from `first` on."""
 
     def update(updates, state, weights=None, *, step=None, **more):
         del weights, more
-        factor = -rate(state.count if step is None else step)
+        factor = -rate(state.count + first if step is None else step)
         return jax.tree.map(lambda x: factor * x, updates), optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)

@@ -84,7 +84,7 @@ class Trainer:
             say(f"since update {step}: {change}")
         saved = run_settings.parts_of(completed(before["config"])).optimizer
         rates = [float(make_schedule(one)(step)) for one in (saved, self.experiment.settings.optimizer)]
-        if not np.isclose(*rates, rtol=1e-5):
+        if not np.isclose(*rates, rtol=1e-5, atol=0):
             say(f"since update {step}: the learning rate was {rates[0]:.4g}, is {rates[1]:.4g}")
 
     def finished(self) -> str | None:

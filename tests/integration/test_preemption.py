@@ -141,6 +141,25 @@ def test_what_is_done_on_other_signals(folders, tmp_path, monkeypatch, capfd):
     text = capfd.readouterr().err
     assert "continuing from update 5 in" in text and "SIG" not in text
 
+    # After all of them it ends as a run without a stop, bit for bit.
+    train.train(config, tmp_path / "whole")
+    abstract = experiment.load_experiment(config).trainable
+    ends = [Checkpoints(folder).restore_trainable(8, abstract) for folder in (tmp_path, tmp_path / "whole")]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_a_stop_does_not_use_up_patience(folders, tmp_path, monkeypatch, capfd):
+    """What it saves is not validated, so nobody knows whether it is better."""
+    config = small_config(*folders)
+    config.updates, config.checkpoint.every, config.checkpoint.patience, config.optimizer.peak_lr = 9, 1, 2, 1e-12
+    with monkeypatch.context() as patch:
+        stopped(config, tmp_path, patch, 3, signal.SIGTERM)
+    text = capfd.readouterr().err
+    assert "stopped by SIGTERM after update 3" in text and "ends at update" not in text
+    train.train(config, tmp_path)
+    text = capfd.readouterr().err
+    assert "continuing from update 3" in text and "ends at update 4: the last 2 checkpoints are no better" in text
+
 
 @pytest.mark.parametrize(("number", "status"), preemption._STATUS.items())
 def test_before_there_is_something_to_save_it_ends_at_once(capfd, number, status):

@@ -55,10 +55,14 @@ def test_a_run_begins_with_a_new_optimizer_on_another_corpus(earlier, tmp_path, 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), new.restore_trainable(1, exp.trainable), expected
     )
-    # Once it is under way, it goes on by itself.
-    config.updates, config.init_from = 2, str(run)
+    # Once it is under way, it needs the other one no more. Lengths that are shares of more updates move its rate.
+    config.updates, config.init_from = 2, str(tmp_path / "gone")
+    with config.ignore_type():  # of a config that was copied, types are those of its values
+        config.optimizer.warmup_updates = 1.0
     train.train(config, tmp_path / "work")
-    assert "continuing from update 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "continuing from update 1" in said
+    assert "since update 1: the learning rate was 1e-12, is 5.05e-13" in said
 
 
 @pytest.mark.parametrize(("which", "changed", "message"), [

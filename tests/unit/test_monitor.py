@@ -74,6 +74,13 @@ def test_the_best_checkpoint_is_by_wer_when_told_to(watched):
         train.train(other, workdir)
 
 
+def test_the_best_is_not_sought_among_scores_of_other_clips(watched):
+    other = watched[0].copy_and_resolve_references()
+    other.samples.clips, other.updates = 9, 6
+    with pytest.raises(InputError, match="was saved with config.samples.clips 5, not 9"):
+        train.train(other, watched[1])
+
+
 def test_numbers_of_speed(watched):
     config, workdir, told = watched
     curves = scalars(workdir / "tensorboard")

@@ -113,6 +113,21 @@ def test_constant_stays_at_the_peak():
     assert schedule(5) < schedule(10) == schedule(99) == schedule(1000) == pytest.approx(0.01)
 
 
+def test_the_encoder_has_the_rate_of_all_others_whenever_it_begins_to_learn():
+    config = base.get_config()
+    config.encoder.train = True
+    config.optimizer.update({"warmup_updates": 2, "decay_updates": 20})
+    weights = {name: {"w": jnp.zeros(3)} for name in ("encoder", "llm")}
+    gradients = jax.tree.map(jnp.ones_like, weights)
+    optimizer, schedule = make_optimizer(read_settings(config).optimizer)
+    state = optimizer.init(weights)
+    for step in range(8):  # it learns from the sixth update on, whatever config.encoder.freeze_updates says
+        changes, state = optimizer.update(gradients, state, weights, train_encoder=step > 4, step=jnp.int32(step))
+    # Adam's updates for gradients that are always 1 have the size of the rate.
+    np.testing.assert_allclose(changes["llm"]["w"], -float(schedule(7)), rtol=1e-4)
+    np.testing.assert_allclose(changes["encoder"]["w"], -float(schedule(7)), rtol=1e-4)
+
+
 def test_adamw_and_clipping_follow_torch():
     changed = {"name": "adamw", "weight_decay": 0.1, "clip_norm": 0.5, "schedule": "constant", "warmup_updates": 0}
     optimizer, schedule = make_optimizer(settings(**changed))
