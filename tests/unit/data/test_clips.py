@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from etils import epath
 from small_media import LONGEST, media_config, write_recordings
 
 from viavsp_jax.data import clips, media, noise, packing, pipeline, records
@@ -237,3 +238,13 @@ def test_weighted_clips(config):
     drawn = clips.ClipLoader(data, data.train, "train").augmented()
     heard = [drawn[index]["has_audio"] for index in range(120)]
     assert 0.15 < np.mean(heard) < 0.35
+
+
+def test_clips_of_several_folders(config, source, tmp_path):
+    """A name's folder is found beside that of media, also where it has a path in front."""
+    (tmp_path / "media_clean").symlink_to(source.folder)
+    config.data.train = ("av_clean", f"{tmp_path}/audio_clean")
+    data = read_settings(config).data
+    found = list(clips.ClipLoader(data, data.train, "train").clips())
+    assert [clip["has_video"] for clip in found] == [True] * len(source) + [False] * len(source)
+    assert pipeline.shard_folders(data) == [epath.Path(config.data.path) / "media_clean", tmp_path / "media_clean"]
