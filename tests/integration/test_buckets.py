@@ -151,7 +151,7 @@ def test_a_bucket_is_asked_whether_it_can_be_written(config, home, tmp_path):
     with pytest.raises(InputError, match=re.escape(f"--workdir gs://another/run: {sentence}")):
         train.train(config, "gs://another/run")
     config.data.path = "gs://another/shards"
-    with pytest.raises(InputError, match=r"^gs://another/shards/av_clean: no such folder"):
+    with pytest.raises(InputError, match=r"^gs://another/shards: no such folder"):
         train.train(config, home / "none")
 
 
