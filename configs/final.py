@@ -7,9 +7,9 @@ The reference makes 300,000 updates of 8 clips, 2.4 M clips in all. The default 
 shape of the schedule (a third warm-up, two thirds decay), in fewer and larger updates: 8 rows of 2,048 positions hold
 about 31 VASR clips each, 250 an update, and give every chip of an 8-chip slice one row. Fewer chips work on theirs one
 after the other; on more, up to 64, rows get shorter and as many more (config.data.rows is -1), within 5 % of the clips.
-Beyond that rows of one or two clips are mostly padding. 31 times the clips bring
-5.6 times less gradient noise, which carries a higher rate; the peak is doubled, well short of the square-root
-rule, since nobody has measured this model at that batch yet.
+Beyond that rows of one or two clips are mostly padding. 31 times the clips bring 5.6 times less gradient noise, which
+carries a higher rate; the peak is doubled, well short of the square-root rule, since nobody has measured this model at
+that batch yet.
 
     --config=configs/final.py:reference
 

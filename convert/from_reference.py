@@ -41,6 +41,7 @@ from viavsp_jax.data.pipeline import shard_folders
 from viavsp_jax.experiment import Experiment, load_experiment
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS
+from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_folder
 from viavsp_jax.runtime.run_info import run_info
@@ -231,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     if bool(args.encoder_output) != bool(args.avhubert):
         raise InputError("--encoder_output and --avhubert go together: expected both or neither")
+    start_devices()
     convert(args.checkpoint, load_experiment(read_config(rest)), args.workdir, args.restart)
     if args.encoder_output:
         convert_encoder(args.checkpoint, args.avhubert, args.encoder_output)

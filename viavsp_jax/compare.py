@@ -16,6 +16,7 @@ from etils import epath
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.evaluation.report.results import read_report, search_of
 from viavsp_jax.runtime.atomic import check_writable
+from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.run_info import flat
 from viavsp_jax.runtime.tables import aligned, write_table
@@ -28,6 +29,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     """What is compared. Raises InputError if there is no checkpoint, or the evaluation's report is damaged."""
     if not (epath.Path(workdir) / "checkpoints").exists():
         raise InputError(f"{workdir} holds no checkpoints: expected the work folder of a training")
+    start_devices()
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step()
     # With today's defaults for what its version did not have.

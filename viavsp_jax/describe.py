@@ -8,6 +8,7 @@ from etils import epath
 
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.runtime.atomic import write_bytes
+from viavsp_jax.runtime.backends import start_devices
 from viavsp_jax.runtime.run_info import flat
 
 
@@ -16,6 +17,7 @@ def describe(workdir: epath.PathLike, output: epath.PathLike | None = None) -> N
 
     Raises InputError if there is no checkpoint.
     """
+    start_devices()
     checkpoints = Checkpoints(workdir)
     best, steps = checkpoints.best_step(), checkpoints.steps()
     found = [

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
-from places import ROOT
+from places import GOLDEN, ROOT
 from small_corpus import write_corpus
 from small_records import WIDTH, example
 
@@ -26,6 +27,16 @@ def test_training_refuses_a_missing_language_model(tmp_path):
     result = subprocess.run([*command, "--config.llm.path=/does/not/exist"], capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "\n  - /does/not/exist/config.json does not exist" in result.stderr
+
+
+def test_libtpu_without_a_tpu_is_silent(tmp_path):
+    with tarfile.open(GOLDEN / "earlier_version" / "folders.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    plain = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    work = tmp_path / "features"
+    for command in (["viavsp_jax.main", "--mode=describe", f"--workdir={work}"], ["viavsp_jax.compare", work]):
+        done = subprocess.run([sys.executable, "-m", *command], env=plain, capture_output=True, text=True, check=True)
+        assert done.stdout and not done.stderr
 
 
 def test_a_program_may_have_folders_with_our_names(tmp_path):
