@@ -3,4 +3,4 @@
 import pathlib
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
-ROOT, GOLDEN = TESTS.parent, TESTS / "golden"
+ROOT, GOLDEN, GOLDEN_OPEN = TESTS.parent, TESTS / "golden", TESTS / "golden_open"
