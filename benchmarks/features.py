@@ -22,7 +22,7 @@ from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.features.reading import Reader
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.runtime.errors import reported_to_user
 
 TOLERANCE = 1e-4  # of values near 1

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, video_input
 from viavsp_jax.prepare.demo.corpus import synthesize_clips
 from viavsp_jax.prepare.features.reading import read_media
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 
 FRAMES, SAMPLES = 76, 48_000
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import reading
 from viavsp_jax.prepare.features.reading import Media, Noise
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker, Source
 
 DEADLY = "VIAVSP_TEST_DEADLY_ID"

@@ -12,7 +12,7 @@ from configs import demo
 from convert import to_hf
 from viavsp_jax import evaluate, train
 from viavsp_jax.prepare.__main__ import main as prepare
-from viavsp_jax.prepare.manifest import Clip, read_manifest
+from viavsp_jax.prepare.manifest_files import Clip, read_manifest
 
 DEMO_ENCODER = DEMO_LLAMA.parent / "avhubert"
 MODALITIES = ("av", "audio", "video")

@@ -16,7 +16,7 @@ from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 
 LAYER = 2
 FRAMES = {"train": [7, 12, 5, 9, 12, 8, 6], "test": [6, 10, 4]}

@@ -19,7 +19,7 @@ from viavsp_jax.data import features, media
 from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.models.avhubert import config as avhubert_config
 from viavsp_jax.prepare.features import provenance
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.runtime.errors import InputError
 
 # What a user of the export needs not have.

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfi
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.app.transcriber import Transcriber
 from viavsp_jax.data import media
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,7 @@ from real_videos import CARTOON, PHONE, SPEECH, first, write_video, write_wav
 from viavsp_jax.data import media
 from viavsp_jax.prepare import mouths
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.recordings import mouth_clips
 from viavsp_jax.prepare.recordings.mouth import STABLE_POINTS, _stable_face, mouth_crops
 from viavsp_jax.prepare.recordings.mouth_clips import write_video as write_crops

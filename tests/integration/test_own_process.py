@@ -14,7 +14,7 @@ from small_records import WIDTH, example
 from viavsp_jax.data import records
 from viavsp_jax.evaluation.report.page import make_report, write_report
 from viavsp_jax.evaluation.report.results import folder_of
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
 

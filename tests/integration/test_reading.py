@@ -14,7 +14,7 @@ import pytest
 
 from viavsp_jax.prepare.features import reading
 from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.workers import WorkerDied, Workers, sign_of_life
 
 
@@ -114,7 +114,7 @@ def alive(process: int) -> bool:
 def test_workers_end_with_the_process_that_started_them(clips):
     script = """
 import os, signal, sys
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.features.reading import Reader
 with Reader(1) as reader:
     next(reader.read([read_manifest(sys.argv[1], "train")[:1]], None))

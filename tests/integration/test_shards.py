@@ -20,7 +20,7 @@ from viavsp_jax.data import media, noise, records
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 
 
 def test_records_hold_what_the_encoder_gives_for_each_clip_alone(prepared, tmp_path):

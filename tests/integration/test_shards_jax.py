@@ -22,7 +22,7 @@ from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.encoder_jax import JaxEncoder, padded_length
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.features.reading import Reader
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 
 MORE = ["--kind", "both", "--modalities", "av", "audio", "video", "--num_shards", "3"]
 FOLDERS = ("av_clean", "audio_clean", "video_clean", "media_clean")

@@ -13,7 +13,7 @@ from viavsp_jax.data import media, noise, records
 from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 
 MODALITIES = ("av", "audio", "video")
 

@@ -23,7 +23,7 @@ from small_shards import assert_same_datasets, contents, identity, options, read
 from viavsp_jax.data import records
 from viavsp_jax.prepare import cluster, shards
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.runtime.errors import InputError
 
 MORE = ["--modalities", "av", "audio", "--num_shards", "3"]

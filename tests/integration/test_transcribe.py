@@ -10,7 +10,7 @@ import pytest
 from viavsp_jax.app.transcriber import Clip, Transcriber, _without_repeated
 from viavsp_jax.data import media
 from viavsp_jax.evaluation.report.results import last_folder
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.runtime.errors import InputError
 
 

@@ -15,7 +15,7 @@ from viavsp_jax import transcribe
 from viavsp_jax.app.recognizer import Utterance
 from viavsp_jax.app.transcriber import Transcriber
 from viavsp_jax.data import media
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.runtime.errors import InputError
 
 MODELS = {"object": "list", "data": [{"id": "merged", "object": "model"}]}

@@ -27,7 +27,7 @@ from viavsp_jax.losses import label_loss
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.state import abstract_model
 
 Tree = dict[str, Any]

@@ -10,7 +10,7 @@ from bad_input import REFUSED, SKIPPED, Bad, each, refused
 from small_corpus import write_corpus
 
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.skipped import read_skipped
 
 ENTRY = "prepare manifest"

@@ -16,7 +16,7 @@ from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features import reading
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.lines import read_lines, write_lines
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.skipped import read_skipped
 
 ENTRY, MOUTHS = "prepare kmeans, shards", "prepare mouths"

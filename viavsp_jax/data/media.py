@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from viavsp_jax.data import wav
+from viavsp_jax.data import addresses, wav
 from viavsp_jax.data.containers import decoded, demuxed, opened, tracks
 from viavsp_jax.data.features import CROP_SIZE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.runtime.errors import InputError
 
 # 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
 MAX_VIDEO_FRAMES = 5000
-_FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
+FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
 _MOST_PIXELS = 2048 * 2048  # so that a video of another size is named, but a picture bomb is not decoded
 
 
@@ -31,7 +31,7 @@ def read_video(path: str | Path) -> np.ndarray:
     96x96.
     """
     _require_file(path, "a mouth video")
-    frames, damage = _decode(Path(path).read_bytes(), str(path))
+    frames, damage = _decode(addresses.read_bytes(path), str(path))
     if damage:
         raise InputError(f"{path}: damaged, {damage}, expected a whole video")
     return frames
@@ -88,7 +88,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = opened(io.BytesIO(data), _FORMATS, _MOST_PIXELS)
+        container = opened(io.BytesIO(data), FORMATS, _MOST_PIXELS)
     except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
         raise InputError(f"{where}: not a readable video file ({error.strerror or error})") from error
     with container:
@@ -140,7 +140,7 @@ def _wav_layout(path: str | Path) -> wav.Layout:
 
 
 def _require_file(path: str | Path, expected: str) -> None:
-    if not Path(path).is_file():
+    if not addresses.exists(path):
         raise InputError(f"{path}: no such file, expected {expected}")
 
 

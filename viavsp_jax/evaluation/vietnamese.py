@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 import unicodedata
+from typing import Literal
 
 from viavsp_jax.evaluation.numerals import read_numbers
 
@@ -30,8 +31,11 @@ _NEWER = {
     for mark in TONES
     if mark
 }
-# The u of qu is no vowel.
-_OLDER_END = re.compile(rf"(?<!q)(?:{'|'.join(_NEWER)})(?![\w\u0300-\u036f])")
+# By style, ends of the other one and how they are spelt in it. The u of qu is no vowel.
+_ENDS = {
+    style: (re.compile(rf"(?<!q)(?:{'|'.join(spelling)})(?![\w\u0300-\u036f])", re.IGNORECASE), spelling)
+    for style, spelling in {"newer": _NEWER, "older": {newer: older for older, newer in _NEWER.items()}}.items()
+}
 # The vowel of gì and giếng is in gi itself.
 _ONSET = re.compile(r"ngh|ng|nh|gh|gi(?=[aăâeoôơuư])|kh|ph|th|tr|ch|qu|[bcdđghklmnprstvx]|")
 
@@ -50,18 +54,33 @@ def normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def with_our_d(text: str) -> str:
+    """Text with Đ for the letters of other alphabets that look like it."""
+    return text.translate(_LIKE_D)
+
+
 def spoken_form(text: str) -> str:
     """The words of a text as they are spoken: as `normalize`, lower case, without punctuation, numbers in words.
 
-    The tone mark stands where newer spelling has it: hòa, khỏe, thúy. Punctuation and symbols part words, as spaces do.
+    The tone mark stands where newer spelling has it: hòa, khỏe, thúy.
     """
-    text = place_tones(read_numbers(normalize(text.translate(_WIDE)).lower()))
+    return without_punctuation(place_tones(read_numbers(normalize(text.translate(_WIDE)).lower())))
+
+
+def without_punctuation(text: str) -> str:
+    """Text without punctuation and symbols, which part words as spaces do."""
     return " ".join("".join(" " if unicodedata.category(x)[0] in "PS" else x for x in text).split())
 
 
-def place_tones(text: str) -> str:
-    """Text in lower case whose open syllables in oa, oe and uy have the tone on the first vowel; NFC."""
-    return _OLDER_END.sub(lambda match: _NEWER[match[0]], unicodedata.normalize("NFC", text))
+def place_tones(text: str, style: Literal["newer", "older"] = "newer") -> str:
+    """Text in NFC, in whose open syllables in oa, oe and uy the tone is on the first vowel or, older, on the second."""
+    ends, spelling = _ENDS[style]
+    return ends.sub(lambda match: _in_case_of(match[0], spelling[match[0].lower()]), unicodedata.normalize("NFC", text))
+
+
+def _in_case_of(before: str, letters: str) -> str:
+    """Letters, capitals where those before are."""
+    return "".join(y.upper() if x.isupper() else y for x, y in zip(before, letters, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

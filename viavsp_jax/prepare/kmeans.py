@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.reading import Reader
-from viavsp_jax.prepare.manifest import Clip, read_manifest
+from viavsp_jax.prepare.manifest_files import Clip, read_manifest
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_file, real, whole

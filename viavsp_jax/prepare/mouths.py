@@ -29,19 +29,17 @@ from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import column_of_ids, id_text
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.manifest import COLUMNS, MAX_FRAMES, SPLITS, is_file_name
+from viavsp_jax.prepare.corpus.entries import SPLITS, is_file_name
+from viavsp_jax.prepare.corpus.vasr import COLUMNS
+from viavsp_jax.prepare.manifest_files import MAX_FRAMES
 from viavsp_jax.prepare.parquet import read_parquet, write_parquet
 from viavsp_jax.prepare.recordings import faces
+from viavsp_jax.prepare.recordings.kinds import SOUNDS, VIDEOS
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import new_folder_on_disk, whole
 
-VIDEOS = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
-    *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
-SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
 _NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
 # Seconds for a second of a recording, all of its sound, or for writing a clip; what takes longer will not end.

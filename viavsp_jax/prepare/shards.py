@@ -15,7 +15,6 @@ lists. Clips that cannot be read are left out and listed in skipped.jsonl.
 import argparse
 import contextlib
 import functools
-import itertools
 import logging
 import sys
 import time
@@ -33,12 +32,13 @@ from viavsp_jax.data.ids import id_text
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
+from viavsp_jax.prepare.corpus.entries import CLEAN, condition_of
 from viavsp_jax.prepare.features import extract, provenance
 from viavsp_jax.prepare.features.folders import CLIPS_PER_SHARD, Folder, Shard, chosen_shards, cut_into_shards, missing
 from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
 from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
-from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
+from viavsp_jax.prepare.manifest_files import Clip, read_manifest, splits_of
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
 
@@ -127,18 +127,19 @@ def run(args: argparse.Namespace) -> None:
     centers, layer = load_centers(args.kmeans)
     config = encoder_folder.read_config(args.encoder)
     _check_centers(args, config, centers, layer)
-    folders = _folders(args, recordings)
-    make_writer = functools.partial(Writer, args, folders, centers, layer)
+    folders = {split: _folders(args, recordings, condition_of(split)[1]) for split in clips}
+    make_writer = functools.partial(Writer, args, centers, layer)
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
     _check_provenance(args, recordings, folders, layer, clips, shards)
 
     def finish(*splits: str) -> None:
-        for split, folder in itertools.product(splits, folders):
-            folder.finish(shards[split], manifest, config.embed_dim)
+        for split in splits:
+            for folder in folders[split]:
+                folder.finish(shards[split], manifest, config.embed_dim)
 
-    todo = [shard for shard in chosen if missing(folders, shard)]
-    tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
-    splits = dict.fromkeys(shard.split for shard in chosen)
+    todo = [shard for shard in chosen if missing(folders[shard.listed], shard)]
+    tasks = functools.partial(_tasks, clips=clips, folders=folders, recordings=recordings, args=args)
+    splits = dict.fromkeys(shard.listed for shard in chosen)
     if args.runner == "ray":
         failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
         finish(*splits)
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
         return
     with Reader(args.workers) as reader:
         for split in splits:
-            for task in tasks(shard for shard in todo if shard.split == split):
+            for task in tasks(shard for shard in todo if shard.listed == split):
                 writer.write(task, reader, show_progress=True)
             finish(split)
     if processes > 1:
@@ -188,7 +189,7 @@ def _join_processes(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def _read_manifests(manifest: epath.Path, splits: Sequence[str] | None) -> dict[str, list[Clip]]:
-    splits = splits or [split for split in SPLITS if (manifest / f"{split}.tsv").exists()]
+    splits = splits or splits_of(manifest)
     if not splits:
         raise InputError(f"{manifest}: has no {{split}}.tsv, expected what the manifest stage wrote.")
     return {split: read_manifest(manifest, split) for split in splits}
@@ -202,10 +203,12 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
         )
 
 
-def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
+def _folders(args: argparse.Namespace, recordings: noise.Recordings | None, condition: str) -> list[Folder]:
+    """Where clips that were recorded under a condition go, with what this run makes of them."""
     name = recordings.name if recordings else args.noise
-    parts = [f"{name}_{args.snr:g}db"] if args.noise else []
-    condition = "_".join([*parts, "wild"] if args.wild else parts or ["clean"])
+    parts = [condition] if condition != CLEAN else []
+    parts += [f"{name}_{args.snr:g}db"] if args.noise else []
+    condition = "_".join([*parts, "wild"] if args.wild else parts or [CLEAN])
     output = epath.Path(args.output)
     modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
@@ -217,7 +220,7 @@ def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> l
 def _check_provenance(
     args: argparse.Namespace,
     recordings: noise.Recordings | None,
-    folders: Sequence[Folder],
+    folders: dict[str, list[Folder]],
     layer: int,
     clips: dict[str, list[Clip]],
     shards: dict[str, list[Shard]],
@@ -235,7 +238,7 @@ def _check_provenance(
     }
     if args.wild:
         settings["wild"] = {"seconds": args.wild, "seed": args.seed}
-    splits = {
+    made_from = {
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
             "num_shards": len(shards[split]),
@@ -243,7 +246,8 @@ def _check_provenance(
         }
         for split in shards
     }
-    for folder in folders:
+    for folder in dict.fromkeys(folder for group in folders.values() for folder in group):
+        splits = {condition_of(split)[0]: made_from[split] for split in shards if folder in folders[split]}
         own = {"schema": folder.kind.version, "modality": folder.modality}
         provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
 
@@ -254,14 +258,19 @@ def _pause(args: argparse.Namespace) -> int:
 
 
 def _tasks(
-    shards: Iterable[Shard], clips: dict[str, list[Clip]], recordings: noise.Recordings | None, args: argparse.Namespace
+    shards: Iterable[Shard],
+    clips: dict[str, list[Clip]],
+    folders: dict[str, list[Folder]],
+    recordings: noise.Recordings | None,
+    args: argparse.Namespace,
 ) -> Iterator[Task]:
     for shard in shards:
-        here, added = [clips[shard.split][position] for position in shard.positions], None
+        listed = clips[shard.listed]
+        here, added = [listed[position] for position in shard.positions], None
         if args.noise:
-            source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
+            source = recordings or Talkers(listed, len(listed))
             added = Noise(source, args.snr, args.seed).for_clips(here)
-        yield Task(shard, here, added, Wild(_pause(args), args.seed) if args.wild else None)
+        yield Task(shard, folders[shard.listed], here, added, Wild(_pause(args), args.seed) if args.wild else None)
 
 
 def _write_on_cluster(
@@ -287,9 +296,11 @@ def _write_on_cluster(
     return failed
 
 
-def _wait_for_others(folders: Sequence[Folder], shards: dict[str, list[Shard]]) -> None:
+def _wait_for_others(folders: dict[str, list[Folder]], shards: dict[str, list[Shard]]) -> None:
     """Until all shards are there: a process that ends long before the others looks to JAX as if it had failed."""
-    missing = [folder.shard_path(shard) for folder in folders for group in shards.values() for shard in group]
+    missing = [
+        folder.shard_path(shard) for split, group in shards.items() for folder in folders[split] for shard in group
+    ]
     while missing := [path for path in missing if not path.exists()]:
         log.info("waiting for %d shards of other processes, the first: %s", len(missing), missing[0])
         time.sleep(5)

@@ -13,7 +13,7 @@ from viavsp_jax.data import media
 from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.manifest import read_manifest
+from viavsp_jax.prepare.manifest_files import read_manifest
 
 RECORDED = GOLDEN / "kmeans"
 FRAMES = [5, 9, 12, 7, 11, 6]

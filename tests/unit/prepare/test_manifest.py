@@ -7,7 +7,7 @@ import pytest
 from small_corpus import write_corpus
 
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.manifest import Clip, read_manifest
+from viavsp_jax.prepare.manifest_files import Clip, read_manifest
 from viavsp_jax.prepare.skipped import read_skipped
 from viavsp_jax.runtime.errors import InputError
 

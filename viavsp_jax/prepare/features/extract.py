@@ -14,7 +14,7 @@ import numpy as np
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare.features.reading import Media, Noise, Reader
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import whole
 

@@ -15,10 +15,11 @@ from etils import epath
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example, Kind
+from viavsp_jax.prepare.corpus.entries import condition_of
 from viavsp_jax.prepare.features.extract import Encoded
 from viavsp_jax.prepare.features.reading import Media
 from viavsp_jax.prepare.lines import read_lines, write_lines
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
 
@@ -32,19 +33,21 @@ class Shard:
     """One shard of one split, and which clips of the manifest it holds."""
 
     split: str
+    listed: str  # the split's name in the manifest, where that of a test set may tell a condition
     index: int
     num_shards: int
     positions: range
 
     def __str__(self) -> str:
-        return f"{self.split} {self.index + 1}/{self.num_shards}"
+        return f"{self.listed} {self.index + 1}/{self.num_shards}"
 
 
-def cut_into_shards(split: str, num_clips: int, num_shards: int | None) -> list[Shard]:
-    """Cuts a split into shards of neighbouring clips, as equal as can be."""
+def cut_into_shards(listed: str, num_clips: int, num_shards: int | None) -> list[Shard]:
+    """Cuts a split of the manifest into shards of neighbouring clips, as equal as can be."""
     num_shards = min(num_shards or -(-num_clips // CLIPS_PER_SHARD), num_clips)
     ends = [index * num_clips // num_shards for index in range(num_shards + 1)]
-    return [Shard(split, i, num_shards, range(ends[i], ends[i + 1])) for i in range(num_shards)]
+    split, _ = condition_of(listed)
+    return [Shard(split, listed, i, num_shards, range(ends[i], ends[i + 1])) for i in range(num_shards)]
 
 
 def chosen_shards(shards: dict[str, list[Shard]], index: int | None) -> list[Shard]:
@@ -95,14 +98,15 @@ class Folder:
 
     def finish(self, shards: Sequence[Shard], manifest: epath.Path, width: int) -> None:
         """Writes what can be written only when all shards of a split are there: its lists and the metadata."""
-        split, there = shards[0].split, records.complete_splits(self.path, self.kind)
+        split, listed = shards[0].split, shards[0].listed
+        there = records.complete_splits(self.path, self.kind)
         if split not in there:
             log.info("%s: split %s: other shards are still missing", self.path, split)
             return
         notes = [note for shard in shards for note in _read_notes(self.notes_path(shard))]
         kept = [note for note in notes if "reason" not in note]
-        root, *clips = read_lines(manifest / f"{split}.tsv")
-        transcripts = read_lines(manifest / f"{split}.wrd")
+        root, *clips = read_lines(manifest / f"{listed}.tsv")
+        transcripts = read_lines(manifest / f"{listed}.wrd")
         write_lines(self.path / f"{split}.tsv", [root, *(clips[note["position"]] for note in kept)])
         write_lines(self.path / f"{split}.wrd", [transcripts[note["position"]] for note in kept])
         for name in self.kind.counts:

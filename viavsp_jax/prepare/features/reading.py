@@ -7,14 +7,14 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 
-from viavsp_jax.data import media, noise
+from viavsp_jax.data import noise
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
 from viavsp_jax.data.wild import Wild
-from viavsp_jax.prepare.manifest import MAX_FRAMES, Clip, lengths_differ
+from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, lengths_differ
+from viavsp_jax.prepare.recordings.clip import read_clip, read_speech
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ class Talkers:
     def __getitem__(self, index: int) -> dict[str, str | np.ndarray]:
         clip = self._clips[index]
         try:
-            return {"id": clip.id, "audio": media.read_audio(clip.audio)}
+            return {"id": clip.id, "audio": read_speech(clip.audio)}
         except InputError:  # it is reported when its own turn comes
             return {"id": clip.id, "audio": np.zeros(0, np.int16)}
 
@@ -89,7 +89,8 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Med
     """Reads and decodes one clip; its ends are moved, then noise is added.
 
     Raises InputError if its video or audio cannot be read, or is of another length."""
-    frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
+    read = read_clip(clip.video, clip.audio)
+    frames, samples = read.frames, read.samples
     if abs(len(frames) - clip.num_frames) > _MISCOUNTED or len(frames) > MAX_FRAMES:
         raise InputError(
             f"{clip.video}: has {len(frames)} frames, expected {clip.num_frames}, as the manifest says, and at most "
@@ -102,7 +103,7 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Med
         frames, samples = wild.change(clip.id, frames, samples)
     if added is not None:
         samples = added.add(clip, samples)
-    return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
+    return Media(frames, audio_features(samples, len(frames)), read.video, samples)
 
 
 def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:

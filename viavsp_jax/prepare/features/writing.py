@@ -17,28 +17,29 @@ from viavsp_jax.prepare.features.folders import Folder, Shard, missing
 from viavsp_jax.prepare.features.reading import Noise, Reader
 from viavsp_jax.prepare.kmeans import assign, run_lengths
 from viavsp_jax.prepare.lines import write_lines
-from viavsp_jax.prepare.manifest import Clip
+from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A shard to write, its clips, what is mixed into their audio, and how their ends are moved."""
+    """A shard to write and where, its clips, what is mixed into their audio, and how their ends are moved."""
 
     shard: Shard
+    folders: Sequence[Folder]
     clips: Sequence[Clip]
     noise: Noise | None
     wild: Wild | None
 
 
 class Writer:
-    """Holds what all shards need: the encoder, the centres float32[K, D] of one of its layers, and the folders."""
+    """Holds what all shards need: the encoder, and the centres float32[K, D] of one of its layers."""
 
-    def __init__(self, args: argparse.Namespace, folders: Sequence[Folder], centers: np.ndarray, layer: int):
+    def __init__(self, args: argparse.Namespace, centers: np.ndarray, layer: int):
         """Loads the encoder. Raises InputError if it or the device is not usable."""
         self._encoder = extract.load_encoder(args)
         self._batch_size, self._workers = args.batch_size, args.workers
-        self._folders, self._centers, self._layer = folders, centers, layer
+        self._centers, self._layer = centers, layer
 
     def __call__(self, task: Task) -> None:
         """As `write`. The readers are new ones each time: they may have died of the shard before."""
@@ -47,7 +48,7 @@ class Writer:
 
     def write(self, task: Task, reader: Reader, show_progress: bool = False) -> None:
         """Writes the shard in those folders where it is missing. Raises InputError if none of its clips is readable."""
-        todo = missing(self._folders, task.shard)
+        todo = missing(task.folders, task.shard)
         if not todo:
             return
         needed = {modality for folder in todo for modality in folder.modalities}

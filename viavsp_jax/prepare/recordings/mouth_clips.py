@@ -4,9 +4,7 @@ import dataclasses
 import hashlib
 import json
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange
 from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
@@ -14,6 +12,7 @@ from viavsp_jax.data.wav import write_speech
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.recordings.faces import require_packages
 from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
+from viavsp_jax.prepare.recordings.mouth_video import write_video
 from viavsp_jax.prepare.recordings.recording import Recording, read_recording
 from viavsp_jax.prepare.recordings.sound import SILENCE, is_silent, levels
 from viavsp_jax.prepare.recordings.voice import moves
@@ -23,9 +22,6 @@ from viavsp_jax.runtime.errors import InputError
 
 _SPEECH = 0.1  # share of the level of loud speech from which on sound is taken for speech
 _MOST_UNSEEN = 0.2  # seconds of speech without pictures; tracks never end at quite the same time
-# 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
-_QUALITY = {"crf": "10", "x264-params": "mbtree=0"}
-_NO_COLOUR = np.full((FRAME_SIZE // 2, FRAME_SIZE), 128, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +114,3 @@ def _read_note(path: epath.Path) -> dict:
     except (ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
-
-
-def write_video(path: str, crops: np.ndarray) -> None:
-    """Writes crops uint8[T, 96, 96] as H.264 in an mp4 file, 25 a second, one thread."""
-    with av.open(path, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FRAME_RATE, options=_QUALITY)
-        stream.width, stream.height, stream.pix_fmt = FRAME_SIZE, FRAME_SIZE, "yuv420p"
-        stream.codec_context.color_range, stream.codec_context.thread_count = ColorRange.JPEG, 1
-        for crop in crops:
-            frame = av.VideoFrame.from_ndarray(np.concatenate([crop, _NO_COLOUR]), "yuv420p")
-            frame.color_range = ColorRange.JPEG
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))

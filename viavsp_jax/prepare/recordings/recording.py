@@ -16,6 +16,7 @@ import av
 import numpy as np
 from etils import epath
 
+from viavsp_jax.data import addresses
 from viavsp_jax.data.containers import decoded, demuxed, duration, ending, opened, tracks
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.prepare.recordings import sound
@@ -31,7 +32,7 @@ CONTAINERS = (
 )
 _LONGEST_GAP = 3600  # seconds without a picture; timestamps that leap further are wrong
 _LONGEST_HOLD = 1  # seconds that a picture may be held beyond its time and still show what is done
-_MOST_PIXELS = 8192 * 8192
+MOST_PIXELS = 8192 * 8192
 _THREADS = 2  # they decode faster than faces are found; more only hold more pictures in memory
 _HALF = fractions.Fraction(1, 2)
 
@@ -63,7 +64,7 @@ class Recording:
     _video: int = 0  # number of the track that the pictures are from
     _sound: int | None = None  # and of the one that the samples are from, or would be if it was not silent
     _timeline: Timeline = Timeline()
-    _reported: bool = False
+    damage: str = ""  # what could not be decoded first, as far as is known by now
 
     def frames(self) -> Iterator[np.ndarray]:
         """Pictures uint8[H, W, 3] (BGR, read-only) at 25 a second; each call reads the file anew.
@@ -130,7 +131,7 @@ class Recording:
             return
         with _opened(self.path) as container:
             stream = container.streams[number]
-            whole = len(self._timeline.shifts) == 1 and not self._reported
+            whole = len(self._timeline.shifts) == 1 and not self.damage
             yield Track(stream, self._own_frames(container, stream), self._own_packets(container, stream), whole)
 
     def _own_packets(
@@ -172,9 +173,9 @@ class Recording:
                 stream.codec_context.flush_buffers()
 
     def _report(self, what: str) -> None:
-        if not self._reported:
+        if not self.damage:
             log.warning("%s: damaged or truncated (%s), what can be decoded is used", self.path, what)
-        self._reported = True
+        self.damage = self.damage or what
 
 
 def read_recording(path: epath.PathLike, max_seconds: float | None = None, audio_track: int | None = None) -> Recording:
@@ -244,11 +245,11 @@ def _chosen(path: epath.Path, container: av.container.InputContainer, number: in
 
 @contextlib.contextmanager
 def _opened(path: epath.Path) -> Iterator[av.container.InputContainer]:
-    if not path.is_file():
+    if not addresses.exists(path):
         raise InputError(f"{path}: no such file, expected a video or audio file.")
-    with path.open("rb") as file:  # not the name, which could be an address or a pattern
+    with addresses.opened(path) as file:  # not the name, which could be a pattern or in the network
         try:
-            container = opened(file, CONTAINERS, _MOST_PIXELS)
+            container = opened(file, CONTAINERS, MOST_PIXELS)
         except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
             reason = error.strerror or error
             raise InputError(
@@ -268,7 +269,7 @@ def _read_first_picture(recording: Recording, videos: Sequence[int]) -> fraction
                 continue
             recording._oblong = oblong(stream)
             width = round(frame.width * recording._oblong)
-            if width * frame.height > _MOST_PIXELS:
+            if width * frame.height > MOST_PIXELS:
                 raise InputError(
                     f"{recording.path}: pictures of {width}x{frame.height}, expected at most 8192x8192 pixels."
                 )

@@ -1,0 +1,105 @@
+"""Single values of large tables on a disk, Parquet or Arrow, as Hugging Face's `datasets` keeps media in them."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from viavsp_jax.runtime.errors import InputError
+
+# pyarrow is imported where it is used: few corpora need it, and it takes longer to import than a clip to read.
+
+
+def read_cell(path: str, column: str, row: int) -> Any:
+    """The value in a row, from 0, of a column; a field of a struct column is COLUMN.FIELD.
+
+    Raises InputError if the file is no such table, or has no such column or row.
+    """
+    table = _opened(path, os.stat(path).st_mtime_ns)
+    if not row < len(table):
+        raise InputError(f"{path}: has {len(table)} rows, expected one of number {row}.")
+    return table.cell(column, row)
+
+
+class _Parquet:
+    """Of Parquet the least that can be read is a row group of a column, so the last one is kept."""
+
+    def __init__(self, path: str):
+        import pyarrow.parquet
+
+        self._path = path
+        with _read_errors(path):
+            self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        known = self._file.metadata
+        self._ends = np.cumsum([known.row_group(group).num_rows for group in range(known.num_row_groups)])
+        self._group = functools.lru_cache(maxsize=1)(self._read_group)
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def cell(self, column: str, row: int) -> Any:
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        first = int(self._ends[group - 1]) if group else 0
+        return self._group(group, column)[row - first].as_py()
+
+    def _read_group(self, group: int, column: str) -> Any:
+        with _read_errors(self._path):
+            return column_of(self._file.read_row_group(group, columns=[column]), column)
+
+
+class _Arrow:
+    """Arrow is not compressed, so the file is mapped, and only what is asked for is read."""
+
+    def __init__(self, path: str):
+        self._path, self._table = path, read_arrow(path)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def cell(self, column: str, row: int) -> Any:
+        with _read_errors(self._path):
+            return column_of(self._table.slice(row, 1), column)[0].as_py()
+
+
+def read_arrow(path: str) -> Any:
+    """The pyarrow.Table of a file of Arrow, mapped. Raises InputError if it is none."""
+    import pyarrow
+
+    with _read_errors(path):
+        mapped = pyarrow.memory_map(path)
+        try:
+            return pyarrow.ipc.open_stream(mapped).read_all()  # as `datasets` writes them
+        except pyarrow.ArrowInvalid:
+            return pyarrow.ipc.open_file(mapped).read_all()
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(path: str, changed: int) -> _Parquet | _Arrow:
+    return (_Parquet if path.endswith(".parquet") else _Arrow)(path)
+
+
+def column_of(table: Any, column: str) -> Any:
+    """A column of a pyarrow.Table, or a field of one that is COLUMN.FIELD."""
+    import pyarrow.compute
+
+    name, *fields = column.split(".")
+    values = table.column(name)
+    for field in fields:
+        values = pyarrow.compute.struct_field(values, field)
+    return values
+
+
+@contextlib.contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: cannot be read ({reason:.200}), expected a whole table of Parquet or Arrow."
+        ) from error

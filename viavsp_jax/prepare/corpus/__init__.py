@@ -1,0 +1,1 @@
+"""Corpora as people have them: each layout has a file that reads it into the same entries."""

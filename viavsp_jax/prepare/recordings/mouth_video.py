@@ -1,0 +1,26 @@
+"""Writes mouth crops as a video file. T frames."""
+
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange
+
+from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE
+
+# 51 dB from the crops, 14 to 23 kB a second. With mbtree, the same crops give another file each time.
+_QUALITY = {"crf": "10", "x264-params": "mbtree=0"}
+_NO_COLOUR = np.full((FRAME_SIZE // 2, FRAME_SIZE), 128, np.uint8)
+
+
+def write_video(file: str | BinaryIO, crops: np.ndarray) -> None:
+    """Writes crops uint8[T, 96, 96] as H.264 in an mp4 file, 25 a second, one thread."""
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options=_QUALITY)
+        stream.width, stream.height, stream.pix_fmt = FRAME_SIZE, FRAME_SIZE, "yuv420p"
+        stream.codec_context.color_range, stream.codec_context.thread_count = ColorRange.JPEG, 1
+        for crop in crops:
+            frame = av.VideoFrame.from_ndarray(np.concatenate([crop, _NO_COLOUR]), "yuv420p")
+            frame.color_range = ColorRange.JPEG
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
