@@ -101,7 +101,7 @@ CASES = [
     skip("video is missing", "missing file", value("shard", "nowhere")),
     skip("directory in place of a video", "missing file", value("shard", "folders")),
     skip("video is a dangling link", "missing file", value("shard", "dangling")),
-    refuse("no such folder", "metadata.parquet: no such file", lambda corpus: (corpus / "metadata.parquet").unlink()),
+    refuse("no table", "holds no corpus of a known layout", lambda corpus: (corpus / "metadata.parquet").unlink()),
     refuse("directory in place of the table", "metadata.parquet: not a parquet file", directory),
     refuse("table is not a parquet file", "not a parquet file", text("metadata.parquet", b"PAR1 not really")),
     refuse("table without rows", "has no rows, expected one for each clip", rewrite(lambda table: table[:0])),
@@ -127,7 +127,16 @@ CASES = [
     refuse("mapping.json is not UTF-8", "mapping.json: not a JSON table", text("mapping.json", b'[{"id": "\xff"}]')),
     refuse("mapping.json is nested too deeply", "mapping.json: not a JSON table", text("mapping.json", "[" * 99_999)),
     refuse("mapping.json holds numbers", "expected id and channel among them", text("mapping.json", "[1, 2]")),
-    refuse("mapping.json lacks a clip", "3 clips have no channel", text("mapping.json", '[{"id": "0", "channel": 1}]')),
+    refuse(
+        "mapping.json lacks a clip",
+        "2 clips have no channel",
+        text("mapping.json", '[{"id": "train-000", "channel": 1}]'),
+    ),
+    refuse(
+        "mapping.json of another corpus",
+        "none of 3 clips has a channel",
+        text("mapping.json", '[{"id": "0", "channel": 1}]'),
+    ),
     refuse("skipped.jsonl is damaged", "not a list of what was skipped", text("out/skipped.jsonl", "[\n")),
 ]
 

@@ -20,7 +20,7 @@ from viavsp_jax.runtime.errors import InputError
 
 # 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
 MAX_VIDEO_FRAMES = 5000
-FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
+_FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
 _MOST_PIXELS = 2048 * 2048  # so that a video of another size is named, but a picture bomb is not decoded
 
 
@@ -30,11 +30,18 @@ def read_video(path: str | Path) -> np.ndarray:
     Raises InputError if the file is missing, unreadable or damaged, has no frame, more than MAX_VIDEO_FRAMES or is not
     96x96.
     """
-    _require_file(path, "a mouth video")
+    require_file(path, "a mouth video")
     frames, damage = _decode(addresses.read_bytes(path), str(path))
     if damage:
         raise InputError(f"{path}: damaged, {damage}, expected a whole video")
     return frames
+
+
+def check_video(path: str | Path) -> None:
+    """Raises InputError if `read_video` would refuse a video by what its header says; no frame is decoded."""
+    require_file(path, "a mouth video")
+    with _opened(addresses.read_bytes(path), str(path)):
+        pass
 
 
 def decode_video(data: bytes, where: str) -> np.ndarray:
@@ -88,7 +95,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = opened(io.BytesIO(data), FORMATS, _MOST_PIXELS)
+        container = opened(io.BytesIO(data), _FORMATS, _MOST_PIXELS)
     except (OSError, av.FFmpegError) as error:  # both: FFmpeg may seek to where no file can be
         raise InputError(f"{where}: not a readable video file ({error.strerror or error})") from error
     with container:
@@ -120,7 +127,7 @@ def check_audio(path: str | Path) -> None:
 
 
 def _wav_layout(path: str | Path) -> wav.Layout:
-    _require_file(path, "a wav file")
+    require_file(path, "a wav file")
     try:
         layout = wav.read_layout(path)
     except ValueError as error:
@@ -139,7 +146,8 @@ def _wav_layout(path: str | Path) -> wav.Layout:
     return layout
 
 
-def _require_file(path: str | Path, expected: str) -> None:
+def require_file(path: str | Path, expected: str) -> None:
+    """Raises InputError, which says what was `expected`, if there is no file of an address."""
     if not addresses.exists(path):
         raise InputError(f"{path}: no such file, expected {expected}")
 

@@ -14,7 +14,7 @@ from concurrent.futures import as_completed
 from etils import epath
 from tqdm import tqdm
 
-from viavsp_jax.data import addresses
+from viavsp_jax.data import addresses, media
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.prepare.corpus.entries import Entry, Sizes
 from viavsp_jax.prepare.lines import read_lines, write_lines
@@ -80,13 +80,12 @@ def _of_clip(video: str, audio: str) -> list[int] | str:
             return f"missing file: {address}"
     try:
         known = probe(video)
+        if known.pictures and (size := (known.pictures.width, known.pictures.height)) != (FRAME_SIZE, FRAME_SIZE):
+            return f"{NOT_A_MOUTH}: {video} is {size[0]}x{size[1]}, expected {FRAME_SIZE}x{FRAME_SIZE}"
+        media.check_video(video)
         heard = known.sound if audio == video else probe(audio).sound
     except InputError as error:
         return f"unreadable: {error}"
-    if known.pictures is None:
-        return f"no pictures: {video}"
-    if (size := (known.pictures.width, known.pictures.height)) != (FRAME_SIZE, FRAME_SIZE):
-        return f"{NOT_A_MOUTH}: {video} is {size[0]}x{size[1]}, expected {FRAME_SIZE}x{FRAME_SIZE}"
     if heard is None:
         return f"no sound: {audio}"
     frames = known.pictures.count if known.pictures.at_25 else round(known.pictures.seconds * FRAME_RATE)

@@ -146,19 +146,19 @@ def test_frac_samples_within_each_channel(tmp_path, caplog):
     assert chosen("again") == first
     assert chosen("other", "--seed", "1") != first
 
-    assert "without regard to channels" not in caplog.text
+    assert "without regard" not in caplog.text
     (corpus / "mapping.json").unlink()
     assert len(chosen("unstratified")) == 36
-    assert "mapping.json: no such file, so clips are sampled without regard to channels" in caplog.text
+    assert "no channel, speaker or recording is known, so clips are sampled without regard to it" in caplog.text
 
 
 def test_bad_tables_are_named(corpus, tmp_path, capsys):
     out = tmp_path / "out"
     assert "--frac is 1.5" in refused(capsys, corpus, out, "--frac", "1.5")
-    assert "nowhere/metadata.parquet: no such file" in refused(capsys, tmp_path / "nowhere", out)
+    assert "nowhere: no such folder or file, expected a corpus" in refused(capsys, tmp_path / "nowhere", out)
     (corpus / "mapping.json").write_text('[{"id": "train-000", "channel": "a"}]')
     message = refused(capsys, corpus, out, "--frac", "0.5")
-    assert "mapping.json: 3 clips have no channel, the first is 'train-001'" in message
+    assert "3 clips have no channel or speaker, the first is 'train-001'" in message
     (corpus / "mapping.json").write_text('[{"id": "train-000"}]')
     assert "expected id and channel" in refused(capsys, corpus, out, "--frac", "0.5")
     (corpus / "mapping.json").write_text("[")

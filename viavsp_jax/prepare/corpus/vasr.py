@@ -29,6 +29,8 @@ def read(data: epath.Path, with_channels: bool) -> Corpus:
     """
     metadata = read_metadata(data)
     channels = read_channels(data / CHANNELS) if with_channels and (data / CHANNELS).exists() else {}
+    if channels and channels.keys().isdisjoint(metadata["id"]):
+        raise InputError(f"{data / CHANNELS}: none of {len(metadata)} clips has a channel there, expected their ids.")
     entries = [_entry(row, channels.get(row.id, "")) for row in metadata.itertuples()]
     return Corpus(f"{data}: {len(entries):,} clips in the layout of VASR", data, entries)
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from viavsp_jax.data import addresses, media, wav
-from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
+from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.prepare.recordings.mouth_video import write_video
 from viavsp_jax.prepare.recordings.probe import Probe, probe
 from viavsp_jax.prepare.recordings.recording import Recording, read_recording
@@ -40,9 +40,9 @@ def read_clip(video: str, audio: str) -> ClipMedia:
 
     Raises InputError if a file is missing, damaged, cut off, of other pictures than 96x96, or without sound.
     """
+    media.check_video(video)
     known, together = probe(video), video == audio
-    check_pictures(video, known)
-    whole = _holds_frames(known) and not (together and _apart(known))
+    whole = known.pictures.at_25 and not (together and _apart(known))
     recording = None if whole and not together else _read(video)
     samples = _heard(recording, known) if together else read_speech(audio)
     if whole:
@@ -53,22 +53,6 @@ def read_clip(video: str, audio: str) -> ClipMedia:
     return ClipMedia(frames, samples, file.getvalue())
 
 
-def check_pictures(address: str, known: Probe) -> None:
-    """Raises InputError if a file has no pictures, or others than of a mouth."""
-    if known.pictures is None:
-        raise InputError(f"{address}: not a readable video file (it has no pictures)")
-    if (size := (known.pictures.width, known.pictures.height)) != (FRAME_SIZE, FRAME_SIZE):
-        raise InputError(
-            f"{address}: video is {size[0]}x{size[1]}, expected a {FRAME_SIZE}x{FRAME_SIZE} mouth crop, as "
-            "python -m viavsp_jax.prepare mouths makes it"
-        )
-
-
-def _holds_frames(known: Probe) -> bool:
-    """Whether its frames can be taken one by one, by whoever reads the file."""
-    return known.pictures.at_25 and not set(known.container.split(",")).isdisjoint(media.FORMATS.split(","))
-
-
 def _apart(known: Probe) -> bool:
     """Whether pictures and sound begin at different times."""
     return known.sound is not None and abs(known.sound.start - known.pictures.start) >= _TOGETHER
@@ -76,22 +60,18 @@ def _apart(known: Probe) -> bool:
 
 def read_speech(address: str) -> np.ndarray:
     """The sound of a file: int16[n]. Raises InputError if it is missing, damaged or without sound."""
-    if _is_own_wav(address):
-        return media.read_audio(address)
-    return _heard(_read(address), probe(address))
+    media.require_file(address, "a wav file")
+    return media.read_audio(address) if _is_speech(address) else _heard(_read(address), probe(address))
 
 
-def _is_own_wav(address: str) -> bool:
-    """Whether it is a wav file of its own whose samples are taken as they are, or that is too damaged for any others.
-
-    A file in which there is another sort of samples is none.
-    """
-    if addresses.file_of(address) != address or not address.lower().endswith(".wav"):
+def _is_speech(address: str) -> bool:
+    """Whether it is a wav file of its own whose samples are taken as they are."""
+    if addresses.file_of(address) != address:
         return False
     try:
         layout = wav.read_layout(address)
-    except (ValueError, OSError):
-        return True
+    except ValueError:
+        return False
     return (layout.rate, layout.channels, layout.bits) == (SAMPLE_RATE, 1, 16)
 
 

@@ -45,9 +45,8 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A file and its tracks."""
+    """The tracks of a file; None where there is none that there is a decoder for."""
 
-    container: str  # FFmpeg's names of its format, with commas
     pictures: Pictures | None
     sound: Sound | None
 
@@ -69,14 +68,13 @@ def probe(address: str) -> Probe:
             chosen = [next(iter(tracks(container, kind)), None) for kind in ("video", "audio")]
             packets: dict[int, list[av.Packet]] = {stream.index: [] for stream in chosen if stream}
             troubles: list[str] = []
-            for packet in demuxed(container, [stream for stream in chosen if stream], troubles.append):
+            for packet in demuxed(container, list(filter(None, chosen)), troubles.append) if packets else ():
                 if packet.size:
                     packets[packet.stream_index].append(packet)
             if troubles:
                 raise InputError(f"{address}: damaged ({troubles[0]}), expected a whole file.")
             video, audio = chosen
             return Probe(
-                container.format.name,
                 _pictures(address, video, packets[video.index]) if video else None,
                 _sound(audio, packets[audio.index]) if audio else None,
             )
