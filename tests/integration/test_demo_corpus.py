@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.demo import corpus
-from viavsp_jax.prepare.demo.corpus import plan_clips, render_clip, write_corpus
+from viavsp_jax.prepare.demo.corpus import plan_clips, plan_corpus, render_clip, write_corpus
 from viavsp_jax.prepare.demo.sentences import split_of
+from viavsp_jax.prepare.manifest_files import read_manifest
+from viavsp_jax.prepare.recordings.clip import read_clip
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -24,6 +27,9 @@ def test_clips_in_memory_are_the_same_for_any_number_of_workers():
         np.testing.assert_array_equal(a.samples, b.samples)
 
 
+SIZES = ["--num_train", "6", "--num_valid", "3", "--num_test", "3"]
+
+
 def media(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.*")) if p.is_file()}
 
@@ -31,7 +37,7 @@ def media(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def small_corpus(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
-    write_corpus(root, num_train=6, num_valid=3, num_test=3, seed=0, workers=2)
+    write_corpus(root, plan_corpus(root, num_train=6, num_valid=3, num_test=3, seed=0), workers=2)
     return root
 
 
@@ -70,7 +76,7 @@ def test_a_stopped_corpus_is_completed_and_a_finished_one_left_alone(small_corpu
     before = media(small_corpus)
     assert "metadata.parquet" in before
     stamps = {path: (small_corpus / path).stat().st_mtime_ns for path in before}
-    write_corpus(small_corpus, 6, 3, 3, seed=0, workers=1)
+    write_corpus(small_corpus, plan_corpus(small_corpus, 6, 3, 3, seed=0), workers=1)
     assert stamps == {path: (small_corpus / path).stat().st_mtime_ns for path in before}
 
     for path, content in before.items():
@@ -79,8 +85,29 @@ def test_a_stopped_corpus_is_completed_and_a_finished_one_left_alone(small_corpu
     (tmp_path / "metadata.parquet").unlink()
     for suffix in ("mp4", "wav"):
         sorted(tmp_path.rglob(f"*.{suffix}"))[2].unlink()
-    write_corpus(tmp_path, 6, 3, 3, seed=0, workers=1)
+    write_corpus(tmp_path, plan_corpus(tmp_path, 6, 3, 3, seed=0), workers=1)
     assert media(tmp_path) == before
 
     with pytest.raises(InputError, match="num_train"):
-        write_corpus(tmp_path, 7, 3, 3, seed=0, workers=1)
+        plan_corpus(tmp_path, 7, 3, 3, seed=0)
+    with pytest.raises(InputError, match="webdataset"):
+        plan_corpus(tmp_path, 6, 3, 3, seed=0, layout="webdataset")
+
+
+def test_the_same_clips_as_tar_archives(small_corpus, tmp_path):
+    """Of ViCocktail's layout, with the sound in the video; the manifest stage reads what was rendered."""
+    for _ in range(2):  # the second time nothing is left to do
+        main(["demo", "--output", str(tmp_path), "--layout", "webdataset", "--workers", "2", *SIZES])
+    files = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert files == [f"demo-{split}-000000.tar" for split in ("test", "train", "valid")]
+    main(["manifest", "--data", str(tmp_path), "--output", str(tmp_path / "manifest"), "--workers", "0"])
+    main(["manifest", "--data", str(small_corpus), "--output", str(tmp_path / "plain")])
+    for split in ("train", "valid", "test"):
+        clips, plain = (read_manifest(tmp_path / name, split) for name in ("manifest", "plain"))
+        assert [clip.transcript for clip in clips] == [clip.transcript for clip in plain]
+        for clip, other in zip(clips, plain, strict=True):
+            assert clip.id.startswith(other.id.split("_")[0]) and clip.num_frames == other.num_frames
+            read, expected = read_clip(clip.video, clip.audio), read_clip(other.video, other.audio)
+            difference = read.samples[: len(expected.samples)] - expected.samples.astype(float)
+            assert np.square(difference).mean() < 0.01 * np.square(expected.samples.astype(float)).mean()
+            assert np.abs(read.frames - expected.frames.astype(int)).mean() < 6  # by two codecs

@@ -113,19 +113,19 @@ def _sampled(entries: list[Entry], args: argparse.Namespace, data: epath.Path) -
 
     Raises InputError if the sources of some clips alone are known.
     """
-    entries = [one for one in entries if not one.reason] + [one for one in entries if one.reason]
-    usable = pd.DataFrame({"source": [one.source for one in entries if not one.reason]})
-    if args.frac == 1 or usable.empty:
+    usable, others = [one for one in entries if not one.reason], [one for one in entries if one.reason]
+    if args.frac == 1 or not usable:
         return entries
-    if not usable["source"].any():
+    sources = pd.DataFrame({"source": [one.source for one in usable]})
+    if not sources["source"].any():
         log.warning("%s: no channel, speaker or recording is known, so clips are sampled without regard to it", data)
-        kept = usable.sample(frac=args.frac, random_state=args.seed)
+        kept = sources.sample(frac=args.frac, random_state=args.seed)
     else:
-        if (without := usable["source"] == "").any():
-            first = entries[int(without.idxmax())].id
+        if (without := sources["source"] == "").any():
+            first = usable[int(without.idxmax())].id
             raise InputError(f"{data}: {without.sum()} clips have no channel or speaker, the first is {first!r}.")
-        kept = usable.groupby("source", sort=True).sample(frac=args.frac, random_state=args.seed)
-    return [entries[index] for index in sorted(kept.index)] + entries[len(usable) :]
+        kept = sources.groupby("source", sort=True).sample(frac=args.frac, random_state=args.seed)
+    return [usable[index] for index in sorted(kept.index)] + others
 
 
 def _with_sizes(corpus: Corpus, entries: Sequence[Entry], args: argparse.Namespace) -> list[Entry]:

@@ -138,7 +138,7 @@ def render_clip(clip: Clip) -> RenderedClip:
     return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, clip.speaker.id)
 
 
-def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
+def map_clips(function, clips: list[Clip], workers: int) -> Iterator:
     """`function` of every clip, in order, computed by `workers` processes."""
     if workers <= 1:
         yield from map(function, clips)
@@ -152,7 +152,7 @@ def _map_clips(function, clips: list[Clip], workers: int) -> Iterator:
 
 def synthesize_clips(seed: int, count: int, split: str, workers: int = 1) -> Iterator[RenderedClip]:
     """`count` clips of `split` in memory, the same in the same order for the same seed and any `workers`."""
-    yield from _map_clips(render_clip, plan_clips(seed, count, split), workers)
+    yield from map_clips(render_clip, plan_clips(seed, count, split), workers)
 
 
 def _media_paths(output: Path, clip: Clip) -> tuple[Path, Path]:
@@ -200,17 +200,19 @@ def _write_metadata(output: Path, clips: list[Clip]) -> None:
     write_parquet(output / "metadata.parquet", table)
 
 
-def write_corpus(output: str | Path, num_train: int, num_valid: int, num_test: int, *, seed: int, workers: int) -> None:
-    """Writes visual/, audio/, mapping.json and, last of all, metadata.parquet under `output`.
+def plan_corpus(
+    output: str | Path, num_train: int, num_valid: int, num_test: int, *, seed: int, layout: str = "vasr"
+) -> list[Clip]:
+    """All clips of a corpus in the folder `output`, where what it is made with is noted.
 
-    A finished corpus is left as it is, an unfinished one is completed. Raises InputError if `output` holds a corpus
-    made with other counts or another seed.
+    Raises InputError if the folder holds a corpus made with other counts, another seed or in another layout.
     """
     output = Path(output)
     clips: list[Clip] = []
     for split, count in (("train", num_train), ("valid", num_valid), ("test", num_test)):
         clips += plan_clips(seed, count, split, first_index=len(clips))
     settings = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test, "seed": seed}
+    settings |= {} if layout == "vasr" else {"layout": layout}  # as it always was
     output.mkdir(parents=True, exist_ok=True)
     settings_path = output / "demo.json"
     if settings_path.exists():
@@ -219,6 +221,15 @@ def write_corpus(output: str | Path, num_train: int, num_valid: int, num_test: i
             raise InputError(f"{settings_path}: the corpus there was made with {found}, expected {settings}")
     else:
         settings_path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    return clips
+
+
+def write_corpus(output: str | Path, clips: list[Clip], workers: int) -> None:
+    """Writes visual/, audio/, mapping.json and, last of all, metadata.parquet under `output`.
+
+    A finished corpus is left as it is, an unfinished one is completed.
+    """
+    output = Path(output)
     if (output / "metadata.parquet").exists():
         return
     for clip in clips:
@@ -227,6 +238,6 @@ def write_corpus(output: str | Path, num_train: int, num_valid: int, num_test: i
     missing = [clip for clip in clips if not all(path.exists() for path in _media_paths(output, clip))]
     write = functools.partial(_write_clip, output=output)
     with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="demo corpus") as bar:
-        for _ in _map_clips(write, missing, workers):
+        for _ in map_clips(write, missing, workers):
             bar.update()
     _write_metadata(output, clips)
