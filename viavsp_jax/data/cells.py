@@ -19,9 +19,24 @@ def read_cell(path: str, column: str, row: int) -> Any:
     Raises InputError if the file is no such table, or has no such column or row.
     """
     table = _opened(path, os.stat(path).st_mtime_ns)
-    if not row < len(table):
-        raise InputError(f"{path}: has {len(table)} rows, expected one of number {row}.")
+    if not row < table.num_rows:
+        raise InputError(f"{path}: has {table.num_rows} rows, expected one of number {row}.")
     return table.cell(column, row)
+
+
+def read_column(path: str, column: str) -> list[Any]:
+    """The values in all rows of a column. Raises InputError as `read_cell` does."""
+    return _opened(path, os.stat(path).st_mtime_ns).column(column)
+
+
+def read_schema(path: str) -> Any:
+    """The pyarrow.Schema of a table. Raises InputError if the file is none."""
+    return _opened(path, os.stat(path).st_mtime_ns).schema
+
+
+def read_num_rows(path: str) -> int:
+    """Raises InputError if the file is no table."""
+    return _opened(path, os.stat(path).st_mtime_ns).num_rows
 
 
 class _Parquet:
@@ -34,46 +49,46 @@ class _Parquet:
         with _read_errors(path):
             self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         known = self._file.metadata
+        self.num_rows, self.schema = known.num_rows, self._file.schema_arrow
         self._ends = np.cumsum([known.row_group(group).num_rows for group in range(known.num_row_groups)])
         self._group = functools.lru_cache(maxsize=1)(self._read_group)
-
-    def __len__(self) -> int:
-        return self._file.metadata.num_rows
 
     def cell(self, column: str, row: int) -> Any:
         group = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[group - 1]) if group else 0
         return self._group(group, column)[row - first].as_py()
 
+    def column(self, column: str) -> list[Any]:
+        with _read_errors(self._path):
+            return _column(self._file.read(columns=[column]), column).to_pylist()
+
     def _read_group(self, group: int, column: str) -> Any:
         with _read_errors(self._path):
-            return column_of(self._file.read_row_group(group, columns=[column]), column)
+            return _column(self._file.read_row_group(group, columns=[column]), column)
 
 
 class _Arrow:
     """Arrow is not compressed, so the file is mapped, and only what is asked for is read."""
 
     def __init__(self, path: str):
-        self._path, self._table = path, read_arrow(path)
+        import pyarrow
 
-    def __len__(self) -> int:
-        return self._table.num_rows
+        self._path = path
+        with _read_errors(path):
+            mapped = pyarrow.memory_map(path)
+            try:
+                self._table = pyarrow.ipc.open_stream(mapped).read_all()  # as `datasets` writes them
+            except pyarrow.ArrowInvalid:
+                self._table = pyarrow.ipc.open_file(mapped).read_all()
+        self.num_rows, self.schema = self._table.num_rows, self._table.schema
 
     def cell(self, column: str, row: int) -> Any:
         with _read_errors(self._path):
-            return column_of(self._table.slice(row, 1), column)[0].as_py()
+            return _column(self._table.slice(row, 1), column)[0].as_py()
 
-
-def read_arrow(path: str) -> Any:
-    """The pyarrow.Table of a file of Arrow, mapped. Raises InputError if it is none."""
-    import pyarrow
-
-    with _read_errors(path):
-        mapped = pyarrow.memory_map(path)
-        try:
-            return pyarrow.ipc.open_stream(mapped).read_all()  # as `datasets` writes them
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(mapped).read_all()
+    def column(self, column: str) -> list[Any]:
+        with _read_errors(self._path):
+            return _column(self._table, column).to_pylist()
 
 
 @functools.lru_cache(maxsize=32)
@@ -81,8 +96,7 @@ def _opened(path: str, changed: int) -> _Parquet | _Arrow:
     return (_Parquet if path.endswith(".parquet") else _Arrow)(path)
 
 
-def column_of(table: Any, column: str) -> Any:
-    """A column of a pyarrow.Table, or a field of one that is COLUMN.FIELD."""
+def _column(table: Any, column: str) -> Any:
     import pyarrow.compute
 
     name, *fields = column.split(".")
@@ -99,7 +113,5 @@ def _read_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: cannot be read ({reason:.200}), expected a whole table of Parquet or Arrow."
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read ({reason}), expected a table of Parquet or Arrow.") from error

@@ -64,7 +64,7 @@ def _steps(language: str, args: argparse.Namespace) -> list[tuple[str, Callable[
         ("Đ of other alphabets", with_our_d, is_vietnamese),
         ("order of marks", normalize, is_vietnamese),
         ("capitals", str.lower, args.lower_case),
-        ("numbers", read_numbers, args.numbers_as_read and is_vietnamese),
+        ("numbers", lambda text: visible(read_numbers(text)), args.numbers_as_read and is_vietnamese),
         ("places of tone marks", functools.partial(place_tones, style=args.tones), bool(args.tones) and is_vietnamese),
         ("punctuation", without_punctuation, args.no_punctuation),
     ]

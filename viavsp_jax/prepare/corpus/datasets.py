@@ -10,10 +10,8 @@ A column of media holds bytes, or {bytes, path}; where there are no bytes, the p
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 from etils import epath
 from tqdm import tqdm
 
@@ -55,8 +53,8 @@ def read(data: epath.Path, chosen: Mapping[str, str]) -> Corpus:
 def _schema(path: epath.Path) -> pyarrow.Schema:
     """Of what is no table, one without columns: it is none that holds media."""
     try:
-        return pyarrow.parquet.read_schema(path) if path.suffix == ".parquet" else cells.read_arrow(str(path)).schema
-    except (pyarrow.ArrowException, OSError, InputError):
+        return cells.read_schema(str(path))
+    except InputError:
         return pyarrow.schema([])
 
 
@@ -79,7 +77,7 @@ def _entries(root: epath.Path, path: epath.Path, found: Mapping[str, str]) -> li
             f"{', '.join(media)}."
         )
     texts = {what: name for what, name in found.items() if what not in ("video", "audio")}
-    values = {what: _values(path, name) for what, name in texts.items()}
+    values = {what: cells.read_column(str(path), name) for what, name in texts.items()}
     places = {what: _places(path, inner, media[found[what]]) for what in ("video", "audio") if found.get(what) in media}
     split = _split_of(path, inner)
     entries = []
@@ -100,20 +98,10 @@ def _split_of(path: epath.Path, inner: str) -> str | None:
 
 def _places(path: epath.Path, inner: str, column: str) -> list[tuple[str, str]]:
     """(the address of a medium, what its file was called) in every row of a column."""
-    names = _values(path, column.replace(".bytes", ".path")) if column.endswith(".bytes") else []
-    names = [id_text(name) for name in names or [""] * _length(path)]
+    if column.endswith(".bytes"):
+        names = list(map(id_text, cells.read_column(str(path), column.replace(".bytes", ".path"))))
+    else:
+        names = [""] * cells.read_num_rows(str(path))
     if names and cells.read_cell(str(path), column, 0) is None:  # then the files lie where their paths say
         return [(name, name) for name in names]
     return [(addresses.in_table(inner, column, row), name) for row, name in enumerate(names)]
-
-
-def _values(path: epath.Path, column: str) -> list[Any]:
-    """The values of a column, or of a field of one, in all rows."""
-    is_parquet = path.suffix == ".parquet"
-    table = pyarrow.parquet.read_table(path, columns=[column]) if is_parquet else cells.read_arrow(str(path))
-    return cells.column_of(table, column).to_pylist()
-
-
-def _length(path: epath.Path) -> int:
-    is_parquet = path.suffix == ".parquet"
-    return pyarrow.parquet.read_metadata(path).num_rows if is_parquet else cells.read_arrow(str(path)).num_rows
