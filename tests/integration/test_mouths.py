@@ -13,6 +13,7 @@ import deadly_clips
 import numpy as np
 import pandas as pd
 import pytest
+from open_corpus import write_archive
 from real_videos import CARTOON, PHONE, SPEECH, first, write_video, write_wav
 
 from viavsp_jax.data import media
@@ -21,7 +22,7 @@ from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.recordings import mouth_clips
 from viavsp_jax.prepare.recordings.mouth import STABLE_POINTS, _stable_face, mouth_crops
-from viavsp_jax.prepare.recordings.mouth_clips import write_video as write_crops
+from viavsp_jax.prepare.recordings.mouth_video import write_video as write_crops
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.prepare.skipped import read_skipped
 
@@ -125,6 +126,26 @@ def test_the_manifest_stage_goes_on_with_it(corpus, tmp_path):
     assert (clip.id, clip.transcript, clip.num_frames) == ("news_speech", "xin chào các bạn", FRAMES)
     assert clip.num_samples == len(media.read_audio(clip.audio)) and len(media.read_video(clip.video)) == FRAMES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.tsv", "train.wrd"]
+
+
+def test_a_corpus_of_whole_faces_in_archives(corpus, videos, tmp_path, capsys):
+    """Its transcripts and splits come along; a test set under a condition repeats the ids of the plain one."""
+    face = {"video": (videos / "news" / "speech.MP4").read_bytes(), "label": "xin chào các bạn".encode()}
+    for name in ("train", "test", "test_snr_0_interferer_1"):
+        samples = {f"{'a' if name == 'train' else 'b'}": face, "c": {"video": b"", "label": b"x"}}
+        write_archive(tmp_path / f"tars/x-{name}-000000.tar", samples)
+    assert "no mouth crops" not in refused(capsys, options(videos, tmp_path / "out", "--data", tmp_path / "tars"))
+    line = ["mouths", "--data", str(tmp_path / "tars"), "--output", str(tmp_path / "out"), "--workers", "0"]
+    main(line)
+    before = files(tmp_path / "out")
+    main(line)
+    assert files(tmp_path / "out") == before and len(skipped(tmp_path / "out")) == 1
+    main(["manifest", "--data", str(tmp_path / "out"), "--output", str(tmp_path / "manifest")])
+    (expected,) = (corpus / "visual").rglob("*.mp4")
+    for split, id in (("train", "a"), ("test", "b"), ("test_snr_0_interferer_1", "b")):
+        (clip,) = read_manifest(tmp_path / "manifest", split)
+        assert (clip.id, clip.transcript) == (id, "xin chào các bạn")
+        np.testing.assert_array_equal(media.read_video(clip.video), media.read_video(expected))
 
 
 def test_a_second_run_makes_only_what_is_missing(corpus, videos, tmp_path, caplog):

@@ -38,15 +38,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     parser.add_argument("--data", required=True, help="corpus: a folder, a tar archive or a table")
-    parser.add_argument(
-        "--layout", choices=layouts.LAYOUTS, help="how it is laid out (default: as what is there says, which is shown)"
-    )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        metavar="WHAT=COLUMN",
-        help=f"of a table, which column holds what: {', '.join(columns.NAMES)} (default: by usual names)",
-    )
+    layouts.add_arguments(parser)
     parser.add_argument(
         "--output", type=new_folder("--output"), required=True, help="folder for {split}.tsv and {split}.wrd"
     )
@@ -143,7 +135,7 @@ def _with_sizes(corpus: Corpus, entries: Sequence[Entry], args: argparse.Namespa
     if len(others) > _MOSTLY * len(found):
         raise InputError(
             f"{corpus.root}: {len(others):,} of {len(found):,} clips are no mouth crops, the first "
-            f"{others[0].removeprefix(measure.NOT_A_MOUTH + ': ')}; python -m viavsp_jax.prepare mouths makes them."
+            f"{others[0].removeprefix(measure.NOT_A_MOUTH + ': ')}; make them by prepare mouths --data."
         )
     known = iter(
         dataclasses.replace(place, **({"reason": one} if isinstance(one, str) else {"sizes": one}))

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from typing import Any
@@ -27,20 +26,22 @@ from tqdm import tqdm
 
 from viavsp_jax.data.delimited import read_delimited
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
-from viavsp_jax.data.ids import column_of_ids, id_text
+from viavsp_jax.data.ids import column_of_ids
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.corpus.entries import SPLITS, is_file_name
+from viavsp_jax.prepare.corpus import layouts
+from viavsp_jax.prepare.corpus.columns import parse
+from viavsp_jax.prepare.corpus.entries import SPLITS, clip_id
+from viavsp_jax.prepare.corpus.layouts import read_corpus
 from viavsp_jax.prepare.corpus.vasr import COLUMNS
 from viavsp_jax.prepare.manifest_files import MAX_FRAMES
 from viavsp_jax.prepare.parquet import read_parquet, write_parquet
 from viavsp_jax.prepare.recordings import faces
-from viavsp_jax.prepare.recordings.kinds import SOUNDS, VIDEOS
+from viavsp_jax.prepare.recordings.sources import find_sources, of_corpus
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.prepare.workers import WorkerDied, Workers
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import new_folder_on_disk, whole
 
-_NUM_SHARDS = 256
 _ATTEMPTS = 2  # at a recording whose process died
 # Seconds for a second of a recording, all of its sound, or for writing a clip; what takes longer will not end.
 _PATIENCE = 1800
@@ -53,7 +54,12 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     parser.epilog = faces.LICENCE
-    parser.add_argument("--videos", required=True, help="folder with recordings, searched through to the bottom")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--videos", help="folder with recordings, searched through to the bottom")
+    place.add_argument(
+        "--data", help="corpus of whole faces with transcripts and splits, in any layout that the manifest stage knows"
+    )
+    layouts.add_arguments(parser)
     parser.add_argument("--output", type=new_folder_on_disk("--output"), required=True, help="folder of the corpus")
     parser.add_argument(
         "--transcripts",
@@ -87,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--ray_address goes with --runner ray.")
     if args.workers == 0 and args.runner == "ray":
         raise InputError("--workers is 0, expected at least 1 with --runner ray.")
+    if args.data and args.transcripts:
+        raise InputError("--transcripts goes with --videos, with --data the corpus has them.")
     faces.require_packages()
     # They need packages that only this stage and the application do.
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
@@ -95,7 +103,12 @@ def run(args: argparse.Namespace) -> None:
     output = epath.Path(args.output)
     transcripts = _read_transcripts(args.transcripts) if args.transcripts else None
     mean_face = load_mean_face(args.mean_face) if args.mean_face else None
-    sources, skipped = find_sources(args.videos, output, args.audio_only_without_face)
+    if args.data:
+        corpus = read_corpus(epath.Path(args.data).resolve(), args.layout, parse(args.columns), with_sources=False)
+        log.info("%s", corpus.what)
+        sources, skipped, transcripts = of_corpus(corpus)
+    else:
+        sources, skipped = find_sources(args.videos, output, args.audio_only_without_face)
     make_maker = functools.partial(ClipMaker, output, mean_face, args.audio_only_without_face)
     notes = []
     if args.runner == "ray":
@@ -115,51 +128,6 @@ def run(args: argparse.Namespace) -> None:
     notes.sort(key=lambda note: note["id"])
     skipped.sort(key=lambda line: (line["id"], line["reason"]))
     _write_tables(output, notes, skipped, transcripts)
-
-
-def find_sources(folder: epath.PathLike, output: epath.Path, with_sounds: bool) -> tuple[list, list[dict[str, str]]]:
-    """The recordings under a folder, by id, and what skipped.jsonl says of those whose names cannot be ids.
-
-    Raises InputError if there are no others.
-    """
-    from viavsp_jax.prepare.recordings.mouth_clips import Source
-
-    folder, output = epath.Path(folder).resolve(), output.resolve()
-    suffixes = VIDEOS + SOUNDS * with_sounds
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, expected one with recordings.")
-    sources: dict[str, Source] = {}
-    skipped = []
-    paths = (parent / name for parent, _, names in folder.walk() for name in names)
-    for path in sorted(paths):
-        inner = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if path.suffix.lower() not in suffixes or hidden or path.is_relative_to(output):
-            continue
-        id = _clip_id(id_text(os.fspath(inner.with_suffix(""))).replace("/", "_"))
-        reason = None
-        if id in sources:
-            reason = f"has the same id as {sources[id].path}, expected another name."
-        elif not is_file_name(id):
-            reason = "its path makes no id, expected at most 200 bytes of UTF-8 without control characters."
-        elif not path.is_file():
-            reason = "no such file, but a link or the like."
-        if reason:
-            # Not all names of files are UTF-8.
-            id, shown = (os.fsencode(text).decode(errors="backslashreplace") for text in (id, path))
-            skipped.append({"id": id, "reason": f"{shown}: {reason}"})
-            continue
-        shard = f"{zlib.crc32(id.encode()) % _NUM_SHARDS:04d}"  # the same when recordings are added
-        stat = path.stat()
-        sources[id] = Source(id, shard, os.fspath(path), [stat.length, stat.mtime])
-    if not sources:
-        raise InputError(f"{folder}: holds no recording, expected files that end in one of {' '.join(suffixes)}.")
-    return list(sources.values()), skipped
-
-
-def _clip_id(text: str) -> str:
-    """With single spaces, as ids of recordings and of transcripts are compared."""
-    return " ".join(text.split())
 
 
 def _run_here(make: Callable, sources: Sequence, count: int | None) -> Iterator[tuple]:
@@ -190,7 +158,7 @@ def _read_transcripts(path: str) -> pd.DataFrame:
     table = _read_table(path)
     if wrong := [name for name in _TRANSCRIPT_COLUMNS if list(table.columns).count(name) != 1]:
         raise InputError(f"{path}: columns {wrong} are missing or there twice, expected id, transcript and split.")
-    ids, splits = [_clip_id(id) for id in column_of_ids(table["id"])], list(table["split"])
+    ids, splits = [clip_id(id) for id in column_of_ids(table["id"])], list(table["split"])
     known = pd.Series([id for id in ids if id], dtype=str)
     if (repeated := known.duplicated()).any():
         raise InputError(f"{path}: id {known[repeated].iloc[0]!r} occurs twice.")
@@ -234,7 +202,8 @@ def _write_tables(
         log.info("%d clips have more than %d frames (%d s), manifest leaves them out", long, MAX_FRAMES, seconds)
     if transcripts is None:
         return
-    metadata = clips.merge(transcripts, on="id").rename(
+    keys = [name for name in ("id", "shard") if name in transcripts]
+    metadata = clips.merge(transcripts, on=keys).rename(
         columns={"frames": "video_num_frames", "samples": "audio_num_frames"}
     )
     if metadata.empty:

@@ -1,10 +1,12 @@
 """Finds out how a corpus is laid out, and reads it."""
 
+import argparse
 from collections.abc import Callable, Mapping
 
 from etils import epath
 
 from viavsp_jax.prepare.corpus import beside, datasets, table, tars, vasr
+from viavsp_jax.prepare.corpus.columns import NAMES
 from viavsp_jax.prepare.corpus.entries import Corpus
 from viavsp_jax.runtime.errors import InputError
 
@@ -15,6 +17,19 @@ LAYOUTS = {
     "table": "a table (CSV, TSV, JSON lines, Parquet) that names media files",
     "folder": "videos, each with its text in a .txt file of the same name",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every stage that reads a corpus."""
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="how the corpus is laid out (default: as what is there says, which is shown)"
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="WHAT=COLUMN",
+        help=f"of a table, which column holds what: {', '.join(NAMES)} (default: by usual names)",
+    )
 
 
 def read_corpus(data: epath.Path, layout: str | None, columns: Mapping[str, str], with_sources: bool) -> Corpus:

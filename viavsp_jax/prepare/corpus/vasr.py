@@ -13,7 +13,7 @@ from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import read_channels
-from viavsp_jax.prepare.corpus.entries import SPLITS, Corpus, Entry, Sizes, is_file_name
+from viavsp_jax.prepare.corpus.entries import SPLITS, Corpus, Entry, Sizes, is_file_name, split_name
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.runtime.errors import InputError
 
@@ -56,7 +56,7 @@ def read_metadata(data: epath.Path) -> pd.DataFrame:
 
 def _check_ids(metadata: pd.DataFrame, path: epath.Path) -> None:
     for id, split in zip(metadata["id"], metadata["split"], strict=True):
-        if not isinstance(split, str) or split not in SPLITS:
+        if not isinstance(split, str) or split_name(split) != split:
             raise InputError(f"{path}: id {id!r} has split {split!r}, expected one of {list(SPLITS)}.")
     known = metadata[metadata["id"] != ""]
     if (repeated := known.duplicated(["split", "id"])).any():

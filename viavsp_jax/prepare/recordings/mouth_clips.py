@@ -10,6 +10,7 @@ from etils import epath
 from viavsp_jax.data.features import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from viavsp_jax.data.wav import write_speech
 from viavsp_jax.prepare.lines import write_lines
+from viavsp_jax.prepare.recordings.clip import read_speech
 from viavsp_jax.prepare.recordings.faces import require_packages
 from viavsp_jax.prepare.recordings.mouth import MouthTrack, mouth_crops
 from viavsp_jax.prepare.recordings.mouth_video import write_video
@@ -30,8 +31,9 @@ class Source:
 
     id: str
     shard: str
-    path: str
-    version: list[int]  # its size in bytes and when it was last changed, in seconds
+    path: str  # as `audio`, an address (see data/addresses.py)
+    version: list[int]  # its file's size in bytes and when it was last changed, in seconds
+    audio: str | None = None  # where its sound is, if not in the same file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ClipMaker:
             return note
         origin["audio_only_without_face"] = self.audio_only_without_face
         try:
-            note = origin | self._write(read_recording(source.path), visual, audio)
+            note = origin | self._write(_read(source), visual, audio)
         except InputError as error:
             note = origin | {"reason": " ".join(str(error).split())}
         except MemoryError:
@@ -92,6 +94,13 @@ class ClipMaker:
                 raise
         num_frames = max(1, round(len(recording.samples) * FRAME_RATE / SAMPLE_RATE))
         return np.zeros((num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8), 0.0
+
+
+def _read(source: Source) -> Recording:
+    recording = read_recording(source.path)
+    if source.audio is not None:
+        recording.samples = read_speech(source.audio)
+    return recording
 
 
 def _check_mouth_is_shown(recording: Recording, track: MouthTrack) -> None:
