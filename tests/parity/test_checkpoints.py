@@ -104,7 +104,7 @@ def cyclic():
         ({"model": None}, "expected a dict with the entry 'model'"),
         (
             {"model": {"weight": 3.0}},
-            "not a readable fairseq checkpoint .'model' holds something that is not",
+            "not a readable fairseq checkpoint .it holds something that is not",
         ),
         ({"model": {1: torch.zeros(1)}}, "expected tensor names as strings"),
         ({"cfg": None}, "expected model settings in its 'cfg' or 'args'"),

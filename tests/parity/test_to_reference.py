@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from convert import from_reference, safetensors_files, to_reference
 from convert.checkpoints import read_fairseq, read_moments
-from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER
+from convert.pretrained import PRETRAINING_FILE
 from convert.work_folder import open_work_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment
@@ -184,6 +184,6 @@ def test_what_does_not_fit_is_one_clear_error(config, workdir, encoder, tmp_path
         with pytest.raises(InputError, match=f"broken/model.safetensors.*{message}"):
             to_reference.export(workdir, encoder=broken, fairseq=tmp_path / "x.pt")
     (broken / "model.safetensors").write_bytes(b"text")
-    with pytest.raises(InputError, match="not a readable safetensors file"):
+    with pytest.raises(InputError, match="is not a safetensors file, or damaged"):
         to_reference.export(workdir, encoder=broken, fairseq=tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists() and not (tmp_path / "hf").exists()
