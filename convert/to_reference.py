@@ -189,6 +189,8 @@ def export(
         )
     elif not parts.pieces[0].name.endswith(PRETRAINED_ONLY):
         print(f"note: {encoder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
+    if parts and parts.config.waveform != "int16":
+        print("note: the reference's code makes audio features of int16 values; this encoder hears floats")
     if fairseq:
         write_fairseq(fairseq, work, state, parts)
         print(f"wrote {fairseq}: update {state.step}")

@@ -195,7 +195,8 @@ def read_inputs(golden: Golden) -> dict[str, Input]:
     video = [recorded[f"video_{number}"][0, 0] for number in numbers]
     found = {f"clip{n}": (heard[None], seen[None], None) for n, heard, seen in zip(numbers, audio, video, strict=True)}
     mask = ~recorded["attention_mask_batch"].astype(bool)
-    batch = [padded(kind, mask.shape[1]).numpy() for kind in (audio, video)]
+    longest = max(map(len, audio))
+    batch, mask = [padded(kind, longest).numpy() for kind in (audio, video)], mask[:, :longest]
     return found | {"batch": (*batch, mask), "long": (recorded["audio_long"].swapaxes(1, 2), None, None)}
 
 

@@ -150,8 +150,11 @@ def test_without_encoder_or_its_pretraining(best, config, workdir, encoder, tmp_
     for path in encoder.iterdir():
         if path.name != PRETRAINING_FILE:
             (plain / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((plain / "config.json").read_text()) | {"waveform": "float"}
+    (plain / "config.json").write_text(json.dumps(settings))
     to_reference.export(workdir, encoder=plain, fairseq=tmp_path / "some.pt")
-    assert "mask_emb and label_embs_concat are left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mask_emb and label_embs_concat are left out" in said and "this encoder hears floats" in said
     some = torch.load(tmp_path / "some.pt", weights_only=True)
     left_out = {REFERENCE_ENCODER + "mask_emb", REFERENCE_ENCODER + "label_embs_concat"}
     assert there.keys() - some["model"].keys() == left_out
