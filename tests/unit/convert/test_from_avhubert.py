@@ -303,3 +303,16 @@ def test_encoders_that_avhubertmodel_does_not_have(hf):
 def test_the_tests_own_table_is_the_recorded_one():
     assert "encoder.layers.2.attention.q_proj.bias" in hf_encoders.TABLE.values()
     assert len(HERE) == len(WEIGHTS) and f"{NEWER}1" in HERE
+
+
+def test_what_an_encoder_hears_is_in_its_folder(hf):
+    """Those of earlier versions do not say."""
+    assert converted(write(hf, HERE))[0].waveform == "float"
+    path = hf.parent / "encoder" / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("waveform") == "float"
+    path.write_text(json.dumps(values))
+    assert encoder_folder.read_config(path.parent).waveform == "int16"
+    path.write_text(json.dumps(values | {"waveform": "int8"}))
+    with pytest.raises(InputError, match="config.json: .*waveform must be in .'int16', 'float'., not 'int8'"):
+        encoder_folder.read_config(path.parent)
