@@ -1,4 +1,4 @@
-"""The AV-HuBERT encoder's weights between the PyTorch folder of `convert.from_fairseq` and the Flax model.
+"""The AV-HuBERT encoder's weights between an encoder folder, which PyTorch reads, and the Flax model.
 
 PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I input width, O output width.
 """
@@ -94,7 +94,7 @@ def abstract_params(config: AVHubertConfig) -> Tree:
 
 
 def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfig, Tree]:
-    """Reads config.json and model.safetensors, as `convert.from_fairseq` wrote them.
+    """Reads config.json and model.safetensors, as `convert.from_avhubert` wrote them.
 
     Returns the config and the weights of `AVHubert(config, fold=fold)`: a nested dict of numpy arrays in the form of
     nnx.to_pure_dict, float32 (int32 for BatchNorm's counters). `nnx.merge(structure, weights)` takes them.

@@ -1,39 +1,21 @@
-"""Safe reading of fairseq checkpoints, without fairseq or omegaconf.
-
-A fairseq `.pt` is a zip archive with a pickle (`data.pkl`) and one raw entry for each tensor storage. The pickle is
-read by `convert.unpickle`, so that nothing in the file is ever imported or called.
-"""
+"""Safe reading of fairseq checkpoints, without fairseq or omegaconf: see convert/torch_archive.py."""
 
 import contextlib
 import dataclasses
-import io
-import zipfile
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from etils import epath
 
-from convert.unpickle import DAMAGED, VALUES, StandIn, StandInUnpickler
+from convert.torch_archive import TENSORS, Storages, opened
+from convert.unpickle import StandIn
 from viavsp_jax.runtime.errors import InputError
 
-STORAGE_DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 NAMESPACE = "argparse.Namespace"
 
 # Whatever fairseq and omegaconf name is a class of settings or bookkeeping; a stand-in serves for all of them.
-ALLOWED = VALUES | STORAGE_DTYPES.keys() | {REBUILD_TENSOR, NAMESPACE, "typing.Any", "fairseq.", "omegaconf."}
+ALLOWED = TENSORS | {NAMESPACE, "typing.Any", "fairseq.", "omegaconf."}
 
 # Far more than any checkpoint has; the reference's hold some ten thousand.
 _MOST_SETTINGS = 500_000
@@ -78,17 +60,8 @@ def read_fairseq(path: epath.PathLike) -> FairseqCheckpoint:
     Raises InputError if the file is missing, damaged, no such checkpoint, names anything not allowed, or holds
     a weight that is not finite.
     """
-    with _opened(path) as (content, archive):
-        storages = _Storages(*archive)
-        model = {name: storages.tensor(record) for name, record in content["model"].items()}
-        # Few are the same tensor twice. Many names for one large tensor would take hours to look through.
-        if (held := sum(tensor.nbytes for tensor in model.values())) > 2 * (size := epath.Path(path).stat().length):
-            raise InputError(
-                f"{path}: a file of {size} bytes whose tensors have {held}, expected each in its own bytes"
-            )
-        for name, tensor in model.items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"{path}: {name} holds values that are not finite numbers")
+    with _opened(path) as (content, storages):
+        model = storages.tensors(content["model"])
         return FairseqCheckpoint(model, _settings(content, str(path)), _num_updates(content))
 
 
@@ -100,7 +73,7 @@ def read_moments(path: epath.PathLike, names: Collection[str]) -> AdamMoments | 
 
     Raises InputError for the same files as read_fairseq does.
     """
-    with _opened(path) as (content, archive):
+    with _opened(path) as (content, storages):
         sizes = {name: torch.Size(record.args[2]) for name, record in content["model"].items()}
         optimizer = content.get("last_optimizer_state")
         if not isinstance(optimizer, dict) or not optimizer.get("state"):
@@ -116,7 +89,7 @@ def read_moments(path: epath.PathLike, names: Collection[str]) -> AdamMoments | 
             else:
                 continue
             if states is not None:
-                return _moments({name: states.get(name) for name in names}, sizes, archive)
+                return _moments({name: states.get(name) for name in names}, sizes, storages)
         return f"its optimizer state is for {len(order)} parameters, which cannot be told apart by the model's names"
 
 
@@ -131,7 +104,7 @@ def _flat_states(flat: dict, trained: list[str], sizes: dict[str, torch.Size]) -
     return states
 
 
-def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archive: tuple) -> AdamMoments | str:
+def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], storages: Storages) -> AdamMoments | str:
     found = {"exp_avg": {}, "exp_avg_sq": {}}
     if without := [name for name, state in states.items() if not state]:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
@@ -142,7 +115,7 @@ def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archi
     if len(set(steps)) != 1:
         return f"its optimizer's states are of different updates: {min(steps)} to {max(steps)}"
     for kind, tensors in found.items():
-        storages = _Storages(*archive)
+        storages.forget()
         for name, state in states.items():
             tensor = storages.tensor(state[kind])
             if "view" in state:
@@ -156,80 +129,21 @@ def _moments(states: dict[str, dict | None], sizes: dict[str, torch.Size], archi
     return AdamMoments(steps[0], **found)
 
 
+def is_fairseq(path: epath.PathLike) -> bool:
+    """Whether a file of torch.save is a fairseq checkpoint. Raises InputError for what is no such file."""
+    with opened(path, ALLOWED, "checkpoint of AV-HuBERT") as (content, _):
+        return isinstance(content, dict) and isinstance(content.get("model"), dict)
+
+
 @contextlib.contextmanager
-def _opened(path: epath.PathLike) -> Iterator[tuple[dict, tuple[zipfile.ZipFile, str]]]:
-    """Yields the unpickled content and where its storages are: the archive and a folder in it.
-
-    Raises InputError for what is no such checkpoint, also for what is found so while it is open.
-    """
-    path = epath.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, expected a fairseq checkpoint")
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise InputError(f"{path}: not a PyTorch zip archive, expected a fairseq checkpoint of PyTorch >= 1.6")
-            with zipfile.ZipFile(file) as archive:
-                folder = _checked_folder(archive, path)
-                data_pkl = archive.read(folder + "data.pkl")
-                content = StandInUnpickler(io.BytesIO(data_pkl), str(path), ALLOWED).load()
-                if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-                    raise InputError(f"{path}: not a fairseq checkpoint, expected a dict with the entry 'model'")
-                if not all(isinstance(name, str) for name in content["model"]):
-                    raise InputError(f"{path}: not a fairseq checkpoint, expected tensor names as strings")
-                yield content, (archive, folder + "data/")
-    except DAMAGED as error:
-        raise InputError(f"{path}: not a readable fairseq checkpoint ({str(error) or type(error).__name__})") from error
-
-
-def _checked_folder(archive: zipfile.ZipFile, path: epath.Path) -> str:
-    """The folder of the archive that everything is in."""
-    entries = archive.infolist()
-    # PyTorch does not compress; to refuse what is compressed rules out small files that unpack to huge ones.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError(f"{path}: a compressed zip archive, expected a fairseq checkpoint saved by PyTorch")
-    # So does this for entries that share their bytes.
-    if (declared := sum(entry.file_size for entry in entries)) > (size := path.stat().length):
-        raise InputError(
-            f"{path}: a file of {size} bytes whose entries declare {declared}, expected no more than it has"
-        )
-    pickles = [entry.filename for entry in entries if entry.filename.count("/") == 1]
-    pickles = [name for name in pickles if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise InputError(f"{path}: not a PyTorch checkpoint, expected one data.pkl in the archive")
-    folder = pickles[0].removesuffix("data.pkl")
-    if folder + "byteorder" in archive.namelist() and archive.read(folder + "byteorder") != b"little":
-        raise InputError(f"{path}: saved on a big-endian machine, expected little-endian tensors")
-    return folder
-
-
-class _Storages:
-    """Makes tensors from the archive's raw entries; tensors that shared a storage share it again."""
-
-    def __init__(self, archive: zipfile.ZipFile, folder: str):
-        self._archive = archive
-        self._folder = folder
-        self._loaded: dict[tuple[str, str], torch.Tensor] = {}
-
-    def tensor(self, record: Any) -> torch.Tensor:
-        """The tensor that a recorded call of _rebuild_tensor_v2 stands for."""
-        if getattr(record, "symbol", None) != REBUILD_TENSOR:
-            raise TypeError("'model' holds something that is not a tensor")
-        storage_id, offset, size, stride = record.args[:4]
-        kind, storage_class, entry, _, num_elements = storage_id
-        storage = self._storage(storage_class.symbol, entry)
-        tensor = storage.as_strided(size, stride, offset)
-        # Zero strides could make a tensor of any size out of one element.
-        if kind != "storage" or num_elements != len(storage) or tensor.numel() > num_elements:
-            raise ValueError(f"tensor storage {entry} is not as recorded")
-        return tensor
-
-    def _storage(self, storage_symbol: str, entry: str) -> torch.Tensor:
-        key = (storage_symbol, entry)
-        if key not in self._loaded:
-            raw = bytearray(self._archive.read(self._folder + entry))
-            self._loaded[key] = torch.frombuffer(raw, dtype=STORAGE_DTYPES[storage_symbol])
-        return self._loaded[key]
+def _opened(path: epath.PathLike) -> Iterator[tuple[dict, Storages]]:
+    """Yields the unpickled content and its storages; InputError for what is no fairseq checkpoint."""
+    with opened(path, ALLOWED, "fairseq checkpoint") as (content, storages):
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise InputError(f"{path}: not a fairseq checkpoint, expected a dict with the entry 'model'")
+        if not all(isinstance(name, str) for name in content["model"]):
+            raise InputError(f"{path}: not a fairseq checkpoint, expected tensor names as strings")
+        yield content, storages
 
 
 def _num_updates(content: dict) -> int | None:

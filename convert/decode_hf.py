@@ -99,7 +99,7 @@ def with_features(model: ViAVSPModel, modality: str, clips: list[Example], folde
         frames, expected = media.decode_video(clip["video"], where), clip[f"cluster_counts_{modality}"].sum()
         if len(frames) != expected:
             raise InputError(f"{where} has {len(frames)} frames, expected {expected}, as its cluster counts sum to")
-        heard.append(audio_features(clip["audio"], len(frames)))
+        heard.append(audio_features(clip["audio"], len(frames), model.encoder.waveform))
         seen.append(video_input(frames))
         lengths.append(len(frames))
     _, final = model.encoder.encode_clips(heard, seen, lengths, (modality,), None)[modality]

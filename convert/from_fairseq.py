@@ -8,21 +8,16 @@ pretraining.safetensors beside them keeps what only the pre-training used, for t
 """
 
 import argparse
-import dataclasses
-import os
-import re
 from collections.abc import Sequence
 
-import safetensors.torch
 import torch
 from etils import epath
 
 from convert.checkpoints import FairseqCheckpoint, read_fairseq
+from convert.pretrained import Pretrained, add_options, first_blocks, write_encoder
 from viavsp_jax.data.features import CROP_SIZE, STACKED_FRAMES, VIDEO_MEAN, VIDEO_STD
 from viavsp_jax.models.avhubert.config import AVHubertConfig
-from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, encoder_from_weights, save_encoder
 from viavsp_jax.runtime.errors import InputError, reported_to_user
-from viavsp_jax.runtime.options import new_folder, whole
 
 CONFIG_NAMES = {
     "embed_dim": "encoder_embed_dim",
@@ -48,9 +43,6 @@ FIXED_SETTINGS = {
 
 RESNET = "feature_extractor_video.resnet."
 
-# Weights of no use to the encoder; its header names the checkpoint as `source`.
-PRETRAINING_FILE = "pretraining.safetensors"
-
 
 def convert(
     checkpoint: epath.PathLike, output: epath.PathLike, dtype: torch.dtype = torch.float32, layers: int | None = None
@@ -59,34 +51,13 @@ def convert(
 
     Raises InputError if the checkpoint is not a pre-trained AV-HuBERT or a weight does not fit `dtype`.
     """
+    write_encoder(output, first_blocks(read_pretrained(checkpoint), layers), dtype)
+
+
+def read_pretrained(checkpoint: epath.PathLike) -> Pretrained:
+    """The encoder of a fairseq checkpoint. Raises InputError if it holds no pre-trained AV-HuBERT."""
     read = read_fairseq(checkpoint)
-    config, weights = encoder_config(read, str(checkpoint)), read.model
-    if layers:
-        if layers > config.num_layers:
-            raise InputError(f"{checkpoint} has {config.num_layers} blocks, expected --layers up to that, not {layers}")
-        weights = {name: x for name, x in weights.items() if _block(name) < layers}
-        config = dataclasses.replace(config, num_layers=layers, final_norm=False)
-    write_encoder(output, config, weights, os.path.abspath(checkpoint), dtype)
-
-
-def _block(name: str) -> int:
-    """The number of the block that a weight is of, from 0 on; -1 for what is before and behind them."""
-    found = re.match(r"encoder\.layers\.(\d{1,3})\.", name)
-    return int(found[1]) if found else -1
-
-
-def write_encoder(
-    output: epath.PathLike, config: AVHubertConfig, weights: dict[str, torch.Tensor], source: str, dtype: torch.dtype
-) -> None:
-    """Writes an encoder's folder from all weights of a checkpoint, by fairseq's names.
-
-    Raises InputError, naming `source`, that lists every missing, unknown or misshapen weight.
-    """
-    used = {name: tensor for name, tensor in weights.items() if name not in UNUSED_KEYS}
-    save_encoder(encoder_from_weights(config, used, source), output, dtype)
-    unused = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items() if name in UNUSED_KEYS}
-    file = safetensors.torch.save(unused, {"source": source})
-    (epath.Path(output) / PRETRAINING_FILE).write_bytes(file)
+    return Pretrained(encoder_config(read, str(checkpoint)), read.model, str(checkpoint))
 
 
 def encoder_config(checkpoint: FairseqCheckpoint, source: str) -> AVHubertConfig:
@@ -124,11 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.from_fairseq", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="fairseq checkpoint of AV-HuBERT")
-    parser.add_argument("--output", type=new_folder("--output"), required=True, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float32", help="of the weights (default: %(default)s)"
-    )
-    parser.add_argument("--layers", type=whole("--layers", 1), help="blocks to keep (default: all)")
+    add_options(parser)
     args = parser.parse_args(argv)
     convert(args.checkpoint, args.output, getattr(torch, args.dtype), args.layers)
     print(f"wrote {args.output}")

@@ -16,7 +16,6 @@ convert.from_fairseq; its config comes from --avhubert, since `checkpoint_best.p
 import argparse
 import dataclasses
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +31,9 @@ from flax import traverse_util
 
 from convert import avhubert
 from convert.checkpoints import FairseqCheckpoint, read_fairseq, read_moments
-from convert.from_fairseq import encoder_config, write_encoder
+from convert.from_fairseq import encoder_config
 from convert.names import REFERENCE_ENCODER, Tensor, Tree, check_shapes, flatten, reference_order, tensors
+from convert.pretrained import Pretrained, write_encoder
 from convert.work_folder import adapters, check_reference_holds, encoder_weights
 from viavsp_jax import config_file, encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
@@ -197,7 +197,7 @@ def convert_encoder(path: epath.PathLike, avhubert: epath.PathLike, output: epat
         for name, tensor in model.items()
         if name.startswith(REFERENCE_ENCODER)
     }
-    write_encoder(output, config, weights, os.path.abspath(path), torch.float32)
+    write_encoder(output, Pretrained(config, weights, str(path)), torch.float32)
     print(f"wrote {output}: the encoder")
 
 

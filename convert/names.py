@@ -208,7 +208,7 @@ def check_names(expected: Collection[str], found: Collection[str], where: str) -
         if len(missing) == len(expected) > FEW:
             problems = [f"it has none of the {len(expected)} names expected"]
     lists = (("missing", missing), ("unknown", unknown))
-    problems += [f"{what}: {', '.join(_in_short(names))}" for what, names in lists if names]
+    problems += [f"{what}: {', '.join(in_short(names))}" for what, names in lists if names]
     raise InputError(f"{where} does not hold exactly the weights of its config; {'; '.join(problems)}")
 
 
@@ -218,7 +218,7 @@ def wrong_shapes(expected: Shapes, found: Shapes) -> list[str]:
     for name, shape in expected.items():
         if tuple(found[name]) != tuple(shape):
             groups[f"is {list(found[name])} and not {list(shape)}"].add(name)
-    return [f"{name} {what}" for what, names in groups.items() for name in _in_short(names)]
+    return [f"{name} {what}" for what, names in groups.items() for name in in_short(names)]
 
 
 def _front(shorter: set[str], longer: set[str]) -> tuple[str, set[str]]:
@@ -231,7 +231,7 @@ def _front(shorter: set[str], longer: set[str]) -> tuple[str, set[str]]:
     return max(fronts.items(), key=lambda item: (len(item[1]), item[0]), default=("", set()))
 
 
-def _in_short(names: set[str]) -> list[str]:
+def in_short(names: set[str]) -> list[str]:
     """Few names as they are, in order; of many, those that differ in the layer's number alone as one."""
     if len(names) <= FEW:
         return sorted(names)

@@ -72,33 +72,47 @@ def open_files(folder: pathlib.Path) -> dict[str, Stored]:
             f"{folder} holds a model that was saved in parts ({parts[0]}): load it with transformers "
             "(AutoModelForCausalLM.from_pretrained) and write it to a new folder with save_pretrained"
         )
-    if (folder / WHOLE).is_file():
-        names = [WHOLE]
-    elif (folder / INDEX).is_file():
-        names = _names_in_index(folder / INDEX)
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise InputError(f"{folder} lacks files that its index names: {', '.join(missing)}")
-    else:
+    if not (names := named_files(folder, WHOLE, INDEX)):
         raise InputError(_without_weights(folder, present))
     stored = {}
     for name in names:
-        try:
-            file = safe_open(folder / name, "np")
-        except SafetensorError as error:
-            raise InputError(f"{folder / name} is not a safetensors file, or damaged: {error}") from None
+        file = opened(folder / name)
         stored |= {key: Stored(file, key) for key in file.keys()}
     return stored
 
 
-def _names_in_index(index: pathlib.Path) -> list[str]:
+def named_files(folder: pathlib.Path, whole: str, index: str) -> list[str]:
+    """The file `whole` of a folder or, without it, those that `index` names, in the order in which they are read.
+
+    Neither is there: none. Raises InputError when a file is missing that the index names.
+    """
+    if (folder / whole).is_file():
+        return [whole]
+    if not (folder / index).is_file():
+        return []
+    names = _names_in_index(folder / index, whole.rpartition(".")[2])
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InputError(f"{folder} lacks files that its index names: {', '.join(missing)}")
+    return names
+
+
+def opened(path: pathlib.Path, framework: str = "np") -> safe_open:
+    """A safetensors file, for tensors of NumPy or of PyTorch (pt). Raises InputError if it cannot be read."""
+    try:
+        return safe_open(path, framework)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file, or damaged: {error}") from None
+
+
+def _names_in_index(index: pathlib.Path, kind: str) -> list[str]:
     """The files that an index names, in the order in which transformers reads them."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if os.path.basename(name) != name or not name.endswith(".safetensors")]
+        outside = [name for name in names if os.path.basename(name) != name or not name.endswith(f".{kind}")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
+        raise InputError(f"{index} is not an index of {kind} files: {error!r}") from None
     if outside:
-        raise InputError(f"{index} names {outside[0][:99]!r}, expected names of safetensors files beside it")
+        raise InputError(f"{index} names {outside[0][:99]!r}, expected names of {kind} files beside it")
     return names
 
 

@@ -14,22 +14,22 @@ which then is the folder that it grew from (default: the config's).
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from etils import epath
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from convert import safetensors_files
 from convert.avhubert import to_torch_names
 from convert.fairseq_container import PRETRAINED_ONLY, as_tensor, container
-from convert.from_fairseq import CONFIG_NAMES, PRETRAINING_FILE
+from convert.from_fairseq import CONFIG_NAMES
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.names import REFERENCE_ENCODER, Tree, check_names, encoder_order, flatten, reference_order, tensors
-from convert.safetensors_files import DTYPES, Piece
+from convert.pretrained import PRETRAINING_FILE
+from convert.safetensors_files import DTYPES, Piece, opened
 from convert.work_folder import WorkFolder, adapters, check_reference_holds, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
 from viavsp_jax.data.prompt import REFERENCE
@@ -103,14 +103,6 @@ def read_encoder(folder: epath.PathLike, trained: Tree | None = None) -> Encoder
         ]
     pieces.sort(key=lambda piece: encoder_order(piece.name))
     return Encoder(config, [dataclasses.replace(one, name=REFERENCE_ENCODER + one.name) for one in pieces], source)
-
-
-def opened(path: epath.Path) -> safe_open:
-    """A safetensors file. Raises InputError if there is none that can be read."""
-    try:
-        return safe_open(os.fspath(path), "np")
-    except (SafetensorError, FileNotFoundError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def file_piece(file: safe_open, name: str) -> Piece:
@@ -197,6 +189,8 @@ def export(
         )
     elif not parts.pieces[0].name.endswith(PRETRAINED_ONLY):
         print(f"note: {encoder} has no {PRETRAINING_FILE}, so {' and '.join(PRETRAINED_ONLY)} are left out")
+    if parts and parts.config.waveform != "int16":
+        print("note: the reference's code makes audio features of int16 values; this encoder hears floats")
     if fairseq:
         write_fairseq(fairseq, work, state, parts)
         print(f"wrote {fairseq}: update {state.step}")

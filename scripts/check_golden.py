@@ -1,10 +1,11 @@
-"""Compares this project with recorded outputs of the reference's real code and prints a table.
+"""Compares this project with recorded outputs of others' real code and prints a table.
 
     python scripts/check_golden.py --data tests/golden [--only media avhubert …] [--output FILE.json]
+    python scripts/check_golden.py --data tests/golden_open
 
 Runs on a CPU, where the recordings were made, unless JAX_PLATFORMS says something else. Ends with status 1 if anything
-differs by more than its tolerance, or is missing. The folder's README says what was recorded; other recordings of the
-same layout, with other sizes, work as well.
+differs by more than its tolerance, or is missing. The folder's README says what was recorded: of the reference, or of
+open encoders and an open corpus. Other recordings of the same layouts, with other sizes, work as well.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tests.parity.areas import AREAS, rows
+from tests.parity.areas import areas_of, rows
 from tests.parity.rows import Golden
 from viavsp_jax.runtime.errors import reported_to_user
 
@@ -26,14 +27,18 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, type=pathlib.Path, help="the folder of recordings, with INDEX.json")
-    parser.add_argument("--only", nargs="+", choices=AREAS, default=list(AREAS), help="areas (default: all)")
+    parser.add_argument("--only", nargs="+", metavar="AREA", help="areas (default: all)")
     parser.add_argument("--output", type=pathlib.Path, help="also write the table to this JSON file, row by row")
     args = parser.parse_args()
     if not (args.data / "INDEX.json").exists():
         parser.error(f"{args.data} holds no INDEX.json: expected a folder of recordings")
+    golden = Golden(args.data)
+    areas = areas_of(golden)
+    if unknown := set(args.only or ()) - areas.keys():
+        parser.error(f"--only {min(unknown)}: expected one of {', '.join(areas)}")
     results, shown = [], []
     print(f"{'area':<14}{'max error':>11}{'tolerance':>11}  {'':<6}what")
-    for area, row in rows(Golden(args.data), args.only):
+    for area, row in rows(golden, args.only):
         if row.compared:
             results.append(row.passed)
         tolerance = f"{row.tolerance:.0e}" if row.tolerance else "exact"

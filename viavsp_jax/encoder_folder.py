@@ -1,4 +1,4 @@
-"""Folders of AV-HuBERT encoders, as convert.from_fairseq writes them: config.json beside the weights."""
+"""Folders of AV-HuBERT encoders, as convert.from_avhubert writes them: config.json beside the weights."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_OPTIONAL = {"final_norm"}  # which earlier versions did not write
+_OPTIONAL = {"final_norm", "waveform"}  # which earlier versions did not write
 
 
 def read_config(folder: epath.PathLike) -> AVHubertConfig:

@@ -139,6 +139,8 @@ def abstract_experiment(
     for sizes that do not go together.
     """
     settings = follow_devices(settings, mesh, instruction)
+    if encoder is not None:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, waveform=encoder.waveform))
     to_quantize, c = stacks_to_quantize(settings.llm, llama, mesh, stored_dtype), settings.encoder
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     model = ModelConfig(

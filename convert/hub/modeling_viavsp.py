@@ -223,7 +223,9 @@ class ViAVSPModel(PreTrainedModel):
         lengths = num_frames or [
             len(x) if video is not None else -(-len(x) // SAMPLES_PER_FRAME) for x in video or audio
         ]
-        heard = audio and [audio_features(samples, t) for samples, t in zip(audio, lengths, strict=True)]
+        heard = audio and [
+            audio_features(samples, t, self.encoder.waveform) for samples, t in zip(audio, lengths, strict=True)
+        ]
         seen = video and [video_input(frames) for frames in video]
         modality = "av" if audio and video else "audio" if audio else "video"
         inputs, layer = (heard, seen, lengths, (modality,)), self.config.cluster_layer

@@ -12,13 +12,13 @@ from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker, Source
 DEADLY = "VIAVSP_TEST_DEADLY_ID"
 
 
-def read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
+def read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
     """As reading._read_batch."""
     found = []
     for clip in clips:
         if clip.id == os.environ[DEADLY]:
             os.abort()
-        found += reading._read_batch([clip], added, wild)
+        found += reading._read_batch([clip], added, wild, waveform)
     return found
 
 

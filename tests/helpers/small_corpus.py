@@ -1,6 +1,7 @@
 """A small corpus in the VASR layout, of real mp4 and wav files, and a narrow encoder, to test prepare."""
 
 import json
+import shutil
 import wave
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def write_corpus(folder: Path, lengths: dict[str, list[int]], seed: int = 0) -> 
     metadata.to_parquet(folder / "metadata.parquet")
     (folder / "mapping.json").write_text(json.dumps(mapping, ensure_ascii=False))
     return metadata
+
+
+def heard_as(encoder: Path, waveform: str, folder: Path) -> Path:
+    """A copy of an encoder's folder whose audio features are made of other samples."""
+    shutil.copytree(encoder, folder)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(values | {"waveform": waveform}), encoding="utf-8")
+    return folder
+
+
+def with_gaps(samples: np.ndarray) -> np.ndarray:
+    """Digital silence in every other 20 ms: the norm of audio features does not take the scale away then."""
+    return samples * (np.arange(len(samples)) // 320 % 2).astype(samples.dtype)
 
 
 def write_encoder(folder: Path, seed: int = 0) -> AVHubert:

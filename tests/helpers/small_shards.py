@@ -116,13 +116,18 @@ def encoder_and_centers(folder: Path) -> tuple[torch.nn.Module, np.ndarray]:
 
 
 def alone(
-    folder: Path, clip: Clip, modality: str, samples: np.ndarray, frames: np.ndarray | None = None
+    folder: Path,
+    clip: Clip,
+    modality: str,
+    samples: np.ndarray,
+    frames: np.ndarray | None = None,
+    waveform: str = "int16",
 ) -> tuple[np.ndarray, list[int]]:
     """Features float32[T, D] and run lengths of one clip, without batches, padding or the stage's code."""
     model, centers = encoder_and_centers(folder)
     frames = media.read_video(clip.video) if frames is None else frames
     with torch.inference_mode():
-        audio = torch.from_numpy(audio_features(samples, len(frames)))[None]
+        audio = torch.from_numpy(audio_features(samples, len(frames), waveform))[None]
         heard = None if modality == "video" else model.audio_features(audio)
         seen = None if modality == "audio" else model.video_features(torch.from_numpy(video_input(frames))[None])
         layer, final = model.encode(heard, seen, None, LAYER)

@@ -34,9 +34,10 @@ def test_workers_read_what_one_process_reads_in_the_same_order(clips):
     batches = [clips[:3], clips[3:4], clips[4:], clips[::2]] * 5
     added = Noise(Talkers(clips, len(clips)), 0.0, 1)
     with Reader(0) as alone, Reader(2) as workers:
-        for noise in (None, added):
-            for found, expected in zip(workers.read(batches, noise), alone.read(batches, noise), strict=True):
+        for how in ((None,), (added,), (None, None, "float")):
+            for found, expected in zip(workers.read(batches, *how), alone.read(batches, *how), strict=True):
                 assert_same(found, expected)
+        assert not np.array_equal(found[0].audio, reading.read_media(batches[-1][0], None).audio)  # of int16
 
 
 def test_batches_are_taken_only_a_little_ahead(clips):

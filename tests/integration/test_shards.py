@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from odd_folders import ODD
-from small_corpus import WIDTH
+from small_corpus import WIDTH, heard_as
 from small_shards import (
     FRAMES,
     alone,
@@ -42,6 +42,19 @@ def test_records_hold_what_the_encoder_gives_for_each_clip_alone(prepared, tmp_p
                 assert (example["source_language"], example["target_language"]) == ("vi", "vi")
                 different.add((clip.id, *counts))
     assert len(different) > 15, "the modalities have counts of their own"
+
+
+def test_an_encoder_that_hears_floats(prepared, tmp_path):
+    encoder = heard_as(prepared / "encoder", "float", tmp_path / "encoder")
+    main(options(prepared, tmp_path / "out", "--modalities", "audio", "--split", "test", encoder=encoder))
+    found = read(tmp_path / "out" / "audio_clean", "test")
+    for clip in read_manifest(prepared / "manifest", "test"):
+        as_floats, as_int16 = (
+            alone(prepared, clip, "audio", media.read_audio(clip.audio), waveform=name)[0]
+            for name in ("float", "int16")
+        )
+        np.testing.assert_allclose(found[clip.id]["features"], as_floats, atol=2e-3)
+        assert np.abs(as_floats - as_int16).max() > 0.05
 
 
 def test_lists_are_in_manifest_order(prepared, tmp_path):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from odd_folders import ODD
-from small_corpus import write_encoder
+from small_corpus import heard_as, write_encoder
 from small_shards import (
     LAYER,
     assert_same_datasets,
@@ -98,6 +98,8 @@ def test_shards_of_other_settings_are_refused(prepared, tmp_path, capsys):
     assert "provenance.json: the shards there were made with another encoder" in message(
         *two, encoder=tmp_path / "encoder"
     )
+    floats = heard_as(prepared / "encoder", "float", tmp_path / "floats")
+    assert "the shards there were made with another encoder" in message(*two, encoder=floats)
     centers, _ = kmeans.load_centers(str(prepared / "kmeans"))
     kmeans.save_centers(tmp_path / "k", centers + 1, {"layer": LAYER, "seed": 0, "num_frames": 1})
     assert "another kmeans" in message(*two, kmeans=tmp_path / "k")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_corpus import heard_as, with_gaps
 from small_media import media_config
 from small_run import make_shards
 
@@ -30,6 +31,13 @@ from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.transcribe import Clip, Transcriber
 
 NAMES = ("av_clean", "audio_clean", "video_clean")
+
+
+@pytest.fixture(scope="module")
+def media_folders(media_folders, tmp_path_factory):
+    """With an encoder that hears floats: whoever hears int16 values finds other words or features than the others."""
+    llm, shards, encoder = media_folders
+    return llm, shards, heard_as(encoder, "float", tmp_path_factory.mktemp("float") / "encoder")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,20 @@ def test_features_are_those_of_the_modality(run, exported):
     assert all(np.abs(means["av"] - means[name]).max() > 1e-2 for name in ("audio", "video"))
 
 
+def test_features_are_of_the_samples_that_the_encoder_hears(run, exported):
+    """In decode_hf and in the export's own code."""
+    clip = records.open_split(f"{run[1].data.path}/media_clean", "test", MEDIA)[0]
+    clip["audio"], frames = with_gaps(clip["audio"]), media.decode_video(clip["video"], "")
+    model, encoder = decode_hf.load_model(exported, None, False, "cpu", None), load_encoder(exported / "encoder")
+    as_floats, as_int16 = (
+        encoder.encode_clips([audio_features(clip["audio"], len(frames), waveform)], None, [len(frames)], ["audio"], 0)
+        for waveform in ("float", "int16")
+    )
+    assert torch.std(as_floats["audio"][1] - as_int16["audio"][1]) > 1e-2
+    (found,) = decode_hf.with_features(model, "audio", [clip], "")
+    np.testing.assert_allclose(found["features"], as_floats["audio"][1][0], atol=1e-5)
+
+
 def test_an_export_from_another_place(run, exported, media_folders, tmp_path):
     """What the encoder grew from has moved: its config is all that is needed of it."""
     moved = tmp_path / "moved"
@@ -156,9 +178,9 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     workdir, config = run
     rng = np.random.default_rng(0)
     source = records.open_split(f"{config.data.path}/media_clean", "test", MEDIA)
-    clips = [Clip(media.decode_video(clip["video"], ""), clip["audio"]) for clip in source]
+    clips = [Clip(media.decode_video(clip["video"], ""), with_gaps(clip["audio"])) for clip in source]
     before = TorchEncoder(load_encoder(media_folders[2]))
-    items = [Media(clip.video, audio_features(clip.audio, len(clip.video)), b"", clip.audio) for clip in clips]
+    items = [Media(clip.video, audio_features(clip.audio, len(clip.video), "float"), b"", clip.audio) for clip in clips]
     lengths = [len(clip.video) for clip in clips]
     frames = {
         name: [x[:t].numpy() for x, t in zip(layer, lengths, strict=True)]
@@ -170,6 +192,11 @@ def test_transcription_clusters_by_the_encoder_it_grew_from(run, media_folders, 
     places = {"encoder": str(media_folders[2]), "kmeans": str(tmp_path / "kmeans")}
     by_jax = Transcriber.from_pretrained(workdir, **places, batch_size=2)
     by_torch = Transcriber.from_pretrained(tmp_path / "hf")
+    heard = [item.audio for item in items]
+    features, _ = by_torch.recognizer._model.encode(None, [clip.audio for clip in clips], lengths)
+    expected = load_encoder(tmp_path / "hf" / "encoder").encode_clips(heard, None, lengths, ["audio"], None)["audio"][1]
+    for one, other, length in zip(features, expected, lengths, strict=True):
+        np.testing.assert_allclose(one, other[:length], atol=1e-5)
     words = {}
     for name in MODALITIES:
         ours, theirs = (

@@ -15,7 +15,7 @@ import torch
 from hostile_pickles import rewritten, saved
 from places import GOLDEN, ROOT
 
-from convert import from_fairseq
+from convert import from_avhubert, from_fairseq
 from convert.checkpoints import read_fairseq
 from viavsp_jax.prepare.features.avhubert_torch import UNUSED_KEYS, load_encoder
 from viavsp_jax.runtime.errors import InputError
@@ -104,7 +104,7 @@ def cyclic():
         ({"model": None}, "expected a dict with the entry 'model'"),
         (
             {"model": {"weight": 3.0}},
-            "not a readable fairseq checkpoint .'model' holds something that is not",
+            "not a readable fairseq checkpoint .it holds something that is not",
         ),
         ({"model": {1: torch.zeros(1)}}, "expected tensor names as strings"),
         ({"cfg": None}, "expected model settings in its 'cfg' or 'args'"),
@@ -202,6 +202,19 @@ def test_converted_folder_holds_the_checkpoints_weights(checkpoint, tmp_path, ca
         recorded(checkpoint, "keys")["model"][f"feature_extractor_video.resnet.trunk.layer{i}.1.bn2.weight"][0][0]
         for i in (1, 2, 3, 4)
     ]
+
+
+def test_the_command_for_every_form_takes_it(checkpoint, tmp_path, capsys):
+    """Also where a Hugging Face config lies beside it."""
+    from_fairseq.convert(checkpoint, tmp_path / "one", layers=2)
+    (tmp_path / checkpoint.name).symlink_to(checkpoint)
+    (tmp_path / "config.json").write_text("{}")
+    for waveform, more in (("int16", []), ("float", ["--waveform", "float"])):
+        from_avhubert.main([str(tmp_path / checkpoint.name), "--output", str(tmp_path / "two"), "--layers", "2", *more])
+        assert f"audio features of {waveform} samples" in capsys.readouterr().out
+        assert load_encoder(tmp_path / "two").config.waveform == waveform
+        written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("one", "two")]
+        assert written[0] == written[1]
 
 
 def test_conversion_of_an_incomplete_checkpoint(tmp_path):

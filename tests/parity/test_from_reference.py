@@ -20,8 +20,8 @@ from small_run import make_shards
 
 from convert import from_reference
 from convert.checkpoints import read_fairseq, read_moments
-from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, flatten, tensors
+from convert.pretrained import PRETRAINING_FILE
 from tests.parity import avsp
 from tests.parity.rows import Golden
 from viavsp_jax import evaluate, experiment, train, update

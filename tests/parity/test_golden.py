@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from places import GOLDEN, ROOT
+from places import GOLDEN, GOLDEN_OPEN, ROOT
 
-from tests.parity import encoder_training
-from tests.parity.areas import AREAS, rows
+from tests.parity import encoder_training, open_corpus
+from tests.parity.areas import AREAS, OPEN_AREAS, leftover_checks, rows
 from tests.parity.rows import Golden
 
 
@@ -38,6 +39,22 @@ def test_recordings():
     areas = [area for area in AREAS if area != "encoder"]
     lines = passed(check(GOLDEN, "--only", *areas))
     assert all(compared(lines, area) > 5 for area in areas)
+
+
+def test_open_recordings():
+    """All areas, told by what the folder lists; nothing is left out."""
+    found = list(rows(Golden(GOLDEN_OPEN)))
+    assert not [row for _, row in found if not row.passed or not row.compared]
+    assert {area for area, _ in found} == {*OPEN_AREAS}
+
+
+def test_what_open_recordings_are_left():
+    golden = Golden(GOLDEN_OPEN)
+    golden.arrays("hf_avhubert/inputs.npz")
+    list(open_corpus.checks(golden))
+    left = {row.what for row in leftover_checks(golden)}
+    assert {"hf_avhubert/outputs_av.npz", "hf_avhubert/inputs.npz[audio_long]"} <= left
+    assert not [name for name in left if name.startswith("vicocktail/features.npz")]
 
 
 @pytest.mark.full
@@ -128,6 +145,26 @@ def test_missing_and_changed_files_fail(copy):
         "train/tri_stage_table.json (not the file that was recorded)",
         f"the rest (FileNotFoundError: {copy / 'nf4' / 'nf4.json'} is missing)",
     ]
+
+
+@pytest.mark.parametrize("array", ["audio_open_1", "audio_reference_0"])
+def test_one_other_number_of_the_open_corpus(tmp_path, array):
+    for path in (path for path in GOLDEN_OPEN.rglob("*") if path.is_file()):
+        (tmp_path / path.relative_to(GOLDEN_OPEN)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path.relative_to(GOLDEN_OPEN)).symlink_to(path)
+    arrays = dict(np.load(GOLDEN_OPEN / "vicocktail" / "features.npz"))
+    arrays[array][-1, 5] += 1e-4
+    replace(tmp_path, "vicocktail/features.npz", lambda path: np.savez(path, **arrays))
+    found = [row for _, row in rows(Golden(tmp_path), ["open_corpus"]) if not row.passed]
+    assert len(found) == 1 and ("floats" in found[0].what) == ("open" in array)
+
+
+def test_areas_are_those_of_the_layout(monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]
+    monkeypatch.setattr("sys.argv", ["check_golden.py", "--data", str(GOLDEN_OPEN), "--only", "nf4"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"--only nf4: expected one of {', '.join(OPEN_AREAS)}" in capsys.readouterr().err
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):

@@ -15,8 +15,8 @@ from reference_checkpoint import recorded_config
 from convert import from_reference, to_reference
 from convert.checkpoints import BUFFERS, read_fairseq
 from convert.fairseq_container import PRETRAINED_ONLY, adam_state
-from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER, encoder_order, flatten
+from convert.pretrained import PRETRAINING_FILE
 from convert.work_folder import open_work_folder
 from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints

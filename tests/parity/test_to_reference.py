@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from convert import from_reference, safetensors_files, to_reference
 from convert.checkpoints import read_fairseq, read_moments
-from convert.from_fairseq import PRETRAINING_FILE
 from convert.names import REFERENCE_ENCODER
+from convert.pretrained import PRETRAINING_FILE
 from convert.work_folder import open_work_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.experiment import load_experiment
@@ -150,8 +150,11 @@ def test_without_encoder_or_its_pretraining(best, config, workdir, encoder, tmp_
     for path in encoder.iterdir():
         if path.name != PRETRAINING_FILE:
             (plain / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((plain / "config.json").read_text()) | {"waveform": "float"}
+    (plain / "config.json").write_text(json.dumps(settings))
     to_reference.export(workdir, encoder=plain, fairseq=tmp_path / "some.pt")
-    assert "mask_emb and label_embs_concat are left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mask_emb and label_embs_concat are left out" in said and "this encoder hears floats" in said
     some = torch.load(tmp_path / "some.pt", weights_only=True)
     left_out = {REFERENCE_ENCODER + "mask_emb", REFERENCE_ENCODER + "label_embs_concat"}
     assert there.keys() - some["model"].keys() == left_out
@@ -184,6 +187,6 @@ def test_what_does_not_fit_is_one_clear_error(config, workdir, encoder, tmp_path
         with pytest.raises(InputError, match=f"broken/model.safetensors.*{message}"):
             to_reference.export(workdir, encoder=broken, fairseq=tmp_path / "x.pt")
     (broken / "model.safetensors").write_bytes(b"text")
-    with pytest.raises(InputError, match="not a readable safetensors file"):
+    with pytest.raises(InputError, match="is not a safetensors file, or damaged"):
         to_reference.export(workdir, encoder=broken, fairseq=tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists() and not (tmp_path / "hf").exists()

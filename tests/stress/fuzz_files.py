@@ -15,12 +15,14 @@ import joblib
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+import safetensors.torch
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from tensorboardX import SummaryWriter
 
 import viavsp_jax
 from convert import from_fairseq, from_hf, names
+from convert.avhubert_names import to_hugging_face
 from viavsp_jax import llm_folder
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import records
@@ -111,6 +113,16 @@ def write_encoder(folder: pathlib.Path) -> None:
     torch.manual_seed(0)
     sizes = {"embed_dim": 8, "num_layers": 1, "num_heads": 2, "ffn_dim": 4, "audio_dim": 4, "frontend_channels": 2}
     save_encoder(AVHubert(AVHubertConfig(**sizes, resnet_channels=(2, 2, 2, 2), conv_pos=4, conv_pos_groups=2)), folder)
+
+
+def write_hf_encoder(folder: pathlib.Path) -> None:
+    """The same in Hugging Face form, as safetensors and as a pickle."""
+    write_encoder(folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = {f"avsr.encoder.{to_hugging_face(name)}": value for name, value in weights.items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}')
 
 
 def write_wav(folder: pathlib.Path) -> None:

@@ -5,8 +5,10 @@ InputError. All are imported here, before the processes that run them are made.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import io
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import avhubert, from_fairseq, from_km
+from convert import avhubert, from_avhubert, from_fairseq, from_km
 from convert.checkpoints import read_fairseq, read_moments
 from convert.decode_hf import read_config
 from tests.helpers.hf_weights import load_params
@@ -28,7 +30,7 @@ from viavsp_jax.evaluation.report.events import read_curves
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.prepare import kmeans, manifest, mouths
-from viavsp_jax.prepare.features.avhubert_torch import load_encoder
+from viavsp_jax.prepare.features.avhubert_torch import encoder_from_weights, load_encoder
 from viavsp_jax.prepare.recordings import mouth
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.report import remake
@@ -76,6 +78,13 @@ def read_encoder(path: pathlib.Path) -> None:
     """An encoder, by PyTorch and by Flax."""
     load_encoder(path.parent)
     avhubert.load_flax(path.parent)
+
+
+def read_hf_encoder(path: pathlib.Path) -> None:
+    """An encoder inside a larger model, of a file of weights or, with a config, of the folder."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        read = from_avhubert.read_pretrained(path.parent if path.name == "config.json" else path)
+    encoder_from_weights(read.config, read.weights, read.source)
 
 
 def read_wav(path: pathlib.Path) -> None:
@@ -151,6 +160,7 @@ TARGETS = (
     Target("llm", files.write_llm, read_llm, 1.5, 128),
     Target("tokenizer", files.write_tokenizer, of_folder(load_prompt, "</s>"), 1, 128),
     Target("encoder", files.write_encoder, read_encoder, 1, 128),
+    Target("encoder_hf", files.write_hf_encoder, read_hf_encoder, 2, 128),
     Target("wav", files.write_wav, read_wav, 4),
     Target("mp4", files.write_mouth_video, media.read_video, 6, 256),
     # FFmpeg makes room for whatever length a file declares of one of its parts, up to 2 GiB, and gives it back at once.

@@ -93,7 +93,7 @@ class JaxRecognizer:
     def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:
         """What the pipeline reads, as shards would hold it: features, or clips where the encoder is trained."""
         modality = utterances[0].modality
-        items = [_media(one) for one in utterances]
+        items = [_media(one, self._encoder.config.waveform) for one in utterances]
         lengths = [one.num_frames for one in utterances]
         outputs = self._encoder.encode(items, lengths, (modality,), self._layer)[modality]
         clusters, final = map(self._encoder.to_host, outputs)
@@ -108,7 +108,7 @@ class JaxRecognizer:
             if self._settings.data.of_clips:
                 record |= {
                     "video": center_crop(item.frames),
-                    "audio": item.audio,
+                    "audio": _audio(one, self._settings.data.waveform),
                     "has_audio": modality != "video",
                     "has_video": modality != "audio",
                 }
@@ -118,12 +118,15 @@ class JaxRecognizer:
         return records
 
 
-def _media(utterance: Utterance) -> Media:
-    """What the encoder takes; what is missing is zeros."""
-    frames, samples = utterance.frames, utterance.samples
+def _media(utterance: Utterance, waveform: str) -> Media:
+    """What an encoder of that waveform takes; what is missing is zeros."""
+    frames = utterance.frames
     if frames is None:
         frames = np.zeros((utterance.num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
-    audio = np.zeros((utterance.num_frames, AUDIO_DIM), np.float32)
-    if samples is not None:
-        audio = audio_features(samples, utterance.num_frames)
-    return Media(frames, audio, b"", samples)
+    return Media(frames, _audio(utterance, waveform), b"", utterance.samples)
+
+
+def _audio(utterance: Utterance, waveform: str) -> np.ndarray:
+    if utterance.samples is None:
+        return np.zeros((utterance.num_frames, AUDIO_DIM), np.float32)
+    return audio_features(utterance.samples, utterance.num_frames, waveform)

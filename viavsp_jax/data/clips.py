@@ -55,6 +55,7 @@ class ClipLoader:
         self.names, self.left_out = names, left_out
         self.modalities, self.sources = list(map(modality_of, names)), open_sources(data, names, split)
         self.seed, self.weights, self.augmentation = data.seed, data.weights, data.augment
+        self.waveform = data.waveform
         self.recordings = {}  # of noise, where clips are augmented
         if split == "train" and self.augmentation.noise_probability:
             folders = [kind for kind in self.augmentation.noise_kinds if kind != noise.BABBLE]
@@ -96,7 +97,9 @@ class ClipLoader:
             video = media.crop(media.decode_video(record["video"], where), *place)
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
-        audio = audio_features(samples, frames) if has_audio else np.zeros((frames, AUDIO_DIM), np.float32)
+        audio = (
+            audio_features(samples, frames, self.waveform) if has_audio else np.zeros((frames, AUDIO_DIM), np.float32)
+        )
         if epoch is not None and has_audio:
             audio = masked(audio, self.augmentation.mask, rng)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}

@@ -26,17 +26,23 @@ _WINDOW, _STEP, _FFT = 400, 160, 512  # samples
 _PRE_EMPHASIS = 0.97
 
 
-def audio_features(samples: np.ndarray, num_frames: int) -> np.ndarray:
+def audio_features(samples: np.ndarray, num_frames: int, waveform: str = "int16") -> np.ndarray:
     """Speech int16[n] to the encoder's audio input float32[num_frames, 104].
 
-    Natural-log energies of 26 mel filters each 10 ms, four stacked to one video frame, cut or padded with
-    zeros to `num_frames`, then normalised frame by frame.
+    Natural-log energies of 26 mel filters each 10 ms, four stacked to one video frame, cut or padded with zeros to
+    `num_frames`, then normalised frame by frame. With waveform "float" the samples are -1 to 1 and it is they that are
+    cut or padded. The scale shifts all energies alike, which the norm takes away, but for the last frame, whose fourth
+    part is zeros, and for digital silence. Raises ValueError for another waveform.
     """
+    if waveform == "float":
+        return layer_norm(stack(filterbank(align(samples, SAMPLES_PER_FRAME * num_frames) / 32768)))
+    if waveform != "int16":
+        raise ValueError(f"the waveform is {waveform!r}, expected int16 or float")
     return layer_norm(align(stack(filterbank(samples)), num_frames))
 
 
 def filterbank(samples: np.ndarray) -> np.ndarray:
-    """Natural-log mel energies: int16[n] -> float32[F, 26]; computed in float64."""
+    """Natural-log mel energies of samples at any scale: [n] -> float32[F, 26]; computed in float64."""
     samples = samples.astype(np.float64)
     emphasized = np.append(samples[:1], samples[1:] - _PRE_EMPHASIS * samples[:-1])
     count = 1 + max(0, -(-(len(samples) - _WINDOW) // _STEP))
@@ -66,9 +72,9 @@ def stack(features: np.ndarray) -> np.ndarray:
     return padded.reshape(-1, STACKED_FRAMES * features.shape[1])
 
 
-def align(features: np.ndarray, num_frames: int) -> np.ndarray:
-    """Cuts the end or appends zero rows, so that audio has the video's length: [F, C] -> [num_frames, C]."""
-    return np.pad(features[:num_frames], [(0, max(0, num_frames - len(features))), (0, 0)])
+def align(values: np.ndarray, length: int) -> np.ndarray:
+    """Cuts the end or appends zeros, so that audio has the video's length: [n, ...] -> [length, ...]."""
+    return np.pad(values[:length], [(0, max(0, length - len(values)))] + [(0, 0)] * (values.ndim - 1))
 
 
 def layer_norm(features: np.ndarray) -> np.ndarray:

@@ -33,3 +33,4 @@ class DataSettings:
     row: RowShape
     too_long: str  # error or skip
     augment: Augmentation
+    waveform: str = "int16"  # that the trained encoder's audio features are made of; its folder says it

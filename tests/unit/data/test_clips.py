@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from etils import epath
+from small_corpus import heard_as
 from small_media import LONGEST, media_config, write_recordings
 
 from viavsp_jax.data import clips, media, noise, packing, pipeline, records
 from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
+from viavsp_jax.experiment import load_experiment
 from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 
@@ -46,6 +48,14 @@ def test_clips_as_they_are(config, source):
         audio, video = audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
         assert np.array_equal(clip["audio"], audio if clip["has_audio"] else np.zeros_like(audio))
         assert np.array_equal(clip["video"], video if clip["has_video"] else np.zeros_like(video))
+
+
+def test_audio_features_are_of_the_samples_that_the_encoder_hears(config, source, media_folders, tmp_path):
+    config.encoder.path = str(heard_as(media_folders[2], "float", tmp_path / "encoder"))
+    data = load_experiment(config).settings.data
+    for clip, record in zip(clips.ClipLoader(data, ("av_clean",), "train").clips(), source, strict=True):
+        as_floats, as_int16 = (audio_features(record["audio"], len(clip["audio"]), name) for name in ("float", "int16"))
+        assert np.array_equal(clip["audio"], as_floats) and not np.array_equal(as_floats, as_int16)
 
 
 def test_what_is_drawn_follows_from_id_epoch_and_seed(config, source):

@@ -34,6 +34,27 @@ def test_speech_shorter_than_one_window():
     assert np.isfinite(features).all() and not features[1].any()
 
 
+@pytest.mark.parametrize("surplus", [-2000, -640, 0, 333, 5000])
+def test_samples_of_minus_1_to_1_are_cut_or_padded_before_the_filterbank(surplus):
+    """Else the features are the same, but for the last frame, whose fourth part is zeros."""
+    frames, rng = 9, np.random.default_rng(0)
+    samples = (rng.normal(0, 3000, frames * 640 + surplus)).astype(np.int16)
+    found, int16 = audio_features(samples, frames, "float"), audio_features(samples, frames)
+    assert found.shape == int16.shape == (frames, 104) and found.dtype == np.float32
+    whole = min(frames, len(samples) // 640) - 1  # before what is cut or padded
+    np.testing.assert_allclose(found[:whole], int16[:whole], atol=5e-6)
+    assert np.abs(found[-1] - int16[-1]).max() > 1
+    assert found[-1, -1] > 0 and np.ptp(found[-1, -26:]) == 0  # zeros among logarithms of small numbers
+    padded = np.zeros(frames * 640, np.int16)
+    padded[: len(samples)] = samples[: len(padded)]
+    np.testing.assert_array_equal(found, audio_features(padded, frames, "float"))
+
+
+def test_another_waveform_is_an_error():
+    with pytest.raises(ValueError, match="the waveform is 'flaot', expected int16 or float"):
+        audio_features(np.zeros(640, np.int16), 1, "flaot")
+
+
 def write_video(path, size, num_frames=3):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), FRAME_RATE, size)
     for _ in range(num_frames):

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 MODALITY_FUSIONS = ("concat", "add")
 # What BatchNorm normalises by in training: its running averages, or the statistics of each clip, which they follow.
 BatchNormStatistics = Literal["running", "batch"]
+# The samples that audio features are made of: see viavsp_jax/data/features.py.
+Waveform = Literal["int16", "float"]
 # Grey level statistics (of values scaled to 0..1) that AV-HuBERT was trained with.
 VIDEO_MEAN, VIDEO_STD = 0.421, 0.165
 # No encoder is near them; a config file with larger numbers would take hours to follow.
@@ -31,6 +33,7 @@ class AVHubertConfig:
     final_norm: bool = True  # pre-LN: the last block's output is normed; not where blocks behind it were left out
     conv_pos: int = 128  # kernel of the positional convolution, in frames
     conv_pos_groups: int = 16
+    waveform: Waveform = "int16"
 
     def __post_init__(self) -> None:
         channels = self.resnet_channels
@@ -54,6 +57,8 @@ class AVHubertConfig:
             raise ValueError(
                 f"AV-HuBERT config: modality_fuse must be in {MODALITY_FUSIONS}, not {self.modality_fuse!r}"
             )
+        if self.waveform not in (known := get_args(Waveform)):
+            raise ValueError(f"AV-HuBERT config: waveform must be in {known}, not {self.waveform!r}")
         for divisor in ("num_heads", "conv_pos_groups"):
             if self.embed_dim % getattr(self, divisor):
                 raise ValueError(

@@ -110,7 +110,7 @@ def encode_clips(
     """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed."""
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, wild)
+    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, wild, encoder.config.waveform)
     before = None
     for batch, items in zip(batches, read, strict=True):
         # A clip that cannot be read keeps its place, as zeros, so that the others are computed in the same

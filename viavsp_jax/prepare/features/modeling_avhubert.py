@@ -202,6 +202,11 @@ class AVHubert(nn.Module):
         self.encoder = TransformerEncoder(config)
 
     @property
+    def waveform(self) -> str:
+        """What its audio features are made of, int16 or float: see features.audio_features."""
+        return getattr(self.config, "waveform", "int16")  # exports of earlier versions do not say
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.layer_norm.weight.dtype
 

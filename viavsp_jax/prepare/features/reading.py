@@ -85,10 +85,12 @@ class Noise:
         return dataclasses.replace(self, source=self.source.some({index for indices in drawn for index in indices}))
 
 
-def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Media:
+def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None, waveform: str = "int16") -> Media:
     """Reads and decodes one clip; its ends are moved, then noise is added.
 
-    Raises InputError if its video or audio cannot be read, or is of another length."""
+    `waveform` says what audio features are made of, see features.audio_features. Raises InputError if its video or
+    audio cannot be read, or is of another length.
+    """
     read = read_clip(clip.video, clip.audio)
     frames, samples = read.frames, read.samples
     if abs(len(frames) - clip.num_frames) > _MISCOUNTED or len(frames) > MAX_FRAMES:
@@ -103,14 +105,18 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Med
         frames, samples = wild.change(clip.id, frames, samples)
     if added is not None:
         samples = added.add(clip, samples)
+<<<<<<< HEAD
     return Media(frames, audio_features(samples, len(frames)), read.video, samples)
+=======
+    return Media(frames, audio_features(samples, len(frames), waveform), Path(clip.video).read_bytes(), samples)
+>>>>>>> h1
 
 
-def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
+def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
     found = []
     for clip in clips:
         try:
-            found.append(read_media(clip, added, wild))
+            found.append(read_media(clip, added, wild, waveform))
         except InputError as error:
             found.append(str(error))
         except MemoryError:
@@ -131,30 +137,37 @@ class Reader(Workers):
         super().__init__(workers, _PATIENCE)
 
     def read(
-        self, batches: Iterable[Sequence[Clip]], added: Noise | None, wild: Wild | None = None
+        self,
+        batches: Iterable[Sequence[Clip]],
+        added: Noise | None,
+        wild: Wild | None = None,
+        waveform: str = "int16",
     ) -> Iterator[list[Media | str]]:
-        """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
+        """The media of each batch, in order; instead of a clip that cannot be read, the reason.
+
+        See `read_media` for `waveform`.
+        """
         if not self._count:
             for batch in batches:
-                yield _read_batch(batch, added, wild)
+                yield _read_batch(batch, added, wild, waveform)
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), wild))
+            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), wild, waveform))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, batch: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
+    def _read(self, batch: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
         try:
-            return self.do(_read_batch, batch, added, wild)
+            return self.do(_read_batch, batch, added, wild, waveform)
         except WorkerDied:
-            return [self._read_alone(clip, added, wild) for clip in batch]
+            return [self._read_alone(clip, added, wild, waveform) for clip in batch]
 
-    def _read_alone(self, clip: Clip, added: Noise | None, wild: Wild | None) -> Media | str:
+    def _read_alone(self, clip: Clip, added: Noise | None, wild: Wild | None, waveform: str) -> Media | str:
         try:
-            (found,) = self.do(_read_batch, [clip], added, wild)
+            (found,) = self.do(_read_batch, [clip], added, wild, waveform)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "
