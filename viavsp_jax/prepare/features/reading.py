@@ -105,11 +105,7 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None, wavefo
         frames, samples = wild.change(clip.id, frames, samples)
     if added is not None:
         samples = added.add(clip, samples)
-<<<<<<< HEAD
-    return Media(frames, audio_features(samples, len(frames)), read.video, samples)
-=======
-    return Media(frames, audio_features(samples, len(frames), waveform), Path(clip.video).read_bytes(), samples)
->>>>>>> h1
+    return Media(frames, audio_features(samples, len(frames), waveform), read.video, samples)
 
 
 def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
