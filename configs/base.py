@@ -85,8 +85,14 @@ def get_config() -> ml_collections.ConfigDict:
             # and `seed`.
             "augment": {
                 # Of several `kinds` one is drawn: babble of other clips, a folder with recordings of noise (wav), or
-                # one with media shards of them.
-                "noise": {"probability": 0.0, "kinds": ("babble",), "snr_db": (-5.0, 0.0, 5.0, 10.0)},
+                # one with media shards of them. In babble one of the numbers of `talkers` is heard: (1, 2) is a few
+                # who interrupt.
+                "noise": {
+                    "probability": 0.0,
+                    "kinds": ("babble",),
+                    "snr_db": (-5.0, 0.0, 5.0, 10.0),
+                    "talkers": (8,),
+                },
                 "drop_audio": 0.0,  # probability of leaving an audio-visual clip its video alone
                 "drop_video": 0.0,
                 # SpecAugment (arXiv:1904.08779): stretches of up to `frames` frames (of 40 ms) and ranges of up to

@@ -118,8 +118,9 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
     data["row"] = RowShape(**c.data.row)
     augment = c.data.augment
     data["augment"] = Augmentation(
-        noise.probability, noise.kinds, noise.snr_db, augment.drop_audio, augment.drop_video, Masks(**augment.mask)
-    )
+        noise.probability, noise.kinds, noise.snr_db, noise.talkers,
+        augment.drop_audio, augment.drop_video, Masks(**augment.mask),
+    )  # fmt: skip
     return Settings(
         c.dtype,
         TrainingSettings(

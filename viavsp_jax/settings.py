@@ -149,6 +149,7 @@ TABLE = {
     "data.augment.noise.probability": SHARE,
     "data.augment.noise.kinds": each(WORD, least=0),
     "data.augment.noise.snr_db": each(ANY_NUMBER, least=0),
+    "data.augment.noise.talkers": each(COUNT),
     "data.augment.drop_audio": SHARE,
     "data.augment.drop_video": SHARE,
     "data.augment.mask.times": FROM_0,

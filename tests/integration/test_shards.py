@@ -159,6 +159,25 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
             assert np.abs(found[clip.id]["features"] - clean).max() > 0.05
 
 
+def test_a_few_who_interrupt(prepared, tmp_path, capsys):
+    """A folder of its own; one of the usual eight is as before, without a word about them."""
+    babble = ["--noise", "babble", "--snr", "0", "--split", "test"]
+    main(options(prepared, tmp_path, *babble))
+    main(options(prepared, tmp_path, *babble, "--talkers", "1", "--workers", "1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["av_babble1_0db", "av_babble_0db"]
+    clips = read_manifest(prepared / "manifest", "test")
+    for clip in clips:
+        samples = Noise(Talkers(clips, len(clips)), 0.0, 0, talkers=1).add(clip, media.read_audio(clip.audio))
+        features, counts = alone(prepared, clip, "av", samples)
+        example = read(tmp_path / "av_babble1_0db", "test")[clip.id]
+        np.testing.assert_allclose(example["features"], features, atol=2e-3)
+        assert example["cluster_counts"].tolist() == counts
+        assert np.abs(example["features"] - read(tmp_path / "av_babble_0db", "test")[clip.id]["features"]).max() > 0.05
+    eight, one = (json.loads((tmp_path / name / "provenance.json").read_text())["noise"] for name in
+                  ("av_babble_0db", "av_babble1_0db"))  # fmt: skip
+    assert eight == {"kind": "babble", "snr_db": 0.0, "seed": 0} and one == eight | {"talkers": 1}
+
+
 def test_clips_with_other_ends(prepared, tmp_path, capsys):
     """Are encoded as they are then: other lengths, other counts; a folder of its own, which remembers how far."""
     main(options(prepared, tmp_path, "--modalities", "av", "audio", "--wild", "0.4", "--seed", "3"))
@@ -193,6 +212,8 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
         (["--snr", "0"], "--noise and --snr go together"),
         (["--noise", "babble", "--snr", "0", "--modalities", "video"], "leave video out"),
         (["--noise", "babble", "--snr", "nan"], "--snr is nan, expected a number at least -100 and at most 100"),
+        (["--talkers", "2"], "--talkers is 2, which goes with --noise babble"),
+        (["--noise", "babble", "--snr", "0", "--talkers", "0"], "--talkers is 0, expected a whole number at least 1"),
         (["--wild", "0"], "--wild is 0, expected a number at least 0.04"),
         (["--wild", "1", "--kind", "both"], "--wild goes with --kind features"),
         (["--workers", "-1"], "--workers is -1"),

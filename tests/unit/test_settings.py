@@ -39,6 +39,7 @@ WRONG = {
     "train.parts": ((), ("adapters",), ("lora", "lora"), "lora"),
     "data.augment.noise.probability": (1.5,),
     "data.augment.noise.snr_db": ((float("nan"),),),
+    "data.augment.noise.talkers": ((), (0,), (1.5,), 2),
     "data.augment.drop_audio": (-0.5,),
     "data.feature_width": (0,),
     "device_rows": (-1,),

@@ -122,7 +122,8 @@ class ClipLoader:
             return samples
         kind, snr_db = c.noise_kinds[rng.integers(len(c.noise_kinds))], c.snr_db[rng.integers(len(c.snr_db))]
         if kind == noise.BABBLE:
-            added = noise.babble_of(self.sources[number], record["id"], len(samples), rng)
+            talkers = c.talkers[rng.integers(len(c.talkers))]
+            added = noise.babble_of(self.sources[number], record["id"], len(samples), rng, talkers)
         else:
             added = noise.draw_part(self.recordings[kind], len(samples), rng, kind)
         return noise.mix(samples, added, snr_db)

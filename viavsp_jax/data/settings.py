@@ -13,6 +13,7 @@ class Augmentation:
     noise_probability: float
     noise_kinds: tuple[str, ...]
     snr_db: tuple[float, ...]
+    talkers: tuple[int, ...]
     drop_audio: float
     drop_video: float
     mask: Masks

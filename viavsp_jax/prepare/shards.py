@@ -87,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="signal-to-noise ratio in dB, with --noise",
     )
     parser.add_argument(
+        "--talkers",
+        type=whole("--talkers", 1),
+        default=noise.NUM_TALKERS,
+        help=f"people who talk at once, with --noise babble (default {noise.NUM_TALKERS})",
+    )
+    parser.add_argument(
         "--wild",
         type=real("--wild", at_least=0.04, at_most=10),
         metavar="SECONDS",
@@ -162,6 +168,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
     if args.noise and args.kind != "media" and "video" in args.modalities:
         raise InputError("--noise does not change video features, leave video out of --modalities.")
+    if args.talkers != noise.NUM_TALKERS and args.noise != noise.BABBLE:
+        raise InputError(f"--talkers is {args.talkers}, which goes with --noise babble.")
     if args.wild and args.kind != "features":
         raise InputError("--wild goes with --kind features: records of media hold the clips' own files.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
@@ -203,7 +211,8 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
 
 
 def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
-    name = recordings.name if recordings else args.noise
+    few = "" if args.talkers == noise.NUM_TALKERS else args.talkers
+    name = recordings.name if recordings else f"{args.noise}{few}"
     parts = [f"{name}_{args.snr:g}db"] if args.noise else []
     condition = "_".join([*parts, "wild"] if args.wild else parts or ["clean"])
     output = epath.Path(args.output)
@@ -233,6 +242,8 @@ def _check_provenance(
         "layer": layer,
         "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
     }
+    if args.talkers != noise.NUM_TALKERS:  # else as in folders of earlier versions
+        settings["noise"]["talkers"] = args.talkers
     if args.wild:
         settings["wild"] = {"seconds": args.wild, "seed": args.seed}
     splits = {
@@ -260,7 +271,7 @@ def _tasks(
         here, added = [clips[shard.split][position] for position in shard.positions], None
         if args.noise:
             source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
-            added = Noise(source, args.snr, args.seed).for_clips(here)
+            added = Noise(source, args.snr, args.seed, args.talkers).for_clips(here)
         yield Task(shard, here, added, Wild(_pause(args), args.seed) if args.wild else None)
 
 

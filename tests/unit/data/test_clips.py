@@ -126,6 +126,16 @@ def test_babble_of_other_clips(config, source, monkeypatch):
     assert len({added.tobytes() for _, added, _ in noisy}) == len(noisy)
 
 
+def test_how_many_talk_is_drawn_for_each_clip(config, source, monkeypatch):
+    """One talker is heard as in its own clip, from some place on; the sum of two is in none."""
+    settings = {"noise.probability": 1.0, "noise.talkers": (1, 2)}
+    alone = []
+    for _, added, _ in noise_in(config, source, monkeypatch, **settings):
+        voices = [np.resize(np.concatenate([one["audio"]] * 2), 4 * len(added)) for one in source]
+        alone.append(any(added[:400].tobytes() in voice.tobytes() for voice in voices))
+    assert 0.4 < np.mean(alone) < 0.6
+
+
 def test_noise_of_a_folder_with_recordings(config, source, monkeypatch, tmp_path):
     folder = write_recordings(tmp_path / "street")
     recordings = [media.read_audio(path) for path in sorted(folder.iterdir())]

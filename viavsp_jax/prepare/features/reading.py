@@ -64,6 +64,7 @@ class Noise:
     source: Talkers | noise.Recordings
     snr_db: float
     seed: int
+    talkers: int = noise.NUM_TALKERS  # heard at once in babble
 
     def add(self, clip: Clip, samples: np.ndarray) -> np.ndarray:
         """int16[n] -> int16[n]; the noise depends on the clip's id and the seed only.
@@ -74,15 +75,17 @@ class Noise:
         if isinstance(self.source, noise.Recordings):
             added = noise.draw_part(self.source, len(samples), rng, self.source.folder)
         else:
-            added = noise.babble_of(self.source, clip.id, len(samples), rng)
+            added = noise.babble_of(self.source, clip.id, len(samples), rng, self.talkers)
         return noise.mix(samples, added, self.snr_db)
 
     def for_clips(self, clips: Sequence[Clip]) -> "Noise":
         """The same for some clips only: all clips of a split are too much to be sent to a worker with each batch."""
         if isinstance(self.source, noise.Recordings):
             return self
-        drawn = [noise.draw_clips(noise.rng_for(clip.id, self.seed), len(self.source)) for clip in clips]
-        return dataclasses.replace(self, source=self.source.some({index for indices in drawn for index in indices}))
+        count, drawn = len(self.source), set()
+        for clip in clips:
+            drawn.update(noise.draw_clips(noise.rng_for(clip.id, self.seed), count, self.talkers))
+        return dataclasses.replace(self, source=self.source.some(drawn))
 
 
 def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Media:
