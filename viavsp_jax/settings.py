@@ -152,6 +152,8 @@ TABLE = {
     "data.augment.noise.talkers": each(COUNT),
     "data.augment.drop_audio": SHARE,
     "data.augment.drop_video": SHARE,
+    "data.augment.drop_frames.spans": FROM_0,
+    "data.augment.drop_frames.frames": COUNT,
     "data.augment.mask.times": FROM_0,
     "data.augment.mask.frames": COUNT,
     "data.augment.mask.ranges": FROM_0,

@@ -24,8 +24,8 @@ class _MortalReader:
     def __init__(self, reader, grave: Path):
         self._reader, self._grave = reader, grave
 
-    def read(self, batches, added, wild):
-        for number, items in enumerate(self._reader.read(batches, added, wild)):
+    def read(self, batches, changes):
+        for number, items in enumerate(self._reader.read(batches, changes)):
             if number == 2:  # what was read first is written by now
                 try:
                     self._grave.symlink_to(str(os.getpid()))  # by one process only

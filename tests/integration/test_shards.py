@@ -17,6 +17,7 @@ from small_shards import (
 )
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.lost import LostVideo
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
@@ -196,6 +197,34 @@ def test_clips_with_other_ends(prepared, tmp_path, capsys):
     assert "wild" in message and "av_wild" in message
 
 
+def test_clips_of_which_a_share_is_not_seen(prepared, tmp_path, capsys):
+    """By either policy: a folder of its own, which remembers the seed; with noise and other ends, too."""
+    more = ["--split", "train", "--lost_video", "0.4"]
+    main(options(prepared, tmp_path, *more, "--modalities", "av", "video", "--seed", "3"))
+    main(options(prepared, tmp_path, *more, "--lost_policy", "held"))
+    main(options(prepared, tmp_path, *more, "--wild", "0.4", "--noise", "babble", "--snr", "0"))
+    names = ["av_babble_0db_wild_lost40", "av_lost40", "av_lost40held", "video_lost40"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    clips = read_manifest(prepared / "manifest", "train")
+    for clip in clips:
+        frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
+        changed = Wild(10, 0).change(clip.id, frames, samples)
+        noisy = Noise(Talkers(clips, len(clips)), 0.0, 0).add(clip, changed[1])
+        held, shown = LostVideo(40, "held").lose(clip.id, frames)
+        for name, pictures, heard, seen in (
+            ("av_lost40", frames, samples, LostVideo(40, "zeros", 3).seen(clip.id, len(frames))),
+            ("video_lost40", frames, samples, LostVideo(40, "zeros", 3).seen(clip.id, len(frames))),
+            ("av_lost40held", held, samples, shown),
+            ("av_babble_0db_wild_lost40", changed[0], noisy, LostVideo(40, "zeros").seen(clip.id, len(changed[0]))),
+        ):
+            features, counts = alone(prepared, clip, name.split("_")[0], heard, pictures, seen)
+            example = read(tmp_path / name, "train")[clip.id]
+            np.testing.assert_allclose(example["features"], features, atol=2e-3)
+            assert example["cluster_counts"].tolist() == counts
+    message = refused(capsys, options(prepared, tmp_path, *more, "--seed", "4"))
+    assert "lost_video" in message and "av_lost40" in message
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_close(prepared, tmp_path, dtype):
     main(options(prepared, tmp_path, "--split", "test", "--dtype", dtype))
@@ -215,6 +244,11 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
         (["--talkers", "2"], "--talkers is 2, which goes with --noise babble"),
         (["--noise", "babble", "--snr", "0", "--talkers", "0"], "--talkers is 0, expected a whole number at least 1"),
         (["--wild", "0"], "--wild is 0, expected a number at least 0.04"),
+        (["--lost_video", "0"], "--lost_video is 0, expected a number at least 0.01 and at most 1"),
+        (["--lost_video", "25"], "--lost_video is 25, expected a number at least 0.01 and at most 1"),
+        (["--lost_policy", "held"], "--lost_policy goes with --lost_video"),
+        (["--lost_video", "0.5", "--kind", "media"], "--lost_video goes with --kind features"),
+        (["--lost_video", "0.5", "--modalities", "av", "audio"], "leave audio out of --modalities"),
         (["--wild", "1", "--kind", "both"], "--wild goes with --kind features"),
         (["--workers", "-1"], "--workers is -1"),
         (["--num_shards", "0"], "--num_shards is 0"),

@@ -41,6 +41,8 @@ WRONG = {
     "data.augment.noise.snr_db": ((float("nan"),),),
     "data.augment.noise.talkers": ((), (0,), (1.5,), 2),
     "data.augment.drop_audio": (-0.5,),
+    "data.augment.drop_frames.spans": (-1, 1.5),
+    "data.augment.drop_frames.frames": (0,),
     "data.feature_width": (0,),
     "device_rows": (-1,),
     "data.rows": (0, -2),

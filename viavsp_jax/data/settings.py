@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 
@@ -16,6 +17,7 @@ class Augmentation:
     talkers: tuple[int, ...]
     drop_audio: float
     drop_video: float
+    drop_frames: DropFrames
     mask: Masks
 
 

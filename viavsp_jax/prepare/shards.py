@@ -1,8 +1,8 @@
 """Stage 3: runs every clip through the encoder once and writes ArrayRecord shards (see prepare/features/folders.py).
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
-av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, …. The counts of a modality come from that modality's
-own encoder pass: when only audio can be heard, nothing else is known to cluster by.
+av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, av_lost25, …. The counts of a modality come from that
+modality's own encoder pass: when only audio can be heard, nothing else is known to cluster by.
 
 Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
 counts of all three modalities.
@@ -26,21 +26,19 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import noise
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
 from viavsp_jax.prepare.features import extract, provenance
+from viavsp_jax.prepare.features.condition import Condition
 from viavsp_jax.prepare.features.folders import CLIPS_PER_SHARD, Folder, Shard, chosen_shards, cut_into_shards, missing
-from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
+from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.manifest import SPLITS, Clip, read_manifest
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
+from viavsp_jax.runtime.options import new_folder, whole
 
 log = logging.getLogger(__name__)
 
@@ -75,33 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard_index", type=whole("--shard_index", 0), help="write only this shard, from 0 (default: all)"
     )
-    parser.add_argument(
-        "--noise",
-        metavar="KIND",
-        help="add noise to the audio: babble (other clips of the split) or a folder with 16 kHz mono wav files",
-    )
-    parser.add_argument(
-        "--snr",
-        type=real("--snr", at_least=-100, at_most=100),
-        metavar="DB",
-        help="signal-to-noise ratio in dB, with --noise",
-    )
-    parser.add_argument(
-        "--talkers",
-        type=whole("--talkers", 1),
-        default=noise.NUM_TALKERS,
-        help=f"people who talk at once, with --noise babble (default {noise.NUM_TALKERS})",
-    )
-    parser.add_argument(
-        "--wild",
-        type=real("--wild", at_least=0.04, at_most=10),
-        metavar="SECONDS",
-        help="change the clips into what people record: up to so many seconds of pause at each end, or 0.12 s less; "
-        "noise of a room; telephones; too quiet or clipped",
-    )
-    parser.add_argument(
-        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of --noise and --wild (default 0)"
-    )
+    Condition.add_arguments(parser)
     cluster.add_arguments(
         parser,
         local="this process",
@@ -124,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the shards that are missing. Raises InputError if an input or an option is not usable."""
     _check_options(args)
-    recordings = noise.Recordings(args.noise) if args.noise not in (None, noise.BABBLE) else None
+    condition = Condition.of(args)
     manifest = epath.Path(args.manifest)
     clips = _read_manifests(manifest, args.split)
     shards = {split: cut_into_shards(split, len(clips[split]), args.num_shards) for split in clips}
@@ -133,17 +105,17 @@ def run(args: argparse.Namespace) -> None:
     centers, layer = load_centers(args.kmeans)
     config = encoder_folder.read_config(args.encoder)
     _check_centers(args, config, centers, layer)
-    folders = _folders(args, recordings)
+    folders = _folders(args, condition.name)
     make_writer = functools.partial(Writer, args, folders, centers, layer)
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
-    _check_provenance(args, recordings, folders, layer, clips, shards)
+    _check_provenance(args, condition, folders, layer, clips, shards)
 
     def finish(*splits: str) -> None:
         for split, folder in itertools.product(splits, folders):
             folder.finish(shards[split], manifest, config.embed_dim)
 
     todo = [shard for shard in chosen if missing(folders, shard)]
-    tasks = functools.partial(_tasks, clips=clips, recordings=recordings, args=args)
+    tasks = functools.partial(_tasks, clips=clips, condition=condition)
     splits = dict.fromkeys(shard.split for shard in chosen)
     if args.runner == "ray":
         failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
@@ -164,14 +136,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    if (args.noise is None) != (args.snr is None):
-        raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
-    if args.noise and args.kind != "media" and "video" in args.modalities:
-        raise InputError("--noise does not change video features, leave video out of --modalities.")
-    if args.talkers != noise.NUM_TALKERS and args.noise != noise.BABBLE:
-        raise InputError(f"--talkers is {args.talkers}, which goes with --noise babble.")
-    if args.wild and args.kind != "features":
-        raise InputError("--wild goes with --kind features: records of media hold the clips' own files.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
     if args.runner == "ray" and args.backend == "jax":
@@ -210,11 +174,7 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
         )
 
 
-def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> list[Folder]:
-    few = "" if args.talkers == noise.NUM_TALKERS else args.talkers
-    name = recordings.name if recordings else f"{args.noise}{few}"
-    parts = [f"{name}_{args.snr:g}db"] if args.noise else []
-    condition = "_".join([*parts, "wild"] if args.wild else parts or ["clean"])
+def _folders(args: argparse.Namespace, condition: str) -> list[Folder]:
     output = epath.Path(args.output)
     modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
@@ -225,7 +185,7 @@ def _folders(args: argparse.Namespace, recordings: noise.Recordings | None) -> l
 
 def _check_provenance(
     args: argparse.Namespace,
-    recordings: noise.Recordings | None,
+    condition: Condition,
     folders: Sequence[Folder],
     layer: int,
     clips: dict[str, list[Clip]],
@@ -233,24 +193,18 @@ def _check_provenance(
 ) -> None:
     """Raises InputError if a folder holds shards that were made from other inputs or by other settings."""
     manifest = epath.Path(args.manifest)
-    kind = provenance.sha256(*map(epath.Path, recordings.paths)) if recordings else args.noise
     settings = {
         "encoder": provenance.encoder_hash(args.encoder),
         "backend": args.backend,
         "dtype": args.dtype,
         "kmeans": provenance.sha256(epath.Path(args.kmeans)),
         "layer": layer,
-        "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
-    }
-    if args.talkers != noise.NUM_TALKERS:  # else as in folders of earlier versions
-        settings["noise"]["talkers"] = args.talkers
-    if args.wild:
-        settings["wild"] = {"seconds": args.wild, "seed": args.seed}
+    } | condition.record()
     splits = {
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
             "num_shards": len(shards[split]),
-            "longest_clip": max(clip.num_frames for clip in clips[split]) + 2 * _pause(args),
+            "longest_clip": max(clip.num_frames for clip in clips[split]) + 2 * condition.pause,
         }
         for split in shards
     }
@@ -259,20 +213,10 @@ def _check_provenance(
         provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
 
 
-def _pause(args: argparse.Namespace) -> int:
-    """Frames by which an end of a clip is moved at most."""
-    return round((args.wild or 0) * FRAME_RATE)
-
-
-def _tasks(
-    shards: Iterable[Shard], clips: dict[str, list[Clip]], recordings: noise.Recordings | None, args: argparse.Namespace
-) -> Iterator[Task]:
+def _tasks(shards: Iterable[Shard], clips: dict[str, list[Clip]], condition: Condition) -> Iterator[Task]:
     for shard in shards:
-        here, added = [clips[shard.split][position] for position in shard.positions], None
-        if args.noise:
-            source = recordings or Talkers(clips[shard.split], len(clips[shard.split]))
-            added = Noise(source, args.snr, args.seed, args.talkers).for_clips(here)
-        yield Task(shard, here, added, Wild(_pause(args), args.seed) if args.wild else None)
+        here = [clips[shard.split][position] for position in shard.positions]
+        yield Task(shard, here, condition.changes(here, clips[shard.split]))
 
 
 def _write_on_cluster(

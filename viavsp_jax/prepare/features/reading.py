@@ -13,6 +13,7 @@ import numpy as np
 
 from viavsp_jax.data import media, noise
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
+from viavsp_jax.data.lost import LostVideo
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.manifest import MAX_FRAMES, Clip, lengths_differ
 from viavsp_jax.prepare.workers import WorkerDied, Workers
@@ -34,6 +35,7 @@ class Media:
     audio: np.ndarray  # float32[T, 104] audio features
     video: bytes  # the file
     samples: np.ndarray  # int16[n], with noise
+    seen: np.ndarray | None = None  # bool[T], False where the encoder is to see nothing; None: it sees all
 
 
 class Talkers:
@@ -88,10 +90,40 @@ class Noise:
         return dataclasses.replace(self, source=self.source.some(drawn))
 
 
-def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Media:
-    """Reads and decodes one clip; its ends are moved, then noise is added.
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What is done to a split's clips once they are read, in this order; None: nothing."""
 
-    Raises InputError if its video or audio cannot be read, or is of another length."""
+    wild: Wild | None = None
+    noise: Noise | None = None
+    lost: LostVideo | None = None
+
+    def for_clips(self, clips: Sequence[Clip]) -> "Changes":
+        """See `Noise.for_clips`."""
+        return dataclasses.replace(self, noise=self.noise and self.noise.for_clips(clips))
+
+    def __call__(
+        self, clip: Clip, frames: np.ndarray, samples: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """uint8[T, 96, 96] and int16[n] -> what is seen and heard in their place, and `Media.seen`."""
+        seen = None
+        if self.wild is not None:
+            frames, samples = self.wild.change(clip.id, frames, samples)
+        if self.noise is not None:
+            samples = self.noise.add(clip, samples)
+        if self.lost is not None:
+            frames, seen = self.lost.lose(clip.id, frames)
+        return frames, samples, seen
+
+
+UNCHANGED = Changes()
+
+
+def read_media(clip: Clip, changes: Changes = UNCHANGED) -> Media:
+    """Reads and decodes one clip.
+
+    Raises InputError if its video or audio cannot be read, or is of another length.
+    """
     frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
     if abs(len(frames) - clip.num_frames) > _MISCOUNTED or len(frames) > MAX_FRAMES:
         raise InputError(
@@ -101,18 +133,15 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None) -> Med
     if lengths_differ(len(frames), len(samples)):
         heard, seen = len(samples) / SAMPLE_RATE, len(frames) / FRAME_RATE
         raise InputError(f"{clip.audio}: lasts {heard:.2f} s, expected {seen:.2f} s as video.")
-    if wild is not None:
-        frames, samples = wild.change(clip.id, frames, samples)
-    if added is not None:
-        samples = added.add(clip, samples)
-    return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples)
+    frames, samples, seen = changes(clip, frames, samples)
+    return Media(frames, audio_features(samples, len(frames)), Path(clip.video).read_bytes(), samples, seen)
 
 
-def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
+def _read_batch(clips: Sequence[Clip], changes: Changes) -> list[Media | str]:
     found = []
     for clip in clips:
         try:
-            found.append(read_media(clip, added, wild))
+            found.append(read_media(clip, changes))
         except InputError as error:
             found.append(str(error))
         except MemoryError:
@@ -132,31 +161,29 @@ class Reader(Workers):
     def __init__(self, workers: int):
         super().__init__(workers, _PATIENCE)
 
-    def read(
-        self, batches: Iterable[Sequence[Clip]], added: Noise | None, wild: Wild | None = None
-    ) -> Iterator[list[Media | str]]:
+    def read(self, batches: Iterable[Sequence[Clip]], changes: Changes = UNCHANGED) -> Iterator[list[Media | str]]:
         """The media of each batch, in order; instead of a clip that cannot be read, the reason."""
         if not self._count:
             for batch in batches:
-                yield _read_batch(batch, added, wild)
+                yield _read_batch(batch, changes)
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), wild))
+            waiting.append(self.submit(self._read, batch, changes.for_clips(batch)))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, batch: Sequence[Clip], added: Noise | None, wild: Wild | None) -> list[Media | str]:
+    def _read(self, batch: Sequence[Clip], changes: Changes) -> list[Media | str]:
         try:
-            return self.do(_read_batch, batch, added, wild)
+            return self.do(_read_batch, batch, changes)
         except WorkerDied:
-            return [self._read_alone(clip, added, wild) for clip in batch]
+            return [self._read_alone(clip, changes) for clip in batch]
 
-    def _read_alone(self, clip: Clip, added: Noise | None, wild: Wild | None) -> Media | str:
+    def _read_alone(self, clip: Clip, changes: Changes) -> Media | str:
         try:
-            (found,) = self.do(_read_batch, [clip], added, wild)
+            (found,) = self.do(_read_batch, [clip], changes)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "
