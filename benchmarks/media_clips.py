@@ -50,5 +50,5 @@ class MediaClips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        found = read_media(self.clips[index], None)
+        found = read_media(self.clips[index])
         return video_input(found.frames), found.audio

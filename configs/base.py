@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
         "data": {
             "path": "",  # a folder of shard folders, made by python -m viavsp_jax.prepare shards
             # Shard folders, mixed: MODALITY_CONDITION. With encoder.train, av_clean stands for audio and video of the
-            # clips in media_clean.
+            # clips in media_clean, and av_lost25 for them with a quarter of the frames not seen.
             "train": ("av_clean",),
             # How often a clip of each of them is drawn, in proportion: (2, 1). (): in every epoch each clip once.
             "weights": (),
@@ -85,10 +85,18 @@ def get_config() -> ml_collections.ConfigDict:
             # and `seed`.
             "augment": {
                 # Of several `kinds` one is drawn: babble of other clips, a folder with recordings of noise (wav), or
-                # one with media shards of them.
-                "noise": {"probability": 0.0, "kinds": ("babble",), "snr_db": (-5.0, 0.0, 5.0, 10.0)},
+                # one with media shards of them. In babble one of the numbers of `talkers` is heard: (1, 2) is a few
+                # who interrupt.
+                "noise": {
+                    "probability": 0.0,
+                    "kinds": ("babble",),
+                    "snr_db": (-5.0, 0.0, 5.0, 10.0),
+                    "talkers": (8,),
+                },
                 "drop_audio": 0.0,  # probability of leaving an audio-visual clip its video alone
                 "drop_video": 0.0,
+                # Spans of up to `frames` frames in which the mouth is not seen, so many: as behind a hand.
+                "drop_frames": {"spans": 0, "frames": 10},
                 # SpecAugment (arXiv:1904.08779): stretches of up to `frames` frames (of 40 ms) and ranges of up to
                 # `bands` of the 26 bands that are left out of what is heard, so many of each.
                 "mask": {"times": 0, "frames": 10, "ranges": 0, "bands": 6},

@@ -6,6 +6,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from viavsp_jax import settings, sharding
+from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 from viavsp_jax.data.prompt import PromptSettings
@@ -118,8 +119,9 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
     data["row"] = RowShape(**c.data.row)
     augment = c.data.augment
     data["augment"] = Augmentation(
-        noise.probability, noise.kinds, noise.snr_db, augment.drop_audio, augment.drop_video, Masks(**augment.mask)
-    )
+        noise.probability, noise.kinds, noise.snr_db, noise.talkers,
+        augment.drop_audio, augment.drop_video, DropFrames(**augment.drop_frames), Masks(**augment.mask),
+    )  # fmt: skip
     return Settings(
         c.dtype,
         TrainingSettings(

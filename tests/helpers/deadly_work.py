@@ -3,22 +3,21 @@
 import os
 from collections.abc import Sequence
 
-from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import reading
-from viavsp_jax.prepare.features.reading import Media, Noise
+from viavsp_jax.prepare.features.reading import Changes, Media
 from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.prepare.recordings.mouth_clips import ClipMaker, Source
 
 DEADLY = "VIAVSP_TEST_DEADLY_ID"
 
 
-def read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
+def read_batch(clips: Sequence[Clip], changes: Changes, waveform: str) -> list[Media | str]:
     """As reading._read_batch."""
     found = []
     for clip in clips:
         if clip.id == os.environ[DEADLY]:
             os.abort()
-        found += reading._read_batch([clip], added, wild, waveform)
+        found += reading._read_batch([clip], changes, waveform)
     return found
 
 

@@ -122,6 +122,7 @@ def alone(
     samples: np.ndarray,
     frames: np.ndarray | None = None,
     waveform: str = "int16",
+    shown: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Features float32[T, D] and run lengths of one clip, without batches, padding or the stage's code."""
     model, centers = encoder_and_centers(folder)
@@ -129,7 +130,12 @@ def alone(
     with torch.inference_mode():
         audio = torch.from_numpy(audio_features(samples, len(frames), waveform))[None]
         heard = None if modality == "video" else model.audio_features(audio)
-        seen = None if modality == "audio" else model.video_features(torch.from_numpy(video_input(frames))[None])
+        pictures = torch.from_numpy(video_input(frames))[None]
+        if shown is not None:
+            pictures = pictures * torch.from_numpy(shown)[None, :, None, None]
+        seen = None if modality == "audio" else model.video_features(pictures)
+        if shown is not None:
+            seen = seen * torch.from_numpy(shown)[None, :, None]
         layer, final = model.encode(heard, seen, None, LAYER)
     labels = np.linalg.norm(layer[0, :, None].double() - torch.from_numpy(centers), axis=2).argmin(1)
     counts = [len(list(run)) for _, run in itertools.groupby(labels.tolist())]

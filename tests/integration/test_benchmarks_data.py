@@ -84,7 +84,7 @@ def test_loader(capsys, tmp_path):
 def test_loader_reads_what_the_encoder_takes(tmp_path):
     (clip,) = media_clips.write_media(tmp_path / "media", 1)
     ((video, audio),) = media_clips.MediaClips([clip])
-    found = read_media(clip, None)
+    found = read_media(clip)
     np.testing.assert_array_equal(video, video_input(found.frames))
     np.testing.assert_array_equal(audio, found.audio)
     assert len(found.frames) == clip.num_frames == FRAMES and len(media.read_audio(clip.audio)) == clip.num_samples

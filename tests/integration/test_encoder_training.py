@@ -192,7 +192,7 @@ def test_a_frozen_encoder_averages_statistics_when_told_to(whole, states):
     batch = next(pipeline.training_batches(exp.settings.data, exp.prompt))
     counts = {int(x) for x in jax.tree.leaves(frozen.batch_stats) if x.dtype == jnp.int32}
     before = {int(x) for x in jax.tree.leaves(first.batch_stats) if x.dtype == jnp.int32}
-    assert before == {0} and counts == {int(batch["has_video"].sum())}
+    assert before == {0} and counts == {int(batch["has_video"].any(-1).sum())}
     assert all(changed(frozen.batch_stats, first.batch_stats))
 
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_stopped_on_either_side_of_the_switch_goes_on_bit_for_bit(
 
 def test_evaluation_decodes_media_with_the_encoder_and_statistics_of_the_checkpoint(whole, monkeypatch):
     config, workdir = whole[0].copy_and_resolve_references(), whole[1]
-    config.evaluate.names = ("av_clean", "audio_clean", "video_clean")
+    config.evaluate.names = ("av_clean", "audio_clean", "video_clean", "av_lost40", "av_lost40held")
     given = []
     decode = evaluate.decode_folder
     monkeypatch.setattr(
@@ -228,6 +228,10 @@ def test_evaluation_decodes_media_with_the_encoder_and_statistics_of_the_checkpo
     )
     scores = evaluate.evaluate(config, workdir)
     assert scores.keys() == set(config.evaluate.names) and all(row["clips"] == 5 for row in scores.values())
+    # What is lost of the video, and how, reaches the encoder.
+    (folder,) = (workdir / "evaluations").iterdir()
+    found = {(folder / f"{name}.tsv").read_text() for name in ("av_clean", "av_lost40", "av_lost40held")}
+    assert len(found) == 3
     exp = experiment.load_experiment(config)
     checkpoints = Checkpoints(workdir, 4)
     step = checkpoints.best_step()

@@ -12,8 +12,10 @@ import deadly_work
 import numpy as np
 import pytest
 
+from viavsp_jax.data.lost import LostVideo
+from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import reading
-from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
+from viavsp_jax.prepare.features.reading import Changes, Noise, Reader, Talkers
 from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.workers import WorkerDied, Workers, sign_of_life
 
@@ -26,7 +28,7 @@ def clips(prepared):
 def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert one.video == other.video
-        for name in ("frames", "audio", "samples"):
+        for name in ("frames", "audio", "samples", "seen"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -34,7 +36,8 @@ def test_workers_read_what_one_process_reads_in_the_same_order(clips):
     batches = [clips[:3], clips[3:4], clips[4:], clips[::2]] * 5
     added = Noise(Talkers(clips, len(clips)), 0.0, 1)
     with Reader(0) as alone, Reader(2) as workers:
-        for how in ((None,), (added,), (None, None, "float")):
+        changed = Changes(noise=added, wild=Wild(10, 1), lost=LostVideo(40, "zeros", 1))
+        for how in ((Changes(),), (changed,), (Changes(), "float")):
             for found, expected in zip(workers.read(batches, *how), alone.read(batches, *how), strict=True):
                 assert_same(found, expected)
         assert not np.array_equal(found[0].audio, reading.read_media(batches[-1][0], None).audio)  # of int16
@@ -49,7 +52,7 @@ def test_batches_are_taken_only_a_little_ahead(clips):
             yield clips[:1]
 
     with Reader(1) as reader:
-        for done, _ in enumerate(reader.read(batches(), None), 1):
+        for done, _ in enumerate(reader.read(batches()), 1):
             assert len(taken) <= done + 3
 
 
@@ -59,26 +62,26 @@ def test_a_clip_of_which_workers_die_is_left_out_and_no_other(clips, monkeypatch
     monkeypatch.setenv(deadly_work.DEADLY, clips[2].id)
     batches = [clips[:2], clips[1:4], clips[4:], clips[2:3], clips[3:], clips[:3]]
     with Reader(2) as workers:
-        found = list(workers.read(batches, None))
+        found = list(workers.read(batches))
     reason = f"{clips[2].video}: the process that read this clip died twice (Aborted), expected a video and audio"
     for batch, items in zip(batches, found, strict=True):
         for clip, item in zip(batch, items, strict=True):
             if clip is clips[2]:
                 assert item.startswith(reason)
             else:
-                assert_same([item], [reading.read_media(clip, None)])
+                assert_same([item], [reading.read_media(clip)])
 
 
 def test_a_worker_that_is_killed_costs_no_clip(clips):
     """As when memory ends for a moment."""
     with Reader(1) as reader:
-        found = reader.read([clips[:1]] * 20, None)
+        found = reader.read([clips[:1]] * 20)
         items = [next(found)]
         os.kill(reader._all[0]._process.pid, signal.SIGKILL)
         items += found
     assert len(items) == 20
     for (item,) in items:
-        assert_same([item], [reading.read_media(clips[0], None)])
+        assert_same([item], [reading.read_media(clips[0])])
 
 
 def test_what_takes_too_long_is_ended():
@@ -118,7 +121,7 @@ import os, signal, sys
 from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.features.reading import Reader
 with Reader(1) as reader:
-    next(reader.read([read_manifest(sys.argv[1], "train")[:1]], None))
+    next(reader.read([read_manifest(sys.argv[1], "train")[:1]]))
     print(reader._all[0]._process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -17,6 +17,7 @@ from small_shards import (
 )
 
 from viavsp_jax.data import media, noise, records
+from viavsp_jax.data.lost import LostVideo
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.__main__ import main
 from viavsp_jax.prepare.features.reading import Noise, Talkers
@@ -172,6 +173,25 @@ def test_noise_changes_what_is_heard_and_only_that(prepared, tmp_path):
             assert np.abs(found[clip.id]["features"] - clean).max() > 0.05
 
 
+def test_a_few_who_interrupt(prepared, tmp_path, capsys):
+    """A folder of its own; one of the usual eight is as before, without a word about them."""
+    babble = ["--noise", "babble", "--snr", "0", "--split", "test"]
+    main(options(prepared, tmp_path, *babble))
+    main(options(prepared, tmp_path, *babble, "--talkers", "1", "--workers", "1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["av_babble1_0db", "av_babble_0db"]
+    clips = read_manifest(prepared / "manifest", "test")
+    for clip in clips:
+        samples = Noise(Talkers(clips, len(clips)), 0.0, 0, talkers=1).add(clip, media.read_audio(clip.audio))
+        features, counts = alone(prepared, clip, "av", samples)
+        example = read(tmp_path / "av_babble1_0db", "test")[clip.id]
+        np.testing.assert_allclose(example["features"], features, atol=2e-3)
+        assert example["cluster_counts"].tolist() == counts
+        assert np.abs(example["features"] - read(tmp_path / "av_babble_0db", "test")[clip.id]["features"]).max() > 0.05
+    eight, one = (json.loads((tmp_path / name / "provenance.json").read_text())["noise"] for name in
+                  ("av_babble_0db", "av_babble1_0db"))  # fmt: skip
+    assert eight == {"kind": "babble", "snr_db": 0.0, "seed": 0} and one == eight | {"talkers": 1}
+
+
 def test_clips_with_other_ends(prepared, tmp_path, capsys):
     """Are encoded as they are then: other lengths, other counts; a folder of its own, which remembers how far."""
     main(options(prepared, tmp_path, "--modalities", "av", "audio", "--wild", "0.4", "--seed", "3"))
@@ -190,6 +210,34 @@ def test_clips_with_other_ends(prepared, tmp_path, capsys):
     assert "wild" in message and "av_wild" in message
 
 
+def test_clips_of_which_a_share_is_not_seen(prepared, tmp_path, capsys):
+    """By either policy: a folder of its own, which remembers the seed; with noise and other ends, too."""
+    more = ["--split", "train", "--lost_video", "0.4"]
+    main(options(prepared, tmp_path, *more, "--modalities", "av", "video", "--seed", "3"))
+    main(options(prepared, tmp_path, *more, "--lost_policy", "held"))
+    main(options(prepared, tmp_path, *more, "--wild", "0.4", "--noise", "babble", "--snr", "0"))
+    names = ["av_babble_0db_wild_lost40", "av_lost40", "av_lost40held", "video_lost40"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    clips = read_manifest(prepared / "manifest", "train")
+    for clip in clips:
+        frames, samples = media.read_video(clip.video), media.read_audio(clip.audio)
+        changed = Wild(10, 0).change(clip.id, frames, samples)
+        noisy = Noise(Talkers(clips, len(clips)), 0.0, 0).add(clip, changed[1])
+        held, shown = LostVideo(40, "held").lose(clip.id, frames)
+        for name, pictures, heard, seen in (
+            ("av_lost40", frames, samples, LostVideo(40, "zeros", 3).seen(clip.id, len(frames))),
+            ("video_lost40", frames, samples, LostVideo(40, "zeros", 3).seen(clip.id, len(frames))),
+            ("av_lost40held", held, samples, shown),
+            ("av_babble_0db_wild_lost40", changed[0], noisy, LostVideo(40, "zeros").seen(clip.id, len(changed[0]))),
+        ):
+            features, counts = alone(prepared, clip, name.split("_")[0], heard, pictures, seen)
+            example = read(tmp_path / name, "train")[clip.id]
+            np.testing.assert_allclose(example["features"], features, atol=2e-3)
+            assert example["cluster_counts"].tolist() == counts
+    message = refused(capsys, options(prepared, tmp_path, *more, "--seed", "4"))
+    assert "lost_video" in message and "av_lost40" in message
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_close(prepared, tmp_path, dtype):
     main(options(prepared, tmp_path, "--split", "test", "--dtype", dtype))
@@ -206,7 +254,14 @@ def test_half_precision_is_close(prepared, tmp_path, dtype):
         (["--snr", "0"], "--noise and --snr go together"),
         (["--noise", "babble", "--snr", "0", "--modalities", "video"], "leave video out"),
         (["--noise", "babble", "--snr", "nan"], "--snr is nan, expected a number at least -100 and at most 100"),
+        (["--talkers", "2"], "--talkers is 2, which goes with --noise babble"),
+        (["--noise", "babble", "--snr", "0", "--talkers", "0"], "--talkers is 0, expected a whole number at least 1"),
         (["--wild", "0"], "--wild is 0, expected a number at least 0.04"),
+        (["--lost_video", "0"], "--lost_video is 0, expected a number at least 0.01 and at most 1"),
+        (["--lost_video", "25"], "--lost_video is 25, expected a number at least 0.01 and at most 1"),
+        (["--lost_policy", "held"], "--lost_policy goes with --lost_video"),
+        (["--lost_video", "0.5", "--kind", "media"], "--lost_video goes with --kind features"),
+        (["--lost_video", "0.5", "--modalities", "av", "audio"], "leave audio out of --modalities"),
         (["--wild", "1", "--kind", "both"], "--wild goes with --kind features"),
         (["--workers", "-1"], "--workers is -1"),
         (["--num_shards", "0"], "--num_shards is 0"),

@@ -108,9 +108,10 @@ def test_batches_of_any_length(prepared, modalities):
     """A length that is padded, a clip that cannot be read, fewer clips than a batch."""
     (clip, *_), repeats = read_manifest(prepared / "manifest", "test"), 7
     with Reader(0) as reader:
-        ((short, long),) = reader.read([[clip, clip]], None)
+        ((short, long),) = reader.read([[clip, clip]])
     frames, audio = (np.concatenate([array] * repeats)[:41] for array in (long.frames, long.audio))
-    items = [type(long)(frames, audio, b"", long.samples), None, short]
+    seen = np.arange(len(frames)) % 7 > 1
+    items = [type(long)(frames, audio, b"", long.samples, seen), None, short]
     lengths = [len(frames), 5, len(short.frames)]
     theirs = TorchEncoder.load(prepared / "encoder", "float32", "cpu")
     ours = JaxEncoder(prepared / "encoder", "float32", batch_size=4)

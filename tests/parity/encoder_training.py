@@ -40,7 +40,7 @@ def with_clip(golden: Golden, kind: str, utterance: Arrays) -> Arrays:
     sample = utterance["id"].removeprefix(f"{kind}_")
     audio, video = clip(golden, golden.json(f"avsp/{kind}_info.json")[sample]["utt_id"][0])
     heard, seen = MODALITIES[sample.split("_")[1]]
-    return utterance | {"audio": audio, "video": video, "has_audio": heard, "has_video": seen}
+    return utterance | {"audio": audio, "video": video, "has_audio": heard, "has_video": np.full(len(video), seen)}
 
 
 def named(encoder: Tree) -> Arrays:

@@ -20,13 +20,15 @@ BATCH = EncoderTraining(batch_norm="batch")
 # Two rows of three clips: their lengths, and which modalities they have. The last place is empty.
 LENGTHS = np.array([[3, 2, 2], [1, 4, 0]])
 HEARD = np.array([[True, True, False], [True, True, False]])
-SEEN = np.array([[True, False, True], [True, True, False]])
 FRAMES = 5
+SEEN = np.repeat(np.array([[True, False, True], [True, True, False]])[..., None], FRAMES, -1)
+LOST = SEEN.copy()  # with frames inside clips that are not seen
+LOST[0, 0, 1] = LOST[1, 1, 0] = LOST[1, 1, 3] = False
 # Compiling takes far longer than running, so XLA shall not optimise.
 jit = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
 
 
-def clips(config):
+def clips(config, seen=SEEN):
     """Inputs of the clips above, padded, and weights for a loss."""
     rng = np.random.default_rng(0)
     padding = np.arange(FRAMES) >= LENGTHS[..., None]
@@ -34,7 +36,7 @@ def clips(config):
     batch = {name: rng.normal(size=(*padding.shape, *shape)).astype(np.float32) for name, shape in shapes.items()}
     for values in batch.values():
         values[padding] = 0
-    return batch | {"padding": padding, "has_audio": HEARD, "has_video": SEEN}
+    return batch | {"padding": padding, "has_audio": HEARD, "has_video": seen}
 
 
 def product(graph, params, stats, batch, key=None):
@@ -92,7 +94,8 @@ def torch_run(model, batch):
             torch.from_numpy(batch[name][row, slot, :length])[None].double() for name in ("audio", "video", "targets")
         )
         heard = model.audio_features(audio) if HEARD[row, slot] else None
-        seen = model.video_features(video) if SEEN[row, slot] else None
+        marks = batch["has_video"][row, slot, :length]
+        seen = model.video_features(video, None if marks.all() else torch.tensor(marks)[None]) if marks.any() else None
         features = model.encode(heard, seen)[1]
         (features * targets).sum().backward()
         found[row, slot, :length] = features[0].detach()
@@ -116,12 +119,12 @@ def without_key_biases(gradients):
 
 
 @pytest.mark.parametrize(
-    ("name", "training"),
-    [("pre-LN", PLAIN_TRAINING), ("post-LN", PLAIN_TRAINING), ("pre-LN", BATCH)],
-    ids=["pre-LN", "post-LN", "pre-LN with batch statistics"],
+    ("name", "training", "seen"),
+    [("pre-LN", PLAIN_TRAINING, LOST), ("post-LN", PLAIN_TRAINING, SEEN), ("pre-LN", BATCH, SEEN)],
+    ids=["pre-LN with lost frames", "post-LN", "pre-LN with batch statistics"],
 )
-def test_features_gradients_and_statistics_equal_torchs(folders, name, training):
-    batch = clips(CONFIGS[name])
+def test_features_gradients_and_statistics_equal_torchs(folders, name, training, seen):
+    batch = clips(CONFIGS[name], seen)
     features, gradients, stats = named(*backward(*load(folders[name], training), batch))
     # In float64, since max-pool and rectifiers make float32's rounding a matter of luck where two values nearly tie.
     model = avhubert_torch.load_encoder(folders[name], torch.float64).train(training is BATCH)
@@ -179,14 +182,18 @@ def test_the_video_of_what_is_not_seen_stays_finite(folders):
 
 
 def test_what_a_clip_lacks_has_no_effect(folders, trained):
-    batch = clips(PRE_LN)
-    batch["audio"][~HEARD] = 7
-    batch["video"][~SEEN & (LENGTHS > 0)] *= 7
-    features, stats = forward(*load(folders["pre-LN"], BATCH), batch)
-    real = ~batch["padding"]
-    np.testing.assert_allclose(features[real], trained[0][real], atol=1e-5, rtol=0)
-    # And without gradients the statistics are the same.
-    assert_close(to_torch_names(stats), trained[2], 1e-6)
+    arguments, real = load(folders["pre-LN"], BATCH), ~clips(PRE_LN)["padding"]
+    for seen in (SEEN, LOST):
+        batch = clips(PRE_LN, seen)
+        expected, averages = forward(*arguments, batch)
+        batch["audio"][~HEARD] = 7
+        batch["video"][~seen & real] *= 7
+        features, stats = forward(*arguments, batch)
+        np.testing.assert_allclose(features[real], expected[real], atol=1e-5, rtol=0)
+        assert_close(to_torch_names(stats), to_torch_names(averages), 1e-6)
+        if seen is SEEN:  # and without gradients all is the same
+            np.testing.assert_allclose(features[real], trained[0][real], atol=1e-5, rtol=0)
+            assert_close(to_torch_names(stats), trained[2], 1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -202,7 +209,7 @@ def test_evaluation_equals_encode(folders, name):
         expected = []
         for row, slot in np.ndindex(LENGTHS.shape):
             heard = model.audio_features(batch["audio"][row, slot][None]) if HEARD[row, slot] else None
-            seen = model.video_features(batch["video"][row, slot][None]) if SEEN[row, slot] else None
+            seen = model.video_features(batch["video"][row, slot][None]) if SEEN[row, slot].any() else None
             if LENGTHS[row, slot]:
                 expected.append(model.encode(heard, seen, batch["padding"][row, slot][None])[1])
         return features, jnp.concatenate(expected), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))

@@ -110,7 +110,7 @@ class JaxRecognizer:
                     "video": center_crop(item.frames),
                     "audio": _audio(one, self._settings.data.waveform),
                     "has_audio": modality != "video",
-                    "has_video": modality != "audio",
+                    "has_video": np.full(one.num_frames, modality != "audio"),
                 }
             else:
                 record["features"] = final[row, : one.num_frames].astype(np.float16)

@@ -1,7 +1,8 @@
 """Clips of media shards: decoded, augmented and in the form that the encoder takes.
 
 A name in the config, MODALITY_CONDITION, is a way to take the clips of a shard folder (see viavsp_jax/data/sources.py):
-with audio and video (av), or one of them alone (audio, video). The cluster counts are those for that modality.
+with audio and video (av), or one of them alone (audio, video). The cluster counts are those for that modality, whatever
+is lost of the video.
 
 What is drawn for a clip follows from its id, the epoch and the seed alone: a rerun sees and hears the same, whatever
 the number of rows, processes and threads.
@@ -16,7 +17,7 @@ import grain
 import numpy as np
 from etils import epath
 
-from viavsp_jax.data import media, noise, records
+from viavsp_jax.data import lost, media, noise, records
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
 from viavsp_jax.data.masks import masked
@@ -54,6 +55,7 @@ class ClipLoader:
         """Raises InputError for a name, folder or setting that is not usable."""
         self.names, self.left_out = names, left_out
         self.modalities, self.sources = list(map(modality_of, names)), open_sources(data, names, split)
+        self.lost = [lost.split_name(name)[1] for name in names]
         self.seed, self.weights, self.augmentation = data.seed, data.weights, data.augment
         self.waveform = data.waveform
         self.recordings = {}  # of noise, where clips are augmented
@@ -77,9 +79,10 @@ class ClipLoader:
         ]
 
     def load(self, numbered: tuple[int, Arrays], epoch: int | None = None) -> Arrays:
-        """One record: video uint8[T, 88, 88], audio float32[T, 104], has_audio, has_video, cluster_counts and texts.
+        """One record: video uint8[T, 88, 88], audio float32[T, 104], has_audio, cluster_counts and texts.
 
-        With an epoch the clip is augmented. Raises InputError if the video cannot be decoded.
+        Also has_video bool[T]: the frames that are seen. With an epoch the clip is augmented. Raises InputError if the
+        video cannot be decoded.
         """
         number, record = numbered
         modality, samples, place = self.modalities[number], record["audio"], (CENTER, CENTER, False)
@@ -90,18 +93,22 @@ class ClipLoader:
             samples = self._noisy(record, number, rng) if modality != "video" else samples
         counts = record[f"cluster_counts_{modality}"]
         frames = int(counts.sum())
-        has_audio, has_video = modality != "video", modality != "audio"
+        has_audio, has_video = modality != "video", np.full(frames, modality != "audio")
         video = np.zeros((frames, CROP_SIZE, CROP_SIZE), np.uint8)
-        if has_video:
+        if modality != "audio":
             where = f"{self.sources[number].folder}: the video of {record['id']!r}"
             video = media.crop(media.decode_video(record["video"], where), *place)
             if len(video) != frames:
                 raise InputError(f"{where} has {len(video)} frames, expected {frames}, as its cluster counts sum to")
+            if (share := self.lost[number]) is not None:
+                video, has_video = share.lose(record["id"], video)
         audio = (
             audio_features(samples, frames, self.waveform) if has_audio else np.zeros((frames, AUDIO_DIM), np.float32)
         )
         if epoch is not None and has_audio:
             audio = masked(audio, self.augmentation.mask, rng)
+        if epoch is not None:  # last, so that the rest is drawn as without it
+            has_video &= self.augmentation.drop_frames.seen(frames, rng)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
         return texts | {
             "video": video,
@@ -125,7 +132,8 @@ class ClipLoader:
             return samples
         kind, snr_db = c.noise_kinds[rng.integers(len(c.noise_kinds))], c.snr_db[rng.integers(len(c.snr_db))]
         if kind == noise.BABBLE:
-            added = noise.babble_of(self.sources[number], record["id"], len(samples), rng)
+            talkers = c.talkers[rng.integers(len(c.talkers))]
+            added = noise.babble_of(self.sources[number], record["id"], len(samples), rng, talkers)
         else:
             added = noise.draw_part(self.recordings[kind], len(samples), rng, kind)
         return noise.mix(samples, added, snr_db)

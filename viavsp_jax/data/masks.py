@@ -27,13 +27,14 @@ def masked(audio: np.ndarray, masks: Masks, rng: np.random.Generator) -> np.ndar
     """
     values = audio.copy().reshape(len(audio), STACKED_FRAMES, NUM_FILTERS)
     for _ in range(masks.times):
-        values[_drawn(len(audio), masks.frames, rng)] = 0
+        values[stretch(len(audio), masks.frames, rng)] = 0
     for _ in range(masks.ranges):
-        values[:, :, _drawn(NUM_FILTERS, masks.bands, rng)] = 0
+        values[:, :, stretch(NUM_FILTERS, masks.bands, rng)] = 0
     return values.reshape(audio.shape)
 
 
-def _drawn(length: int, most: int, rng: np.random.Generator) -> slice:
+def stretch(length: int, most: int, rng: np.random.Generator) -> slice:
+    """A part of so many, of a size from 0 to the largest, anywhere inside."""
     size = rng.integers(min(most, length) + 1)
     start = rng.integers(length - size + 1)
     return slice(start, start + size)

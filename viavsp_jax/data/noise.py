@@ -4,8 +4,9 @@ Noise is other clips of the split that talk at once (`babble_of`) or a part of a
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from viavsp_jax.runtime.errors import InputError
 
 INT16_MAX = np.iinfo(np.int16).max
 BABBLE = "babble"  # the name of that kind of noise; all others are folders of recordings
-NUM_TALKERS = 8  # heard at once in babble
+NUM_TALKERS = 8  # heard at once in babble, where nothing else is said
 _TRIES = 10  # to draw a part of a recording with sound
 
 
@@ -65,12 +66,21 @@ def babble(clips: Sequence[np.ndarray], length: int, rng: np.random.Generator) -
     return _to_int16(total)
 
 
-def draw_clips(rng: np.random.Generator, count: int) -> list[int]:
-    """Which of `count` clips may talk in babble: one more than will, since the clip itself may be among them."""
-    return rng.choice(count, size=min(NUM_TALKERS + 1, count), replace=False).tolist()
+def draw_clips(rng: np.random.Generator, count: int, talkers: int = NUM_TALKERS) -> list[int]:
+    """Which of `count` clips may talk in babble: one more than will, since the clip itself may be among them.
+
+    Fewer than eight talkers have eight to choose from: one that cannot be heard is not to leave the clip without any.
+    """
+    return rng.choice(count, size=min(max(talkers, NUM_TALKERS) + 1, count), replace=False).tolist()
 
 
-def babble_of(clips: Sequence[Mapping[str, Any]], record_id: str, length: int, rng: np.random.Generator) -> np.ndarray:
+def babble_of(
+    clips: Sequence[Mapping[str, Any]],
+    record_id: str,
+    length: int,
+    rng: np.random.Generator,
+    talkers: int = NUM_TALKERS,
+) -> np.ndarray:
     """Babble of other clips of a split: int16 [length].
 
     Args:
@@ -78,14 +88,20 @@ def babble_of(clips: Sequence[Mapping[str, Any]], record_id: str, length: int, r
       record_id: the clip that the noise is for, which does not hear itself.
       length: in samples.
       rng: see `rng_for`.
+      talkers: how many of them talk at once, if there are so many.
 
     Clips without sound are passed over. Raises InputError if none of those that were drawn can be heard.
     """
-    others = [clip for clip in map(clips.__getitem__, draw_clips(rng, len(clips))) if clip["id"] != record_id]
-    others = others[:NUM_TALKERS]
-    heard = [clip["audio"] for clip in others if clip["audio"].any()]
+    drawn = draw_clips(rng, len(clips), talkers)
+
+    def others() -> Iterator[Mapping[str, Any]]:
+        """Read when they are asked for: most of a few talkers' reserve never is."""
+        found = (clip for clip in map(clips.__getitem__, drawn) if clip["id"] != record_id)
+        return itertools.islice(found, max(talkers, NUM_TALKERS))
+
+    heard = list(itertools.islice((clip["audio"] for clip in others() if clip["audio"].any()), talkers))
     if not heard:
-        tried = [clip["id"] for clip in others]
+        tried = [clip["id"] for clip in others()]
         raise InputError(f"babble for {record_id!r} needs another clip with sound, tried {tried}")
     return babble(heard, length, rng)
 

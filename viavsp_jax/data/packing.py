@@ -22,7 +22,8 @@ Where the encoder is trained, rows hold clips in place of encoder frames, each w
 
     video                   [C, U, 88, 88]  uint8, grey
     audio                   [C, U, 104]     stacked filterbank values
-    has_audio, has_video             [C]             whether the clip's audio, its video is to be used
+    has_audio                        [C]             whether the clip's audio is to be used
+    has_video                        [C, U]          frames whose picture is to be used
     frame_slot              [C, U]
 
 Letters: T frames, S positions, L labels, C clips, E encoder width.
@@ -141,7 +142,7 @@ def speech_frames(record: Arrays, frame_slot: np.ndarray, clip_frames: int | Non
         "video": np.pad(record["video"], [*padding, (0, 0), (0, 0)])[None],
         "audio": np.pad(record["audio"], [*padding, (0, 0)])[None],
         "has_audio": np.array([record["has_audio"]]),
-        "has_video": np.array([record["has_video"]]),
+        "has_video": np.pad(record["has_video"], padding)[None],
         "frame_slot": np.pad(frame_slot, padding, constant_values=-1)[None],
     }
 
@@ -238,7 +239,7 @@ def empty_clips(clips: int, frames: int) -> Arrays:
         "video": np.zeros((clips, frames, CROP_SIZE, CROP_SIZE), np.uint8),
         "audio": np.zeros((clips, frames, AUDIO_DIM), np.float32),
         "has_audio": np.zeros(clips, bool),
-        "has_video": np.zeros(clips, bool),
+        "has_video": np.zeros((clips, frames), bool),
     }
 
 

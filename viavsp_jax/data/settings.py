@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 
@@ -13,8 +14,10 @@ class Augmentation:
     noise_probability: float
     noise_kinds: tuple[str, ...]
     snr_db: tuple[float, ...]
+    talkers: tuple[int, ...]
     drop_audio: float
     drop_video: float
+    drop_frames: DropFrames
     mask: Masks
 
 

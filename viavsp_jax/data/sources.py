@@ -1,7 +1,8 @@
 """The shard folders that names in a config stand for, and which of their records are used.
 
 With a frozen encoder a name is that of a folder of features. Where the encoder is trained it is MODALITY_CONDITION: a
-way to take the clips of `media_CONDITION`. A name may have a path in front, of another folder than `config.data.path`.
+way to take the clips of `media_CONDITION`, and one that ends with _lostPERCENT takes them with so much of the video
+lost (see viavsp_jax/data/lost.py). A name may have a path in front, of another folder than `config.data.path`.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import grain
 from etils import epath
 
-from viavsp_jax.data import records
+from viavsp_jax.data import lost, records
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
@@ -33,7 +34,7 @@ def modality_of(name: str) -> str:
 def folder_of(data: DataSettings, name: str) -> epath.Path:
     """Where the records of a name lie."""
     place, name = os.path.split(name)
-    folder = f"media_{name.partition('_')[2]}" if data.of_clips else name
+    folder = f"media_{lost.split_name(name)[0].partition('_')[2]}" if data.of_clips else name
     return (epath.Path(place) if "://" in place else epath.Path(data.path) / place) / folder
 
 

@@ -1,8 +1,8 @@
 """Stage 3: runs every clip through the encoder once and writes ArrayRecord shards (see prepare/features/folders.py).
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
-av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, …. The counts of a modality come from that modality's
-own encoder pass: when only audio can be heard, nothing else is known to cluster by.
+av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, av_lost25, …. The counts of a modality come from that
+modality's own encoder pass: when only audio can be heard, nothing else is known to cluster by.
 
 Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
 counts of all three modalities.
@@ -25,22 +25,20 @@ from etils import epath
 from tqdm import tqdm
 
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import noise
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.prepare import cluster
-from viavsp_jax.prepare.corpus.entries import CLEAN, condition_of
+from viavsp_jax.prepare.corpus.entries import condition_of
 from viavsp_jax.prepare.features import extract, provenance
+from viavsp_jax.prepare.features.condition import Condition
 from viavsp_jax.prepare.features.folders import CLIPS_PER_SHARD, Folder, Shard, chosen_shards, cut_into_shards, missing
-from viavsp_jax.prepare.features.reading import Noise, Reader, Talkers
+from viavsp_jax.prepare.features.reading import Reader
 from viavsp_jax.prepare.features.writing import Task, Writer
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.prepare.manifest_files import Clip, read_manifest, splits_of
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import MAX_SEED, new_folder, real, whole
+from viavsp_jax.runtime.options import new_folder, whole
 
 log = logging.getLogger(__name__)
 
@@ -75,27 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard_index", type=whole("--shard_index", 0), help="write only this shard, from 0 (default: all)"
     )
-    parser.add_argument(
-        "--noise",
-        metavar="KIND",
-        help="add noise to the audio: babble (other clips of the split) or a folder with 16 kHz mono wav files",
-    )
-    parser.add_argument(
-        "--snr",
-        type=real("--snr", at_least=-100, at_most=100),
-        metavar="DB",
-        help="signal-to-noise ratio in dB, with --noise",
-    )
-    parser.add_argument(
-        "--wild",
-        type=real("--wild", at_least=0.04, at_most=10),
-        metavar="SECONDS",
-        help="change the clips into what people record: up to so many seconds of pause at each end, or 0.12 s less; "
-        "noise of a room; telephones; too quiet or clipped",
-    )
-    parser.add_argument(
-        "--seed", type=whole("--seed", 0, MAX_SEED), default=0, help="seed of --noise and --wild (default 0)"
-    )
+    Condition.add_arguments(parser)
     cluster.add_arguments(
         parser,
         local="this process",
@@ -118,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the shards that are missing. Raises InputError if an input or an option is not usable."""
     _check_options(args)
-    recordings = noise.Recordings(args.noise) if args.noise not in (None, noise.BABBLE) else None
+    condition = Condition.of(args)
     manifest = epath.Path(args.manifest)
     clips = _read_manifests(manifest, args.split)
     shards = {split: cut_into_shards(split, len(clips[split]), args.num_shards) for split in clips}
@@ -127,10 +105,10 @@ def run(args: argparse.Namespace) -> None:
     centers, layer = load_centers(args.kmeans)
     config = encoder_folder.read_config(args.encoder)
     _check_centers(args, config, centers, layer)
-    folders = {split: _folders(args, recordings, condition_of(split)[1]) for split in clips}
+    folders = {split: _folders(args, condition.name_of(condition_of(split)[1])) for split in clips}
     make_writer = functools.partial(Writer, args, centers, layer)
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
-    _check_provenance(args, recordings, folders, layer, clips, shards)
+    _check_provenance(args, condition, folders, layer, clips, shards)
 
     def finish(*splits: str) -> None:
         for split in splits:
@@ -138,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
                 folder.finish(shards[split], manifest, config.embed_dim)
 
     todo = [shard for shard in chosen if missing(folders[shard.listed], shard)]
-    tasks = functools.partial(_tasks, clips=clips, folders=folders, recordings=recordings, args=args)
+    tasks = functools.partial(_tasks, clips=clips, folders=folders, condition=condition)
     splits = dict.fromkeys(shard.listed for shard in chosen)
     if args.runner == "ray":
         failed = _write_on_cluster(args, make_writer, todo, tasks(todo)) if todo else {}
@@ -159,12 +137,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    if (args.noise is None) != (args.snr is None):
-        raise InputError("--noise and --snr go together: give both, or neither for clean audio.")
-    if args.noise and args.kind != "media" and "video" in args.modalities:
-        raise InputError("--noise does not change video features, leave video out of --modalities.")
-    if args.wild and args.kind != "features":
-        raise InputError("--wild goes with --kind features: records of media hold the clips' own files.")
     if args.backend == "torch" and (args.coordinator, args.processes, args.process) != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --backend jax, with torch: --shard_index.")
     if args.runner == "ray" and args.backend == "jax":
@@ -203,12 +175,7 @@ def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np
         )
 
 
-def _folders(args: argparse.Namespace, recordings: noise.Recordings | None, condition: str) -> list[Folder]:
-    """Where clips that were recorded under a condition go, with what this run makes of them."""
-    name = recordings.name if recordings else args.noise
-    parts = [condition] if condition != CLEAN else []
-    parts += [f"{name}_{args.snr:g}db"] if args.noise else []
-    condition = "_".join([*parts, "wild"] if args.wild else parts or [CLEAN])
+def _folders(args: argparse.Namespace, condition: str) -> list[Folder]:
     output = epath.Path(args.output)
     modalities = {"features": args.modalities, "media": [None], "both": [*args.modalities, None]}[args.kind]
     # What another system wrote may have its name in another Unicode form.
@@ -219,7 +186,7 @@ def _folders(args: argparse.Namespace, recordings: noise.Recordings | None, cond
 
 def _check_provenance(
     args: argparse.Namespace,
-    recordings: noise.Recordings | None,
+    condition: Condition,
     folders: dict[str, list[Folder]],
     layer: int,
     clips: dict[str, list[Clip]],
@@ -227,22 +194,18 @@ def _check_provenance(
 ) -> None:
     """Raises InputError if a folder holds shards that were made from other inputs or by other settings."""
     manifest = epath.Path(args.manifest)
-    kind = provenance.sha256(*map(epath.Path, recordings.paths)) if recordings else args.noise
     settings = {
         "encoder": provenance.encoder_hash(args.encoder),
         "backend": args.backend,
         "dtype": args.dtype,
         "kmeans": provenance.sha256(epath.Path(args.kmeans)),
         "layer": layer,
-        "noise": {"kind": kind, "snr_db": args.snr, "seed": args.seed} if args.noise else None,
-    }
-    if args.wild:
-        settings["wild"] = {"seconds": args.wild, "seed": args.seed}
+    } | condition.record()
     made_from = {
         split: {
             "manifest": provenance.sha256(manifest / f"{split}.tsv", manifest / f"{split}.wrd"),
             "num_shards": len(shards[split]),
-            "longest_clip": max(clip.num_frames for clip in clips[split]) + 2 * _pause(args),
+            "longest_clip": max(clip.num_frames for clip in clips[split]) + 2 * condition.pause,
         }
         for split in shards
     }
@@ -252,25 +215,13 @@ def _check_provenance(
         provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
 
 
-def _pause(args: argparse.Namespace) -> int:
-    """Frames by which an end of a clip is moved at most."""
-    return round((args.wild or 0) * FRAME_RATE)
-
-
 def _tasks(
-    shards: Iterable[Shard],
-    clips: dict[str, list[Clip]],
-    folders: dict[str, list[Folder]],
-    recordings: noise.Recordings | None,
-    args: argparse.Namespace,
+    shards: Iterable[Shard], clips: dict[str, list[Clip]], folders: dict[str, list[Folder]], condition: Condition
 ) -> Iterator[Task]:
     for shard in shards:
         listed = clips[shard.listed]
-        here, added = [listed[position] for position in shard.positions], None
-        if args.noise:
-            source = recordings or Talkers(listed, len(listed))
-            added = Noise(source, args.snr, args.seed).for_clips(here)
-        yield Task(shard, folders[shard.listed], here, added, Wild(_pause(args), args.seed) if args.wild else None)
+        here = [listed[position] for position in shard.positions]
+        yield Task(shard, folders[shard.listed], here, condition.changes(here, listed))
 
 
 def _write_on_cluster(

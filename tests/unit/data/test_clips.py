@@ -6,7 +6,7 @@ from etils import epath
 from small_corpus import heard_as
 from small_media import LONGEST, media_config, write_recordings
 
-from viavsp_jax.data import clips, media, noise, packing, pipeline, records
+from viavsp_jax.data import clips, lost, media, noise, packing, pipeline, records
 from viavsp_jax.data.examples import MEDIA
 from viavsp_jax.data.features import audio_features, center_crop
 from viavsp_jax.data.prompt import load_prompt
@@ -44,10 +44,11 @@ def test_clips_as_they_are(config, source):
         frames = media.decode_video(record["video"], "")
         assert clip["id"] == record["id"] and clip["transcript"] == record["transcript"]
         assert np.array_equal(clip["cluster_counts"], record[f"cluster_counts_{modality}"])
-        assert (clip["has_audio"], clip["has_video"]) == (modality != "video", modality != "audio")
+        assert clip["has_audio"] == (modality != "video")
+        assert clip["has_video"].tolist() == [modality != "audio"] * len(frames)
         audio, video = audio_features(record["audio"], len(frames)), frames[:, 4:92, 4:92]
         assert np.array_equal(clip["audio"], audio if clip["has_audio"] else np.zeros_like(audio))
-        assert np.array_equal(clip["video"], video if clip["has_video"] else np.zeros_like(video))
+        assert np.array_equal(clip["video"], video if modality != "audio" else np.zeros_like(video))
 
 
 def test_audio_features_are_of_the_samples_that_the_encoder_hears(config, source, media_folders, tmp_path):
@@ -99,6 +100,9 @@ def test_every_frame_of_a_clip_is_cropped_and_flipped_alike(config, source):
 def test_modality_dropout(config, source):
     load = loader(config, NAMES, drop_audio=0.2, drop_video=0.5).load
     kept = [load((0, source[0]), epoch) for epoch in range(400)]
+    for clip in kept:
+        assert clip["has_video"].all() == clip["has_video"].any()
+        clip["has_video"] = clip["has_video"].all()
     assert 0.14 < np.mean([not clip["has_audio"] for clip in kept]) < 0.26
     assert 0.42 < np.mean([not clip["has_video"] for clip in kept]) < 0.58
     assert all(clip["has_audio"] or clip["has_video"] for clip in kept)
@@ -134,6 +138,16 @@ def test_babble_of_other_clips(config, source, monkeypatch):
     assert {snr_db for *_, snr_db in noisy} == {-5.0, 10.0}
     assert all(np.array_equal(speech, source[0]["audio"]) for speech, *_ in noisy)
     assert len({added.tobytes() for _, added, _ in noisy}) == len(noisy)
+
+
+def test_how_many_talk_is_drawn_for_each_clip(config, source, monkeypatch):
+    """One talker is heard as in its own clip, from some place on; the sum of two is in none."""
+    settings = {"noise.probability": 1.0, "noise.talkers": (1, 2)}
+    alone = []
+    for _, added, _ in noise_in(config, source, monkeypatch, **settings):
+        voices = [np.resize(np.concatenate([one["audio"]] * 2), 4 * len(added)) for one in source]
+        alone.append(any(added[:400].tobytes() in voice.tobytes() for voice in voices))
+    assert 0.4 < np.mean(alone) < 0.6
 
 
 def test_noise_of_a_folder_with_recordings(config, source, monkeypatch, tmp_path):
@@ -193,6 +207,7 @@ def test_rows_of_clips(config, source):
         for row in range(2):
             used = max(batch["segment_ids"][row].max() - packing.INSTRUCTION, 0)
             assert batch["has_audio"][row].tolist() == [number < used for number in range(2)]
+            assert np.array_equal(batch["has_video"][row], batch["frame_slot"][row] < shape.positions)
             assert (batch["frame_slot"][row, used:] == shape.positions).all() and not batch["video"][row, used:].any()
             for number in range(used):
                 seen += 1
@@ -242,6 +257,43 @@ def test_masks_hide_parts_of_what_is_heard_in_training_alone(config, source):
     assert not load((2, source[0]), 0)["audio"].any()
 
 
+def test_frames_that_are_not_seen_are_drawn_after_all_else(config, source):
+    """So that the rest of a clip is as without them; as masks they are for training alone."""
+    settings = {"noise.probability": 0.5, "drop_video": 0.2, "mask.times": 1}
+    plain = loader(config, **settings)
+    load = loader(config, **settings, **{"drop_frames.spans": 2, "drop_frames.frames": 4}).load
+    lost_in_all = 0
+    for epoch in range(40):
+        one, whole = load((0, source[0]), epoch), plain.load((0, source[0]), epoch)
+        lost_frames = whole["has_video"] & ~one.pop("has_video")
+        assert same(one, {name: value for name, value in whole.items() if name != "has_video"})
+        assert lost_frames.sum() <= 8 and whole["has_video"].all() == whole["has_video"].any()
+        lost_in_all += lost_frames.sum()
+    assert 0.8 * 40 * 3 < lost_in_all < 1.2 * 40 * 4  # two spans of 2 frames on average, some of them in one place
+    assert same(load((0, source[0])), plain.load((0, source[0])))
+
+
+@pytest.mark.parametrize("policy", ["", "held"])
+def test_sets_with_a_share_of_the_video_lost(config, policy):
+    """They are the clips of the set that their names tell, in evaluation and in training."""
+    loaded = clips.ClipLoader(read_settings(config).data, ("av_clean", f"av_lost40{policy}"), "test")
+    both = list(loaded.clips())
+    whole, found = both[: len(both) // 2], both[len(both) // 2 :]
+    for one, other in zip(whole, found, strict=True):
+        share = lost.LostVideo(40, "held" if policy else "zeros")
+        pictures, seen = share.lose(one["id"], one["video"])
+        assert np.array_equal(other.pop("has_video"), seen) and np.array_equal(other.pop("video"), pictures)
+        assert seen.all() == bool(policy) and one.pop("has_video").all()
+        assert same(other, {name: value for name, value in one.items() if name != "video"})
+
+
+def test_a_set_with_lost_video_of_media_that_are_not_there(config):
+    with pytest.raises(InputError, match="media_street_0db: no such folder"):
+        loader(config, ("av_street_0db_lost25",))
+    with pytest.raises(InputError, match="media_lost25: no such folder"):
+        loader(config, ("audio_lost25",))
+
+
 def test_weighted_clips(config):
     config.data.train, config.data.weights = ("av_clean", "video_clean"), (1, 3)
     data = read_settings(config).data
@@ -256,5 +308,5 @@ def test_clips_of_several_folders(config, source, tmp_path):
     config.data.train = ("av_clean", f"{tmp_path}/audio_clean")
     data = read_settings(config).data
     found = list(clips.ClipLoader(data, data.train, "train").clips())
-    assert [clip["has_video"] for clip in found] == [True] * len(source) + [False] * len(source)
+    assert [clip["has_video"].all() for clip in found] == [True] * len(source) + [False] * len(source)
     assert pipeline.shard_folders(data) == [epath.Path(config.data.path) / "media_clean", tmp_path / "media_clean"]

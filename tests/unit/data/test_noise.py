@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from viavsp_jax.data.noise import babble, mix, rng_for
+from viavsp_jax.data.noise import babble, babble_of, mix, rng_for
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -91,6 +91,24 @@ def test_babble_refuses_silent_and_missing_clips():
         babble(clips, 100, rng)
     with pytest.raises(InputError, match="got 0 clips"):
         babble([], 100, rng)
+
+
+@pytest.mark.parametrize("talkers", [1, 2, 8, 11])
+def test_so_many_others_talk(talkers):
+    """Of those that are drawn the first that can be heard; no fewer because some are silent, as long as others wait."""
+    clips = [{"id": str(i), "audio": tone(500 + i, 300, seed=i) * np.int16(i % 4 > 0)} for i in range(30)]
+    for number in range(12):
+        rng = rng_for(str(number), seed=0)
+        most = max(8, talkers)
+        drawn = [clips[i] for i in rng.choice(30, size=most + 1, replace=False) if i != number][:most]
+        heard = [clip["audio"] for clip in drawn if clip["audio"].any()][:talkers]
+        assert len(heard) == talkers or talkers > 2
+        expected = babble(heard, 700, rng)
+        found = [babble_of(clips, str(number), 700, rng_for(str(number), seed=0), talkers)]
+        if talkers == 8:  # as shards of earlier versions have it
+            found.append(babble_of(clips, str(number), 700, rng_for(str(number), seed=0)))
+        for one in found:
+            np.testing.assert_array_equal(one, expected)
 
 
 def test_generator_of_a_record_is_stable_and_its_own():

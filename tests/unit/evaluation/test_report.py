@@ -1,6 +1,5 @@
 """The report of an evaluation: its parts against counts made by hand, its page as a browser takes it."""
 
-import html.parser
 import json
 import re
 import unicodedata
@@ -9,6 +8,7 @@ import hypothesis.strategies as st
 import jiwer
 import pytest
 from hypothesis import given, settings
+from report_pages import Page, row
 from tensorboard_events import scalars
 
 from viavsp_jax.evaluate import score_table
@@ -22,13 +22,6 @@ from viavsp_jax.runtime.tables import write_table
 from viavsp_jax.runtime.tensorboard import Writer
 
 ABOUT = {"checkpoint": 300, "split": "test"}
-
-
-def row(name, reference, hypothesis, seconds=3.0, target="vi"):
-    return {
-        "id": name, "reference": reference, "hypothesis": hypothesis, "score": -0.5,
-        "source_language": "vi", "target_language": target, "seconds": seconds,
-    }  # fmt: skip
 
 
 ROWS = [
@@ -158,33 +151,6 @@ def test_translation_is_scored_by_bleu(report):
     assert (
         f"{translated['bleu']:.2f}" in lines[-1] and lines[-1].split()[2:6] == ["-"] * 4 and max(map(len, lines)) <= 100
     )
-
-
-class Page(html.parser.HTMLParser):
-    """Texts, names of elements and attributes, and where links lead; every element has to end."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.texts, self.elements, self.links, self.ids, self._open = [], set(), [], [], []
-        self.feed(text)
-        assert not self._open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements |= {tag, *(f"{tag} {name}" for name, _ in attributes)}
-        self.links += [value for name, value in attributes if name in ("href", "src", "xlink:href")]
-        self.ids += [value for name, value in attributes if name == "id"]
-        if tag not in ("meta", "br"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
 
 
 def test_page_holds_what_the_report_holds(workdir):

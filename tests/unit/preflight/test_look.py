@@ -204,7 +204,7 @@ def test_many_faults_at_once_are_all_named(media_folders, tmp_path, capsys):
     cut(records.shard_path(tmp_path / "shards" / "media_damaged", "train", 0, 1, MEDIA))
     rewrite(tmp_path / "shards" / "media_foreign", "train", to_foreign, MEDIA)
     config.data.train = ("av_clean", "av_missing", "video_novalid", "av_damaged", "audio_foreign", "clean")
-    config.data.augment.noise = {"probability": 0.5, "kinds": ("babble", "no_folder", str(tmp_path)), "snr_db": (0.0,)}
+    config.data.augment.noise.update(probability=0.5, kinds=("babble", "no_folder", str(tmp_path)), snr_db=(0.0,))
     config.data.row.window, config.mesh.data = 30, 3
     with config.unlocked():
         config.log_evry = 3
@@ -311,7 +311,7 @@ def test_the_encoder_s_faults(media_folders, tmp_path):
 def test_noise_that_is_there_is_taken(media_folders, tmp_path):
     config = media_config(*media_folders)
     kinds = ("babble", str(write_recordings(tmp_path / "noise")))
-    config.data.augment.noise = {"probability": 0.5, "kinds": kinds, "snr_db": (0.0,)}
+    config.data.augment.noise.update(probability=0.5, kinds=kinds, snr_db=(0.0,))
     assert look(config, tmp_path / "run")[0].faults == []
 
 

@@ -5,15 +5,14 @@ reference and hypothesis, and may hold source_language, target_language (else: r
 """
 
 import collections
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.evaluation import scoring
+from viavsp_jax.evaluation.report.conditions import condition
 from viavsp_jax.evaluation.scoring import AlignedWord, Counts
 from viavsp_jax.evaluation.vietnamese import TONES, Syllable, difference, spoken_form
 
@@ -25,15 +24,6 @@ MOST_CONFUSED, WORST, BEST = 20, 10, 5
 # Where groups of clips by length begin.
 _SECONDS, _WORDS = (0, 2, 4, 6, 8, 12), (1, 6, 11, 16, 21, 31)
 _NO_CHANNEL = "not in the mapping"
-_NAME = re.compile(rf"(?P<modality>{'|'.join(MODALITIES)})_(?:(?P<noise>.+)_(?P<snr_db>-?\d+(?:\.\d+)?)db|clean)")
-
-
-def condition(name: str) -> dict[str, str | float | None]:
-    """`modality`, `noise` (None: clean) and `snr_db` by a shard folder's name; nothing for names of other kinds."""
-    match = _NAME.fullmatch(id_text(name))
-    if not match:
-        return {}
-    return match.groupdict() | {"snr_db": float(match["snr_db"]) if match["snr_db"] else None}
 
 
 def score(rows: Sequence[Row]) -> dict[str, Any]:
@@ -54,7 +44,7 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     """The errors of the clips that are recognised in one shard folder, all but `condition` by their spoken form.
 
     Returns:
-      condition: see `condition`.
+      condition: see `conditions.condition`.
       spoken_form: rates of these clips. What follows is missing where there are none.
       lengths: {unit: seconds or words, groups: [{from, to, and rates}]}; `to` is None in the last, and not part of it.
       channels: [{channel, and rates}], the worst first; missing without a mapping.

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -27,6 +28,7 @@ _STYLES = [
     {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
     for colour, line, marker in zip(_SERIES, ("-", "--", ":"), ("o", "s", "^"), strict=True)
 ]
+_WIDTH, _HEIGHT = 3.7, 2.5  # inches
 _SETTINGS = {
     "svg.fonttype": "none",
     "font.size": 8.5,
@@ -80,37 +82,78 @@ def _draw_training(axes: Axes, title: str, unit: str, curves: Mapping[str, Curve
 
 # (SNR in dB or None for clean, rate, [low, high])
 NoisePoint = tuple[float | None, float, Sequence[float]]
+# Modality, and how many people talk; None: that is the same in the whole figure, or nobody does.
+Line = tuple[str, int | None]
+_THEIRS = ", theirs"  # in labels
 
 
-def noise_figure(noise: str, lines: Mapping[str, Sequence[NoisePoint]]) -> Markup:
-    """WER of each modality over the SNR of one kind of noise; clean stands at the right, and alone is a level line."""
-    return _figure(f"WER over the signal-to-noise ratio, {noise}", _draw_noise, noise, lines)
+def noise_figure(
+    noise: str, lines: Mapping[Line, Sequence[NoisePoint]], theirs: Mapping[str, float] = MappingProxyType({})
+) -> Markup:
+    """WER over the SNR of one kind of noise; clean stands at the right, and alone is a level line.
+
+    A line for each modality, or for each number of people who talk in one: modalities have colours, numbers dashes and
+    marks. `theirs` are rates that others have reached on clean speech, by modality.
+    """
+    return _figure(f"WER over the signal-to-noise ratio, {noise}", _draw_noise, noise, lines, theirs)
 
 
-def _draw_noise(axes: Axes, noise: str, lines: Mapping[str, Sequence[NoisePoint]]) -> None:
+def _draw_noise(
+    axes: Axes, noise: str, lines: Mapping[Line, Sequence[NoisePoint]], theirs: Mapping[str, float]
+) -> None:
     ratios = sorted({snr for points in lines.values() for snr, _, _ in points if snr is not None})
-    ticks = [*ratios, None]
-    for (modality, points), style in zip(lines.items(), _STYLES, strict=False):
+    ticks, styles = [*ratios, None], _line_styles(lines)
+    for line, points in lines.items():
+        style = styles[line]
         if [snr for snr, _, _ in points] == [None]:  # video does not hear the noise
-            axes.axhline(100 * points[0][1], **(style | {"marker": ""}), label=modality)
+            axes.axhline(100 * points[0][1], **(style | {"marker": ""}))
             continue
         points = sorted(points, key=lambda point: ticks.index(point[0]))
         x, y = [ticks.index(snr) for snr, _, _ in points], [100 * rate for _, rate, _ in points]
         reach = [[100 * max(0, rate - low) for _, rate, (low, _) in points],
                  [100 * max(0, high - rate) for _, rate, (_, high) in points]]  # fmt: skip
-        axes.errorbar(x, y, yerr=reach, **style, elinewidth=0.8, capsize=2, label=modality)
+        axes.errorbar(x, y, yerr=reach, **style, elinewidth=0.8, capsize=2)
+    colours = {modality: style["color"] for (modality, _), style in styles.items()}
+    for modality, rate in theirs.items():
+        style = {"color": colours[modality], "marker": "D", "markersize": 7, "markerfacecolor": "none"}
+        axes.plot([len(ratios)], [100 * rate], **style, linestyle="", zorder=5, label=modality + _THEIRS)
     axes.set_title(f"WER, %: {noise}")
     axes.set_xticks(range(len(ticks)), [*(f"{snr:g}" for snr in ratios), "clean"])
     axes.set_xlabel("signal-to-noise ratio, dB")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    if len(lines) + len(theirs) <= len(_STYLES):
+        axes.legend()
+        return
+    # Inside, so many would hide the lines. A column for each number of talkers.
+    drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    ordered = sorted(lines, key=lambda line: line[1] or 0)
+    labels = [*(styles[line]["label"] for line in ordered), *(label for label in drawn if label.endswith(_THEIRS))]
+    axes.figure.set_figheight(_HEIGHT * 1.35)
+    columns = max(1, len({number for _, number in lines if number})) + bool(theirs)
+    axes.figure.legend(
+        [drawn[label] for label in labels], labels, loc="outside lower center", ncols=columns, columnspacing=1
+    )
+
+
+def _line_styles(lines: Iterable[Line]) -> dict[Line, dict[str, Any]]:
+    """How each is drawn, and its label."""
+    modalities = list(dict.fromkeys(modality for modality, _ in lines))
+    numbers, found = sorted({number for _, number in lines if number is not None}), {}
+    for modality, number in lines:
+        style = _STYLES[modalities.index(modality)] | {"label": modality}
+        if number is not None:
+            talkers = f"{number} talker{'s' if number > 1 else ''}"
+            marks = _STYLES[numbers.index(number) % len(_STYLES)]
+            style = marks | {"color": style["color"], "label": f"{modality}, {talkers}"}
+        found[modality, number] = style
+    return found
 
 
 def _figure(label: str, draw: Callable[..., None], *arguments: Any) -> Markup:
     """What `draw(axes, *arguments)` draws, as an SVG element without a size of its own."""
     # Without a salt, ids differ from run to run; with the same one, figures share them.
     with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": label}):
-        figure = Figure(figsize=(3.7, 2.5), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
         axes.patch.set_visible(False)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.evaluation.report import analysis, figures, results
 from viavsp_jax.evaluation.report.comparison import Evaluation, compare
+from viavsp_jax.evaluation.report.conditions import CLEAN, INTERFERERS, THEIR_SOURCE, Condition, sets_of, theirs_of
 from viavsp_jax.evaluation.report.events import Curve, read_curves
 from viavsp_jax.evaluation.report.results import About, Report, Reports
 from viavsp_jax.evaluation.vietnamese import TONES
@@ -87,6 +88,9 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
     details = report["analysis"]
+    sets = sets_of(report)
+    seen = {one: names for one, names in sets.items() if one == one.seen}
+    with_lost, theirs = {one.seen for one in sets if one != one.seen}, theirs_of(report, sets)
     own = [results.name_of(key, about) for key, about in report["evaluations"].items()]
     return environment.get_template("page.html").render(
         report=report,
@@ -98,38 +102,37 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
         about=results.about_of(report),
         compared=compared,
         compared_sets=list(dict.fromkeys(own + sorted({name for one in compared for name in one.scores}))),
-        conditions=_conditions(report),
-        modalities=[x for x in MODALITIES if any(x in names for names in _conditions(report).values())],
-        noise_figures=_noise_figures(report),
+        conditions=seen,
+        lost={one: names for one, names in sets.items() if one.seen in with_lost},
+        modalities=[x for x in MODALITIES if any(x in names for names in sets.values())],
+        theirs=theirs,
+        their_source=THEIR_SOURCE,
+        noise_figures=_noise_figures(report, seen, theirs),
         training_figures=figures.training_figures(curves),
         tones=list(TONES.values()),
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
     )
 
 
-def _conditions(report: Report) -> dict[tuple[str | None, float | None], dict[str, str]]:
-    """Name of the shard folder by (noise, SNR), then by modality; clean first, then by noise from high SNR to low.
-
-    Of those whose names tell it and whose clips are recognised.
-    """
-    found: dict[tuple[str | None, float | None], dict[str, str]] = {}
-    for name, part in report["analysis"].items():
-        if (known := part["condition"]) and "wer" in report[name]:
-            found.setdefault((known["noise"], known["snr_db"]), {})[known["modality"]] = name
-    return dict(sorted(found.items(), key=lambda item: (item[0][0] or "", -(item[0][1] or 0.0))))
-
-
-def _noise_figures(report: Report) -> list[Markup]:
-    """One for each kind of noise at several SNR."""
-    conditions = _conditions(report)
-    result = []
-    for noise in dict.fromkeys(noise for noise, _ in conditions if noise):
-        chosen = {snr: names for (kind, snr), names in conditions.items() if kind in (noise, None)}
-        if len(chosen) - (None in chosen) < 2:
+def _noise_figures(
+    report: Report, sets: Mapping[Condition, Mapping[str, str]], theirs: Mapping[str, float]
+) -> list[Markup]:
+    """One for each kind of noise at several SNR, from sets of which nothing is lost."""
+    result, clean = [], sets.get(CLEAN, {})
+    for noise in dict.fromkeys(one.noise for one in sets if one.noise):
+        chosen = {one: names for one, names in sets.items() if one.noise == noise}
+        if len({one.snr_db for one in chosen}) < 2:
             continue
-        lines: dict[str, list[figures.NoisePoint]] = {}
-        for snr, names in chosen.items():
-            for modality, name in names.items():
-                lines.setdefault(modality, []).append((snr, report[name]["wer"], report[name]["wer_interval"]))
-        result.append(figures.noise_figure(noise, lines))
+        counted = any(one.interferers for one in chosen)
+        lines: dict[figures.Line, list[figures.NoisePoint]] = {}
+        # Clean is the end of every line of its modality; where there is no other point, it is a line by itself.
+        for modality in dict.fromkeys([*clean, *(x for names in chosen.values() for x in names)]):
+            named: dict[int | None, list[tuple[float | None, str]]] = {}
+            for one, names in chosen.items():
+                if modality in names:
+                    named.setdefault(one.talkers if counted else None, []).append((one.snr_db, names[modality]))
+            for number, points in (named or {None: []}).items():
+                points += [(None, clean[modality])] if modality in clean else []
+                lines[modality, number] = [(snr, report[x]["wer"], report[x]["wer_interval"]) for snr, x in points]
+        result.append(figures.noise_figure(noise, lines, theirs if noise == INTERFERERS else {}))
     return result

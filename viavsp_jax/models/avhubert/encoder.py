@@ -26,6 +26,11 @@ def normalized(video: jax.Array, padding_mask: jax.Array) -> jax.Array:
     return jnp.where(padding_mask[..., None, None], 0, normed)
 
 
+def unseen_as_padding(video: jax.Array, seen: jax.Array) -> jax.Array:
+    """Normalised frames [..., T, 88, 88] with zeros where bool[..., T] `seen` is False: no neighbour sees them."""
+    return jnp.where(seen[..., None, None], video, 0)
+
+
 def layer_norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm in float32 with PyTorch's epsilon and its two-pass variance."""
     return nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
@@ -124,12 +129,15 @@ class AVHubert(nnx.Module):
         self.blocks = nnx.split_rngs(splits=config.num_layers)(make_blocks)(rngs)
         self.transformer_norm = layer_norm(config.embed_dim, dtype, rngs)
 
-    def video_features(self, video: jax.Array) -> jax.Array:
+    def video_features(self, video: jax.Array, seen: jax.Array | None = None) -> jax.Array:
         """Normalised grey frames, float[B, T, 88, 88] → [B, T, D].
 
-        Padding must be zeros: then the frames of a padded clip get the features of the clip alone.
+        Padding must be zeros: then the frames of a padded clip get the features of the clip alone. What is not seen,
+        where bool[B, T] `seen` is False, is like padding to its neighbours, and zeros itself, as a missing modality.
         """
-        return self.video(video)
+        if seen is None:
+            return self.video(video)
+        return jnp.where(seen[..., None], self.video(unseen_as_padding(video, seen)), 0)
 
     def audio_features(self, audio: jax.Array) -> jax.Array:
         """Stacked filterbank values, float[B, T, audio_dim] → [B, T, D]."""
@@ -176,7 +184,8 @@ class AVHubert(nnx.Module):
           audio: stacked filterbank values, float[R, S, T, audio_dim].
           video: normalised grey frames, float[R, S, T, 88, 88], zeros where padded.
           padding_mask: bool[R, S, T], True at padded frames; clips may be all padding.
-          has_audio, has_video: bool[R, S]. What a clip lacks is read, but has no effect.
+          has_audio: bool[R, S].
+          has_video: bool[R, S, T], the frames that are seen. What a clip lacks is read, but has no effect.
           training: whether BatchNorm may use each clip's own statistics. If it does, the nnx.BatchStat variables hold
             the new running averages after the call.
           key: a PRNG key, which turns layer-drop and dropout on.
@@ -186,12 +195,13 @@ class AVHubert(nnx.Module):
         """
         own_statistics = training and self.training.batch_norm == "batch"
         video = self.video.clip_by_clip(
-            video, ~padding_mask & has_video[..., None] if own_statistics else None, self.training.unroll
-        )
+            unseen_as_padding(video, has_video), ~padding_mask & has_video if own_statistics else None,
+            self.training.unroll,
+        )  # fmt: skip
         audio, video = (
             # The reference puts zeros behind the extractor, whose bias would show otherwise.
-            jnp.where(present[..., None, None], features, 0).reshape(-1, *features.shape[2:])
-            for present, features in ((has_audio, self.audio(audio)), (has_video, video))
+            jnp.where(present[..., None], features, 0).reshape(-1, *features.shape[2:])
+            for present, features in ((has_audio[..., None], self.audio(audio)), (has_video, video))
         )
         mask = padding_mask.reshape(len(audio), -1)
         return self.transform(self.fuse(audio, video), mask, key=key)[1].reshape(*padding_mask.shape, -1)

@@ -62,11 +62,14 @@ class JaxEncoder:
             batch["audio"] = np.zeros((self._rows, frames, self.config.audio_dim), np.float32)
         if {"av", "video"} & set(modalities):
             batch["video"] = np.zeros((self._rows, frames, CROP_SIZE, CROP_SIZE), np.uint8)
+            batch["seen"] = np.ones((self._rows, frames), bool)
         for row, item in enumerate(items):
             if item is not None and "audio" in batch:
                 batch["audio"][row, : len(item.audio)] = item.audio
             if item is not None and "video" in batch:
                 batch["video"][row, : len(item.frames)] = center_crop(item.frames)
+                if item.seen is not None:
+                    batch["seen"][row, : len(item.seen)] = item.seen
         with jax.default_matmul_precision(self._precision):
             placed = jax.device_put(batch, self._by_clip)
             return self._forward(self._weights, placed, modalities=tuple(modalities), layer=layer)
@@ -87,7 +90,10 @@ def padded_length(frames: int) -> int:
 def _forward(
     graph: nnx.GraphDef, weights: dict, batch: dict[str, jax.Array], modalities: Sequence[str], layer: int
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """{modality: (output of the layer, of the last one)}, each [B, T, D], of lengths [B] and audio, video or both."""
+    """{modality: (output of the layer, of the last one)}, each [B, T, D].
+
+    The batch holds lengths [B] and audio, or video and bool[B, T] seen, or all of them.
+    """
     model, heard, seen = nnx.merge(graph, weights), None, None
     num_frames = batch.get("audio", batch.get("video")).shape[1]
     padding_mask = jnp.arange(num_frames)[None] >= batch["lengths"][:, None]
@@ -95,6 +101,6 @@ def _forward(
         heard = model.audio_features(batch["audio"])
     if "video" in batch:
         # Normalised here: pixels are four times less to send.
-        seen = model.video_features(normalized(batch["video"], padding_mask))
+        seen = model.video_features(normalized(batch["video"], padding_mask), batch["seen"])
     inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
     return {name: model.encode(*inputs[name], padding_mask, layer) for name in modalities}

@@ -31,11 +31,13 @@ class TorchEncoder:
     def encode(
         self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        heard = [item and item.audio for item in items]
-        seen = None
+        heard, pictures = [item and item.audio for item in items], None
         if {"av", "video"} & set(modalities):
-            seen = [item and video_input(item.frames) for item in items]
-        return self._model.encode_clips(heard, seen, lengths, modalities, layer)
+            pictures = [item and video_input(item.frames) for item in items]
+        seen = [None if item is None else item.seen for item in items]
+        all_seen = all(one is None for one in seen)
+        seen = None if all_seen else [np.ones(t, bool) if x is None else x for x, t in zip(seen, lengths, strict=True)]
+        return self._model.encode_clips(heard, pictures, lengths, modalities, layer, seen)
 
     def to_host(self, array: torch.Tensor) -> np.ndarray:
         return array.float().cpu().numpy()

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from viavsp_jax.data.wild import Wild
 from viavsp_jax.models.avhubert.config import AVHubertConfig
-from viavsp_jax.prepare.features.reading import Media, Noise, Reader
+from viavsp_jax.prepare.features.reading import UNCHANGED, Changes, Media, Reader
 from viavsp_jax.prepare.manifest_files import Clip
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import whole
@@ -104,13 +103,12 @@ def encode_clips(
     layer: int,
     batch_size: int,
     reader: Reader,
-    noise: Noise | None = None,
-    wild: Wild | None = None,
+    changes: Changes = UNCHANGED,
 ) -> Iterator[EncodedClip]:
     """Encodes clips, the longest first (see `Encoder.encode`); while one batch is used, the next is computed."""
     order = sorted(range(len(clips)), key=lambda index: -clips[index].num_frames)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    read = reader.read(([clips[index] for index in batch] for batch in batches), noise, wild, encoder.config.waveform)
+    read = reader.read(([clips[index] for index in batch] for batch in batches), changes, encoder.config.waveform)
     before = None
     for batch, items in zip(batches, read, strict=True):
         # A clip that cannot be read keeps its place, as zeros, so that the others are computed in the same

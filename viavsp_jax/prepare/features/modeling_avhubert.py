@@ -210,12 +210,16 @@ class AVHubert(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.layer_norm.weight.dtype
 
-    def video_features(self, video: Tensor) -> Tensor:
+    def video_features(self, video: Tensor, seen: Tensor | None = None) -> Tensor:
         """Normalised grey frames, float [B, T, 88, 88] (media.video_input) -> [B, T, D].
 
-        Padding must be zeros: then the frames of a padded clip get the features of the clip alone.
+        Padding must be zeros: then the frames of a padded clip get the features of the clip alone. What is not seen,
+        where bool [B, T] `seen` is False, is like padding to its neighbours, and zeros itself, as a missing modality.
         """
-        return self.feature_extractor_video(video.to(self.dtype))
+        if seen is None:
+            return self.feature_extractor_video(video.to(self.dtype))
+        features = self.feature_extractor_video(video.masked_fill(~seen[..., None, None], 0).to(self.dtype))
+        return features.masked_fill(~seen[..., None], 0)
 
     def audio_features(self, audio: Tensor) -> Tensor:
         """Stacked filterbank values, float [B, T, audio_dim] (media.audio_features) -> [B, T, D]."""
@@ -250,6 +254,7 @@ class AVHubert(nn.Module):
         lengths: Sequence[int],
         modalities: Sequence[str],
         layer: int | None,
+        seen: Sequence[np.ndarray] | None = None,
     ) -> dict[str, tuple[Tensor | None, Tensor]]:
         """Encodes a batch: each clip goes once through the frontends, then once for each modality.
 
@@ -259,6 +264,7 @@ class AVHubert(nn.Module):
           lengths: the clips' frames.
           modalities: some of av, audio and video.
           layer: see `encode`.
+          seen: bool[T] of each clip, see `video_features`; None: all of its frames.
 
         Returns {modality: what `encode` returns}.
         """
@@ -272,15 +278,18 @@ class AVHubert(nn.Module):
             return batch.to(device)
 
         padding_mask = (torch.arange(longest) >= torch.tensor(lengths)[:, None]).to(device)
-        heard = seen = None
+        heard = shown = None
         if {"av", "audio"} & set(modalities):
             heard = self.audio_features(padded(audio, self.config.audio_dim))
         if {"av", "video"} & set(modalities):
             frames = padded(video, 88, 88)
             # A CPU's caches hold the activations of one clip; a GPU is filled by all of them at once.
-            parts = frames.split(1 if device.type == "cpu" else len(frames))
-            seen = torch.cat([self.video_features(part) for part in parts])
-        inputs = {"av": (heard, seen), "audio": (heard, None), "video": (None, seen)}
+            size = 1 if device.type == "cpu" else len(frames)
+            parts = [frames.split(size)]
+            if seen is not None:
+                parts.append((padded(seen) > 0).split(size))
+            shown = torch.cat([self.video_features(*part) for part in zip(*parts, strict=True)])
+        inputs = {"av": (heard, shown), "audio": (heard, None), "video": (None, shown)}
         return {name: self.encode(*inputs[name], padding_mask, layer) for name in modalities}
 
     def _fused(self, audio: Tensor | None, video: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from viavsp_jax.data import noise
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE, audio_features
+from viavsp_jax.data.lost import LostVideo
 from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, lengths_differ
 from viavsp_jax.prepare.recordings.clip import read_clip, read_speech
@@ -34,6 +35,7 @@ class Media:
     audio: np.ndarray  # float32[T, 104] audio features
     video: bytes  # the file
     samples: np.ndarray  # int16[n], with noise
+    seen: np.ndarray | None = None  # bool[T], False where the encoder is to see nothing; None: it sees all
 
 
 class Talkers:
@@ -64,6 +66,7 @@ class Noise:
     source: Talkers | noise.Recordings
     snr_db: float
     seed: int
+    talkers: int = noise.NUM_TALKERS  # heard at once in babble
 
     def add(self, clip: Clip, samples: np.ndarray) -> np.ndarray:
         """int16[n] -> int16[n]; the noise depends on the clip's id and the seed only.
@@ -74,22 +77,52 @@ class Noise:
         if isinstance(self.source, noise.Recordings):
             added = noise.draw_part(self.source, len(samples), rng, self.source.folder)
         else:
-            added = noise.babble_of(self.source, clip.id, len(samples), rng)
+            added = noise.babble_of(self.source, clip.id, len(samples), rng, self.talkers)
         return noise.mix(samples, added, self.snr_db)
 
     def for_clips(self, clips: Sequence[Clip]) -> "Noise":
         """The same for some clips only: all clips of a split are too much to be sent to a worker with each batch."""
         if isinstance(self.source, noise.Recordings):
             return self
-        drawn = [noise.draw_clips(noise.rng_for(clip.id, self.seed), len(self.source)) for clip in clips]
-        return dataclasses.replace(self, source=self.source.some({index for indices in drawn for index in indices}))
+        count, drawn = len(self.source), set()
+        for clip in clips:
+            drawn.update(noise.draw_clips(noise.rng_for(clip.id, self.seed), count, self.talkers))
+        return dataclasses.replace(self, source=self.source.some(drawn))
 
 
-def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None, waveform: str = "int16") -> Media:
-    """Reads and decodes one clip; its ends are moved, then noise is added.
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What is done to a split's clips once they are read, in this order; None: nothing."""
 
-    `waveform` says what audio features are made of, see features.audio_features. Raises InputError if its video or
-    audio cannot be read, or is of another length.
+    wild: Wild | None = None
+    noise: Noise | None = None
+    lost: LostVideo | None = None
+
+    def for_clips(self, clips: Sequence[Clip]) -> "Changes":
+        """See `Noise.for_clips`."""
+        return dataclasses.replace(self, noise=self.noise and self.noise.for_clips(clips))
+
+    def __call__(
+        self, clip: Clip, frames: np.ndarray, samples: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """uint8[T, 96, 96] and int16[n] -> what is seen and heard in their place, and `Media.seen`."""
+        seen = None
+        if self.wild is not None:
+            frames, samples = self.wild.change(clip.id, frames, samples)
+        if self.noise is not None:
+            samples = self.noise.add(clip, samples)
+        if self.lost is not None:
+            frames, seen = self.lost.lose(clip.id, frames)
+        return frames, samples, seen
+
+
+UNCHANGED = Changes()
+
+
+def read_media(clip: Clip, changes: Changes = UNCHANGED, waveform: str = "int16") -> Media:
+    """Reads and decodes one clip; `waveform` says what audio features are made of, see features.audio_features.
+
+    Raises InputError if its video or audio cannot be read, or is of another length.
     """
     read = read_clip(clip.video, clip.audio)
     frames, samples = read.frames, read.samples
@@ -101,18 +134,15 @@ def read_media(clip: Clip, added: Noise | None, wild: Wild | None = None, wavefo
     if lengths_differ(len(frames), len(samples)):
         heard, seen = len(samples) / SAMPLE_RATE, len(frames) / FRAME_RATE
         raise InputError(f"{clip.audio}: lasts {heard:.2f} s, expected {seen:.2f} s as video.")
-    if wild is not None:
-        frames, samples = wild.change(clip.id, frames, samples)
-    if added is not None:
-        samples = added.add(clip, samples)
-    return Media(frames, audio_features(samples, len(frames), waveform), read.video, samples)
+    frames, samples, seen = changes(clip, frames, samples)
+    return Media(frames, audio_features(samples, len(frames), waveform), read.video, samples, seen)
 
 
-def _read_batch(clips: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
+def _read_batch(clips: Sequence[Clip], changes: Changes, waveform: str) -> list[Media | str]:
     found = []
     for clip in clips:
         try:
-            found.append(read_media(clip, added, wild, waveform))
+            found.append(read_media(clip, changes, waveform))
         except InputError as error:
             found.append(str(error))
         except MemoryError:
@@ -133,11 +163,7 @@ class Reader(Workers):
         super().__init__(workers, _PATIENCE)
 
     def read(
-        self,
-        batches: Iterable[Sequence[Clip]],
-        added: Noise | None,
-        wild: Wild | None = None,
-        waveform: str = "int16",
+        self, batches: Iterable[Sequence[Clip]], changes: Changes = UNCHANGED, waveform: str = "int16"
     ) -> Iterator[list[Media | str]]:
         """The media of each batch, in order; instead of a clip that cannot be read, the reason.
 
@@ -145,25 +171,25 @@ class Reader(Workers):
         """
         if not self._count:
             for batch in batches:
-                yield _read_batch(batch, added, wild, waveform)
+                yield _read_batch(batch, changes, waveform)
             return
         waiting: collections.deque[Future] = collections.deque()
         for batch in batches:
-            waiting.append(self.submit(self._read, batch, added and added.for_clips(batch), wild, waveform))
+            waiting.append(self.submit(self._read, batch, changes.for_clips(batch), waveform))
             if len(waiting) > _AHEAD * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, batch: Sequence[Clip], added: Noise | None, wild: Wild | None, waveform: str) -> list[Media | str]:
+    def _read(self, batch: Sequence[Clip], changes: Changes, waveform: str) -> list[Media | str]:
         try:
-            return self.do(_read_batch, batch, added, wild, waveform)
+            return self.do(_read_batch, batch, changes, waveform)
         except WorkerDied:
-            return [self._read_alone(clip, added, wild, waveform) for clip in batch]
+            return [self._read_alone(clip, changes, waveform) for clip in batch]
 
-    def _read_alone(self, clip: Clip, added: Noise | None, wild: Wild | None, waveform: str) -> Media | str:
+    def _read_alone(self, clip: Clip, changes: Changes, waveform: str) -> Media | str:
         try:
-            (found,) = self.do(_read_batch, [clip], added, wild, waveform)
+            (found,) = self.do(_read_batch, [clip], changes, waveform)
         except WorkerDied as death:
             return (
                 f"{clip.video}: the process that read this clip died twice ({death}), expected a video and audio that "

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from viavsp_jax.data import records
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.data.wild import Wild
 from viavsp_jax.prepare.features import extract
 from viavsp_jax.prepare.features.folders import Folder, Shard, missing
-from viavsp_jax.prepare.features.reading import Noise, Reader
+from viavsp_jax.prepare.features.reading import Changes, Reader
 from viavsp_jax.prepare.kmeans import assign, run_lengths
 from viavsp_jax.prepare.lines import write_lines
 from viavsp_jax.prepare.manifest_files import Clip
@@ -23,13 +22,12 @@ from viavsp_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A shard to write and where, its clips, what is mixed into their audio, and how their ends are moved."""
+    """A shard to write and where, its clips, and what is done to them."""
 
     shard: Shard
     folders: Sequence[Folder]
     clips: Sequence[Clip]
-    noise: Noise | None
-    wild: Wild | None
+    changes: Changes
 
 
 class Writer:
@@ -54,7 +52,7 @@ class Writer:
         needed = {modality for folder in todo for modality in folder.modalities}
         modalities = [modality for modality in MODALITIES if modality in needed]
         outputs = extract.encode_clips(
-            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.noise, task.wild
+            self._encoder, task.clips, modalities, self._layer, self._batch_size, reader, task.changes
         )
         with tqdm(outputs, desc=str(task.shard), total=len(task.clips), unit="clip", disable=not show_progress) as bar:
             _write_shard(todo, task, self._centers, bar)
