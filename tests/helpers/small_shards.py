@@ -121,8 +121,8 @@ def alone(
     modality: str,
     samples: np.ndarray,
     frames: np.ndarray | None = None,
-    waveform: str = "int16",
     shown: np.ndarray | None = None,
+    waveform: str = "int16",
 ) -> tuple[np.ndarray, list[int]]:
     """Features float32[T, D] and run lengths of one clip, without batches, padding or the stage's code."""
     model, centers = encoder_and_centers(folder)

@@ -40,7 +40,7 @@ def test_workers_read_what_one_process_reads_in_the_same_order(clips):
         for how in ((Changes(),), (changed,), (Changes(), "float")):
             for found, expected in zip(workers.read(batches, *how), alone.read(batches, *how), strict=True):
                 assert_same(found, expected)
-        assert not np.array_equal(found[0].audio, reading.read_media(batches[-1][0], None).audio)  # of int16
+        assert not np.array_equal(found[0].audio, reading.read_media(batches[-1][0]).audio)  # of int16
 
 
 def test_batches_are_taken_only_a_little_ahead(clips):

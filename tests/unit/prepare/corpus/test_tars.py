@@ -143,7 +143,7 @@ def test_oddities_cost_no_other_clip(oddities):
 def test_odd_media_are_read_as_a_player_shows_them(oddities):
     folder, _ = oddities
     clips = {clip.id: clip for clip in read_manifest(folder / "manifest", "train")}
-    fast, stereo = (read_media(clips[name], None) for name in ("30 fps", "48 kHz stereo"))
+    fast, stereo = (read_media(clips[name]) for name in ("30 fps", "48 kHz stereo"))
     # 60 pictures of 30 a second last two seconds.
     assert len(fast.frames) == clips["30 fps"].num_frames == 50
     pictures = media.read_video(clips["30 fps"].video)
