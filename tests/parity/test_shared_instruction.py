@@ -145,14 +145,15 @@ def compare(config: ModelConfig, weights, prompt: Prompt, of_clips: bool) -> Non
 @pytest.mark.parametrize("name", ["plain", "chat"])
 def test_language_models(kind, name, prompts, tmp_path):
     prompt = prompts[name]
-    llm_kinds.make(kind, vocab_size=len(prompt.tokenizer), max_position_embeddings=400).save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(prompt.tokenizer), "max_position_embeddings": 400}
+    # Of smaller weights: with those of the kinds gradients' rounding errors grow to 1.1e-5 on their way back.
+    llm_kinds.make(kind, **sizes, initializer_range=0.1).save_pretrained(tmp_path)
     config = ModelConfig(llama_config(tmp_path), LoRAConfig(2, 4.0, targets=PROJECTIONS), E, jnp.float32)
     compare(config, make_weights(config, jax.tree.map(jnp.asarray, load_params(tmp_path))), prompt, of_clips=False)
 
 
 def test_an_encoder_that_is_trained(prompts, tmp_path):
     prompt = prompts["chat"]
-    # Of smaller weights: with those of the kinds alone the gradients' rounding errors grow to 1.1e-5 on their way back.
     llm_kinds.make("llama", vocab_size=len(prompt.tokenizer), initializer_range=0.1).save_pretrained(tmp_path)
     encoder = dataclasses.replace(PRE_LN, audio_dim=104)
     config = ModelConfig(llama_config(tmp_path), LoRAConfig(2, 4.0), E, jnp.float32, encoder=encoder)

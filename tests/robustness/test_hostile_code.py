@@ -30,7 +30,7 @@ from tests.stress.fuzz_files import (
 )
 from viavsp_jax.data import records
 from viavsp_jax.data.prompt import load_prompt
-from viavsp_jax.prepare import manifest
+from viavsp_jax.prepare.corpus import vasr
 from viavsp_jax.prepare.recordings import mouth
 from viavsp_jax.runtime.errors import InputError
 
@@ -158,5 +158,5 @@ def test_a_column_whose_type_is_a_pickle(tmp_path):
     kind["ARROW:extension:metadata"] = pickle.dumps(HARMFUL["posix.system"](marker))
     schema = pyarrow.schema([field.with_metadata(kind) for field in table.schema])
     pyarrow.parquet.write_table(table.cast(schema), tmp_path / "metadata.parquet")
-    assert manifest.read_metadata(epath.Path(tmp_path))["id"].tolist() == table["id"].to_pylist()
+    assert vasr.read_metadata(epath.Path(tmp_path))["id"].tolist() == table["id"].to_pylist()
     assert not marker.exists()

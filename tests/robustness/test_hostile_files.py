@@ -31,7 +31,8 @@ from tests.stress.fuzz_files import (
 from viavsp_jax import encoder_folder, llm_folder
 from viavsp_jax.data import records
 from viavsp_jax.data.ids import read_channels
-from viavsp_jax.prepare import kmeans, manifest
+from viavsp_jax.prepare import kmeans
+from viavsp_jax.prepare.corpus import vasr
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.recordings import mouth
 from viavsp_jax.report import remake
@@ -139,7 +140,7 @@ def test_a_table_of_endless_rows(tmp_path):
     del column
     refused(
         "metadata.parquet: not a parquet file .2000000 rows in",
-        manifest.read_metadata,
+        vasr.read_metadata,
         epath.Path(tmp_path),
         megabytes=8,
     )
@@ -155,7 +156,7 @@ def test_one_long_text_in_every_row_is_kept_once(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")  # texts of 5 GB
     assert path.stat().st_size < 4 * 2**20
     with limited(200):
-        metadata = manifest.read_metadata(epath.Path(tmp_path))
+        metadata = vasr.read_metadata(epath.Path(tmp_path))
     assert metadata["transcript"].tolist() == ["câu " * 5000] * rows and metadata["id"].is_unique
 
 
@@ -184,7 +185,7 @@ JSON_READERS = {
 
 
 def sampled(folder: pathlib.Path):
-    return manifest.sample(manifest.read_metadata(folder), 0.5, 0, folder)
+    return vasr.read(epath.Path(folder), with_channels=True)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import argparse
 import fractions
+import functools
+import io
 import json
 import pathlib
 import pickle
+import tarfile
 import wave
 from collections import OrderedDict
 
@@ -14,6 +17,8 @@ import jax.numpy as jnp
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -33,8 +38,11 @@ from viavsp_jax.evaluation.report.results import folder_of, read_table
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
-from viavsp_jax.prepare import kmeans, manifest
+from viavsp_jax.prepare import kmeans
+from viavsp_jax.prepare.corpus import vasr
 from viavsp_jax.prepare.features.avhubert_torch import AVHubert, save_encoder
+from viavsp_jax.prepare.lines import write_lines
+from viavsp_jax.prepare.recordings.mouth_video import write_video
 from viavsp_jax.state import TrainState, abstract_model
 
 DEMO_LLAMA = pathlib.Path(viavsp_jax.__file__).parent / "demo_models" / "llama"
@@ -191,7 +199,7 @@ def write_recordings(folder: pathlib.Path) -> None:
 def write_corpus(folder: pathlib.Path) -> None:
     """A corpus in the VASR layout, whose media are empty."""
     rows = [(f"clip-{n}", "0", 25.0, 16_000, f"câu số {n}", 5, 3200, "train") for n in range(8)]
-    pd.DataFrame(rows, columns=manifest.COLUMNS).to_parquet(folder / "metadata.parquet")
+    pd.DataFrame(rows, columns=vasr.COLUMNS).to_parquet(folder / "metadata.parquet")
     mapping = [{"id": row[0], "channel": f"kênh {number % 2}"} for number, row in enumerate(rows)]
     (folder / "mapping.json").write_text(json.dumps(mapping), encoding="utf-8")
     for row in rows:
@@ -200,11 +208,41 @@ def write_corpus(folder: pathlib.Path) -> None:
             place.touch()
 
 
+def write_archive(folder: pathlib.Path) -> None:
+    """A tar archive of two samples, with the sound in the videos."""
+    with tarfile.open(folder / "a-train-000000.tar", "w") as archive:
+        for number in range(2):
+            texts = {"label": f"câu số {number}", "sample_id": f"a_{number}_0_0_5"}
+            contents = {suffix: text.encode() for suffix, text in texts.items()} | {"video": _film()}
+            for suffix, content in contents.items():
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def write_dataset(folder: pathlib.Path) -> None:
+    """Tables with media in them, of both formats."""
+    media = [{"bytes": _film(), "path": f"{number}.mp4"} for number in range(2)]
+    table = pyarrow.table({"video": media, "text": ["câu một", "câu hai"], "speaker": ["a", "b"]})
+    pyarrow.parquet.write_table(table, folder / "train-00000-of-00002.parquet")
+    with pyarrow.ipc.new_stream(folder / "train-00001-of-00002.arrow", table.schema) as writer:
+        writer.write_table(table)
+
+
+@functools.cache
+def _film() -> bytes:
+    """Five frames and their sound."""
+    file = io.BytesIO()
+    samples = np.random.default_rng(0).integers(-9000, 9000, 3200).astype(np.int16)
+    write_video(file, np.random.default_rng(0).integers(0, 255, (5, 96, 96)).astype(np.uint8), samples)
+    return file.getvalue()
+
+
 def write_manifest(folder: pathlib.Path) -> None:
     """Manifest and transcripts of a split."""
     lines = [f"clip-{n}-vi-vi\tvisual/0/{n}.mp4\taudio/0/{n}.wav\t5\t3200" for n in range(6)]
-    manifest.write_lines(folder / "train.tsv", ["/data", *lines])
-    manifest.write_lines(folder / "train.wrd", [f"câu số {n}" for n in range(6)])
+    write_lines(folder / "train.tsv", ["/data", *lines])
+    write_lines(folder / "train.wrd", [f"câu số {n}" for n in range(6)])
 
 
 def write_transcripts(folder: pathlib.Path) -> None:

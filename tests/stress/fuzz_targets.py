@@ -31,6 +31,7 @@ from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.prepare import kmeans, manifest, mouths
 from viavsp_jax.prepare.features.avhubert_torch import encoder_from_weights, load_encoder
+from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.recordings import mouth
 from viavsp_jax.prepare.recordings.recording import read_recording
 from viavsp_jax.report import remake
@@ -102,9 +103,20 @@ def read_pictures_and_sound(path: pathlib.Path) -> None:
 
 
 def read_corpus(path: pathlib.Path) -> None:
-    """The stage `manifest`, which reads the table and the channels."""
-    options = {"data": str(path.parent), "output": str(path.parent.parent / "out"), "split": None, "frac": 0.5}
-    manifest.run(argparse.Namespace(**options, seed=0, source_language="vi", target_language="vi"))
+    """The stage `manifest`, which reads tables and channels and, where these do not say it, how long media are."""
+    parser = argparse.ArgumentParser()
+    manifest.add_arguments(parser)
+    options = [
+        "--data",
+        str(path.parent),
+        "--output",
+        str(path.parent.parent / "out"),
+        "--frac",
+        "0.5",
+        "--workers",
+        "0",
+    ]
+    manifest.run(parser.parse_args(options))
 
 
 def read_transcripts(path: pathlib.Path) -> None:
@@ -166,7 +178,9 @@ TARGETS = (
     # FFmpeg makes room for whatever length a file declares of one of its parts, up to 2 GiB, and gives it back at once.
     Target("recording", files.write_recordings, read_pictures_and_sound, 6, 2200),
     Target("corpus", files.write_corpus, read_corpus, 2, 128),
-    Target("manifest", files.write_manifest, of_folder(manifest.read_manifest, "train"), 4),
+    Target("archive", files.write_archive, read_corpus, 4, 256),
+    Target("dataset", files.write_dataset, read_corpus, 3, 256),
+    Target("manifest", files.write_manifest, of_folder(read_manifest, "train"), 4),
     Target("transcripts", files.write_transcripts, read_transcripts, 3, 128),
     Target("records", files.write_shards, read_shards, 3, 128),
     Target("report", files.write_report, read_report, 0.3, 128),
