@@ -15,9 +15,9 @@ from viavsp_jax.models.avhubert.config import AVHubertConfig
 EPSILON = 1e-5  # of every normalisation
 MOMENTUM = 0.1  # of the running averages
 
-# Of each row in training, at once. Along the 128 lanes of its registers a TPU has the frames of such images: those of
-# one VASR clip, 76, leave two fifths of them idle, those of three a tenth.
-CLIPS = 3
+# Of each row in training, at once, as near as whole clips come. Along the 128 lanes of its registers a TPU has the
+# frames of such images: those of one VASR clip, 76, leave two fifths of them idle, those of three a tenth.
+FRAMES_AT_ONCE = 3 * 76
 
 # What the 3-D convolution of the frontend sees at once.
 FRAMES, PIXELS = 5, 7
@@ -81,9 +81,9 @@ class BatchNorm(nnx.Module):
 
 
 def together(x: jax.Array) -> jax.Array:
-    """[R, S, ...] → [steps, R · clips of a step, ...]: in a step at most CLIPS of each row, some of them zeros."""
-    rows, clips = x.shape[:2]
-    steps = -(-clips // CLIPS)
+    """[R, S, T, ...] → [steps, R · clips of a step, T, ...]: in a step a few of each row, some of them zeros."""
+    rows, clips, frames = x.shape[:3]
+    steps = -(-clips // max(1, round(FRAMES_AT_ONCE / frames)))
     of_step = -(-clips // steps)
     x = jnp.pad(x, [(0, 0), (0, steps * of_step - clips), *[(0, 0)] * (x.ndim - 2)])
     return x.reshape(rows, steps, of_step, *x.shape[2:]).swapaxes(0, 1).reshape(steps, rows * of_step, *x.shape[2:])

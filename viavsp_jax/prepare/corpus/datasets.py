@@ -7,6 +7,7 @@
 A column of media holds bytes, or {bytes, path}; where there are no bytes, the path is that of a file in the folder.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -46,6 +47,9 @@ def read(data: epath.Path, chosen: Mapping[str, str]) -> Corpus:
         for path in bar:
             found = columns.choose(_schema(path).names, chosen, str(path))
             entries += _entries(root, path, found)
+    if "id" not in found and len({(one.split, one.id) for one in entries}) < len(entries):
+        # Names of files that are the same in many rows name no clip.
+        entries = [dataclasses.replace(one, id=clip_id(one.video)) for one in entries]
     what = f"{data}: {len(entries):,} clips in {len(paths):,} tables with media, as `datasets` writes them; "
     return Corpus(what + columns.described(found), root, entries)
 
@@ -83,7 +87,7 @@ def _entries(root: epath.Path, path: epath.Path, found: Mapping[str, str]) -> li
     entries = []
     for number, (video, name) in enumerate(places["video"]):
         row = {what: column[number] for what, column in values.items()}
-        id = clip_id(row.get("id")) or path_id(os.path.basename(name)) or f"{clip_id(path.stem)}_{number:06d}"
+        id = clip_id(row.get("id")) or path_id(os.path.basename(name)) or clip_id(video)
         where = f"{path}: row {number + 1} (id {id!r})"
         own = check_split(row["split"], where) if "split" in row else split
         audio = places["audio"][number][0] if "audio" in places else video

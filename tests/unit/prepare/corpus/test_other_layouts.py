@@ -165,6 +165,17 @@ def test_datasets_with_media_in_them(media, dataset, tmp_path, form, caplog):
         assert addresses.read_bytes(clip.audio) == (folder / f"{path}.wav").read_bytes()
 
 
+def test_names_of_files_that_name_no_clip(media, tmp_path):
+    """As where all are called audio.mp4: then rows are counted."""
+    folder, texts = media
+    same = [{"bytes": (folder / f"{path}.mp4").read_bytes(), "path": "clip.mp4"} for path in texts]
+    (tmp_path / "c").mkdir()
+    datasets.Dataset.from_dict({"video": same, "text": list(texts.values())}).to_parquet(tmp_path / "c/train.parquet")
+    manifest(tmp_path / "c", tmp_path / "out")
+    ids = [clip.id for clip in read_manifest(tmp_path / "out", "train")]
+    assert ids == [f"train.parquet#video.bytes@{row}" for row in range(4)]
+
+
 def test_a_dataset_that_names_files_only(media, tmp_path):
     folder, texts = media
     empty = [{"bytes": None, "path": str(folder / f"{path}.mp4")} for path in texts]
