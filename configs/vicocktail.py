@@ -1,4 +1,4 @@
-"""ViCocktail, an open corpus of Vietnamese faces that speak, some among others who do: encoder and all, on a TPU v5e:2x4.
+"""ViCocktail, an open corpus of Vietnamese speakers, with the encoder trained too, on a TPU v5e:2x4.
 
     scripts/vicocktail.sh download data/vicocktail
     scripts/vicocktail.sh prepare data/vicocktail
@@ -11,8 +11,8 @@ Clips: 0.6 to 15 s, 5.3 s on average. A row has room for 8 of them, of 15 s each
 less gradient noise than the reference's 8. A window holds the longest clip if two thirds of its frames are left after
 dedup, as at most in VASR, and the 90 tokens of its text; longer ones are left out and listed.
 
-Noise: as the corpus's authors do, one or two others of the corpus speak into half of the clips, at -5 to 20 dB. Now and
-then sound or video is missing, or a part of the video.
+Noise: as the corpus's authors do, one or two others of the corpus speak into half of the clips, at -5 to 20 dB. Now
+and then sound or video is missing, or a part of the video.
 
 Nobody has trained it yet: rates and lengths are the reference's.
 """

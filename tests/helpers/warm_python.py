@@ -8,6 +8,7 @@ The command gets the caller's standard streams, folder, environment and signals;
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -65,9 +66,15 @@ def attend(caller: socket.socket) -> None:
             os.dup2(streams[number], number)
             setattr(sys, name, open(number, mode, buffering=1, closefd=False))
         run(**json.loads(request))
+    for stream in streams:
+        os.close(stream)  # whoever reads from the command waits for all that could write there
     caller.sendall(process.to_bytes(4))
-    _, status = os.waitpid(process, 0)
-    caller.sendall((os.waitstatus_to_exitcode(status) % 256).to_bytes(4))
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if select.select([caller], [], [], 0.02)[0] and not caller.recv(1):  # the caller was killed
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return
+    caller.sendall((os.waitstatus_to_exitcode(ended[1]) % 256).to_bytes(4))
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
