@@ -48,8 +48,8 @@ class _Parquet:
         self._path = path
         with _read_errors(path):
             self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        known = self._file.metadata
-        self.num_rows, self.schema = known.num_rows, self._file.schema_arrow
+            self.schema, known = _readable(self._file.schema_arrow), self._file.metadata
+        self.num_rows = known.num_rows
         self._ends = np.cumsum([known.row_group(group).num_rows for group in range(known.num_row_groups)])
         self._group = functools.lru_cache(maxsize=1)(self._read_group)
 
@@ -60,11 +60,15 @@ class _Parquet:
 
     def column(self, column: str) -> list[Any]:
         with _read_errors(self._path):
-            return _column(self._file.read(columns=[column]), column).to_pylist()
+            table = self._file.read(columns=[column])
+            table.validate(full=True)
+            return _column(table, column).to_pylist()
 
     def _read_group(self, group: int, column: str) -> Any:
         with _read_errors(self._path):
-            return _column(self._file.read_row_group(group, columns=[column]), column)
+            table = self._file.read_row_group(group, columns=[column])
+            table.validate(full=True)
+            return _column(table, column)
 
 
 class _Arrow:
@@ -80,7 +84,9 @@ class _Arrow:
                 self._table = pyarrow.ipc.open_stream(mapped).read_all()  # as `datasets` writes them
             except pyarrow.ArrowInvalid:
                 self._table = pyarrow.ipc.open_file(mapped).read_all()
-        self.num_rows, self.schema = self._table.num_rows, self._table.schema
+            self._table.validate(full=True)  # else damaged offsets are followed, wherever they lead
+            self.schema = _readable(self._table.schema)
+        self.num_rows = self._table.num_rows
 
     def cell(self, column: str, row: int) -> Any:
         with _read_errors(self._path):
@@ -94,6 +100,13 @@ class _Arrow:
 @functools.lru_cache(maxsize=32)
 def _opened(path: str, changed: int) -> _Parquet | _Arrow:
     return (_Parquet if path.endswith(".parquet") else _Arrow)(path)
+
+
+def _readable(schema: Any) -> Any:
+    """The same. Raises UnicodeDecodeError if names are not UTF-8."""
+    for field in schema:
+        str(field)
+    return schema
 
 
 def _column(table: Any, column: str) -> Any:
@@ -112,6 +125,6 @@ def _read_errors(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read ({reason}), expected a table of Parquet or Arrow.") from error
