@@ -7,9 +7,9 @@
 
 What is not said here is as in configs/base.py. docs/vicocktail.md has what it takes and how long.
 
-Clips: 0.6 to 15 s, 5.3 s on average. A row has room for 8 of them, of 15 s each; 8 rows make an update of 64 clips, with
-less gradient noise than the reference's 8. A window holds the longest clip if two thirds of its frames are left after
-dedup, as at most in VASR, and the 90 tokens of its text; longer ones are left out and listed.
+Clips: 0.6 to 15 s, 5.3 s on average. A row has room for 8 of them, of 15 s each; 8 rows make an update of 64 clips,
+with less gradient noise than the reference's 8. A window holds the longest clip if two thirds of its frames are left
+after dedup, as at most in VASR, and the 90 tokens of its text; longer ones are left out and listed.
 
 Noise: as the corpus's authors do, one or two others of the corpus speak into half of the clips, at -5 to 20 dB. Now
 and then sound or video is missing, or a part of the video.

@@ -104,8 +104,12 @@ def _opened(path: str, changed: int) -> _Parquet | _Arrow:
 
 def _readable(schema: Any) -> Any:
     """The same. Raises UnicodeDecodeError if names are not UTF-8."""
-    for field in schema:
-        str(field)
+    import pyarrow
+
+    fields = list(schema)
+    for field in fields:  # and those of structs
+        field.name.encode()
+        fields += field.type if pyarrow.types.is_struct(field.type) else ()
     return schema
 
 
