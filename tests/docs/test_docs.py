@@ -26,7 +26,7 @@ from small_corpus import write_corpus
 # In the order of a reader who does all of it.
 PAGES = (
     *("docs/preparing.md", "docs/tpu.md", "docs/checkpoints.md", "docs/gpu.md", "docs/transcribing.md", "README.md"),
-    *("docs/performance.md", "docs/space.md", "docs/reliability.md"),
+    *("docs/performance.md", "docs/space.md", "docs/reliability.md", "docs/vicocktail.md"),
 )
 # Words in code blocks that stand for something of the reader's own.
 PLACEHOLDERS = {"gs://BUCKET": "bucket", "data/new_shards": "data/shards", "--layer 12": "--layer 2",
@@ -41,6 +41,7 @@ ELSEWHERE = {
     r"--mode=compile": "test_compile.py",
     r"--runner ray": "test_shards_ray.py",
     r"^scripts/tpu\.sh": "test_tpu_script.py",
+    r"^scripts/vicocktail\.sh": "by hand, since it downloads; test_open_corpus.py does the same with small archives",
 }
 WARM = ROOT / "tests" / "helpers" / "warm_python.py"
 # Programs that are not this project's: they say what they were asked, and copy what has to be there later.
