@@ -210,9 +210,16 @@ class ViAVSPModel(PreTrainedModel):
 
     @torch.inference_mode()
     def encode(
-        self, video: Clips | None, audio: Clips | None, num_frames: Sequence[int] | None = None
+        self,
+        video: Clips | None,
+        audio: Clips | None,
+        num_frames: Sequence[int] | None = None,
+        shown: Clips | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each."""
+        """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each.
+
+        `shown` is bool[T] of each clip, False where the mouth is not seen; None: it is everywhere.
+        """
         if self.centers is None:
             raise ExportError(
                 f"{self.config.name_or_path} was exported without encoder and clusters: give convert.to_hf --encoder "
@@ -229,9 +236,9 @@ class ViAVSPModel(PreTrainedModel):
         seen = video and [video_input(frames) for frames in video]
         modality = "av" if audio and video else "audio" if audio else "video"
         inputs, layer = (heard, seen, lengths, (modality,)), self.config.cluster_layer
-        clusters, final = self.cluster_encoder.encode_clips(*inputs, layer)[modality]
+        clusters, final = self.cluster_encoder.encode_clips(*inputs, layer, shown)[modality]
         if self.config.trained_encoder:
-            final = self.encoder.encode_clips(*inputs, None)[modality][1]
+            final = self.encoder.encode_clips(*inputs, None, shown)[modality][1]
         else:
             final = final.half()  # as in the shards that the model was trained on
         counts = [

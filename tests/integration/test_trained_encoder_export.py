@@ -18,6 +18,9 @@ from convert.avhubert import load_flax
 from convert.names import flatten
 from convert.work_folder import encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder, evaluate, experiment, train
+from viavsp_jax.app.recognizer import Utterance
+from viavsp_jax.app.recognizer_jax import JaxRecognizer
+from viavsp_jax.app.recognizer_torch import TorchRecognizer
 from viavsp_jax.data import media, records
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import audio_features
@@ -27,6 +30,7 @@ from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.prepare.recordings.voice import moves
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.transcribe import Clip, Transcriber
 
@@ -47,6 +51,7 @@ def run(media_folders, tmp_path_factory):
     config.encoder.freeze_updates, config.encoder.batch_norm = 0, "batch"
     config.updates, config.checkpoint.every, config.optimizer.peak_lr = 3, 3, 0.02
     config.data.train, config.evaluate.names, config.evaluate.bucket = NAMES, NAMES, 128
+    config.data.augment.drop_frames.spans = 1
     train.train(config, workdir)
     return workdir, config
 
@@ -128,6 +133,43 @@ def test_features_are_of_the_samples_that_the_encoder_hears(run, exported):
     assert torch.std(as_floats["audio"][1] - as_int16["audio"][1]) > 1e-2
     (found,) = decode_hf.with_features(model, "audio", [clip], "")
     np.testing.assert_allclose(found["features"], as_floats["audio"][1][0], atol=1e-5)
+
+
+def test_what_is_not_seen_is_hidden_from_a_model_that_was_trained_so(run, media_folders, tmp_path):
+    """By JAX and by PyTorch alike; all of it hidden, it is as if there was sound alone."""
+    clip = records.open_split(f"{run[1].data.path}/media_clean", "test", MEDIA)[0]
+    frames, samples = media.decode_video(clip["video"], ""), clip["audio"]
+    frames = np.concatenate([frames[:5], frames[4:5].repeat(20, 0), frames[5:]])  # it stands still for a while
+    samples = np.resize(samples, 640 * len(frames))
+    encoder, centers = str(media_folders[2]), str(tmp_path / "kmeans")
+    width = encoder_folder.read_config(encoder).embed_dim
+    values = np.random.default_rng(0).normal(0, 1, (9, width)).astype(np.float32)
+    kmeans.save_centers(centers, values, {"layer": 2, "seed": 0, "num_frames": 1})
+    to_hf.export(run[0], str(tmp_path / "hf"), kmeans=centers)
+    by_jax = JaxRecognizer(run[0], 1, encoder=encoder, kmeans=centers)
+    recognizers = by_jax, TorchRecognizer(str(tmp_path / "hf"), None, "cpu")
+    shown = moves(frames, 12)
+    assert 18 <= (~shown).sum() < len(frames)
+    found = {}
+    for name, pictures, seen in (
+        *(("all", frames, None), ("some", frames, shown), ("none", frames, np.zeros(len(frames), bool))),
+        ("audio", None, None),
+    ):
+        utterance = Utterance(pictures, samples, len(frames), seen)
+        ours, theirs = (one([utterance], ("vi", "vi"), 1)[0] for one in recognizers)
+        np.testing.assert_array_equal(ours.run_lengths, theirs.run_lengths)
+        assert ours.hypotheses[0].text == theirs.hypotheses[0].text
+        np.testing.assert_allclose(ours.hypotheses[0].score, theirs.hypotheses[0].score, atol=1e-4)
+        found[name] = ours.hypotheses[0].score
+    assert found["none"] == pytest.approx(found["audio"], abs=1e-5)
+    assert abs(found["some"] - found["all"]) > 1e-4 and abs(found["some"] - found["none"]) > 1e-4
+    for recognizer in recognizers:
+        assert recognizer.knows_lost_video
+        transcript = Transcriber(recognizer)(Clip(frames, samples), modality="av", vad=False, num_beams=1)
+        assert transcript.segments[0].score == pytest.approx(found["some"], abs=1e-4)
+        recognizer.knows_lost_video = False
+        transcript = Transcriber(recognizer)(Clip(frames, samples), modality="av", vad=False, num_beams=1)
+        assert transcript.segments[0].score == pytest.approx(found["all"], abs=1e-4)
 
 
 def test_an_export_from_another_place(run, exported, media_folders, tmp_path):

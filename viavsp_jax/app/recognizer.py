@@ -20,6 +20,7 @@ class Utterance:
     frames: np.ndarray | None  # uint8[T, 96, 96], grey mouth crops
     samples: np.ndarray | None  # int16[n]
     num_frames: int  # T
+    seen: np.ndarray | None = None  # bool[T], False where the frames show no mouth; None: all of them do
 
     @property
     def modality(self) -> str:
@@ -55,6 +56,7 @@ class Recognizer(Protocol):
     num_beams: int  # of its own search
     tokenizer: epath.Path  # the file, which need not be there
     trained_on: tuple[str, ...]  # the names of the shard folders
+    knows_lost_video: bool  # whether it was trained on clips of which a part is not seen
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

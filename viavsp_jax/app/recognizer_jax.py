@@ -11,7 +11,7 @@ from etils import epath
 from convert.work_folder import open_work_folder, training_shards
 from viavsp_jax import sharding
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
-from viavsp_jax.data import pipeline
+from viavsp_jax.data import lost, pipeline
 from viavsp_jax.data.features import AUDIO_DIM, FRAME_SIZE, audio_features, center_crop
 from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.experiment import load_experiment
@@ -57,6 +57,7 @@ class JaxRecognizer:
         self._centers, self._layer = load_centers(str(centers))
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
         self.tokenizer, self.trained_on = epath.Path(opened.llm) / "tokenizer.json", tuple(self._settings.data.train)
+        self.knows_lost_video = lost.is_in(config.to_dict())
         # Of one length all, so that one program is compiled.
         self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
@@ -110,7 +111,7 @@ class JaxRecognizer:
                     "video": center_crop(item.frames),
                     "audio": _audio(one, self._settings.data.waveform),
                     "has_audio": modality != "video",
-                    "has_video": np.full(one.num_frames, modality != "audio"),
+                    "has_video": np.full(one.num_frames, modality != "audio") if one.seen is None else one.seen,
                 }
             else:
                 record["features"] = final[row, : one.num_frames].astype(np.float16)
@@ -123,7 +124,7 @@ def _media(utterance: Utterance, waveform: str) -> Media:
     frames = utterance.frames
     if frames is None:
         frames = np.zeros((utterance.num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
-    return Media(frames, _audio(utterance, waveform), b"", utterance.samples)
+    return Media(frames, _audio(utterance, waveform), b"", utterance.samples, utterance.seen)
 
 
 def _audio(utterance: Utterance, waveform: str) -> np.ndarray:

@@ -3,12 +3,14 @@
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from etils import epath
 from torch import Tensor
 
 from convert.decode_hf import ExportError, load_model, read_config
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
+from viavsp_jax.data import lost
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -38,6 +40,10 @@ class TorchRecognizer:
             self.trained_on = tuple(map(str, config.training["data"]["train"]))
         except (AttributeError, KeyError, TypeError):  # anybody may have written it
             self.trained_on = ()
+        try:
+            self.knows_lost_video = lost.is_in(config.training)
+        except (AttributeError, KeyError, TypeError):
+            self.knows_lost_video = False
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
@@ -46,8 +52,11 @@ class TorchRecognizer:
         modality = utterances[0].modality
         video = None if modality == "audio" else [one.frames for one in utterances]
         audio = None if modality == "video" else [one.samples for one in utterances]
+        lengths, seen = [one.num_frames for one in utterances], None
+        if video and any(one.seen is not None for one in utterances):
+            seen = [np.ones(one.num_frames, bool) if one.seen is None else one.seen for one in utterances]
         try:
-            features, counts = self._model.encode(video, audio, [one.num_frames for one in utterances])
+            features, counts = self._model.encode(video, audio, lengths, seen)
             found = self._decode(features, counts, languages, num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None

@@ -222,7 +222,8 @@ class Transcriber:
         source = read_source(media, modality, self.mean_face, max_seconds, audio_track, progress)
         listening = functools.partial(progress, _LISTENING)
         threshold = (vad_threshold or self.vad_threshold) if vad else None
-        windows = plan(source, modality, threshold, self.recognizer.longest, listening)
+        lost = self.recognizer.knows_lost_video
+        windows = plan(source, modality, threshold, self.recognizer.longest, listening, lost)
         if noise_snr is not None:
             source = source.with_babble(noise_snr)
         segments = self._segments(source, windows, languages, num_beams or self.recognizer.num_beams, progress)
@@ -238,7 +239,7 @@ class Transcriber:
         found: dict[Window, Recognition] = {}
         for batch in self._batches(order):
             progress(_READING, len(found) / len(windows))
-            utterances = [_utterance(source, window) for window in batch]
+            utterances = [_utterance(source, window, self.recognizer.knows_lost_video) for window in batch]
             found |= zip(batch, self.recognizer(utterances, languages, num_beams), strict=True)
         progress(_READING, 1.0)
         segments: list[Segment] = []
@@ -258,11 +259,12 @@ class Transcriber:
             yield from (alike[first : first + self.batch_size] for first in range(0, len(alike), self.batch_size))
 
 
-def _utterance(source: Source, window: Window) -> Utterance:
-    """What the model gets of a window."""
+def _utterance(source: Source, window: Window, knows_lost_video: bool) -> Utterance:
+    """What the model gets of a window; what shows no mouth is hidden from one that knows that, others see it."""
+    seen = source.seen[window.first : window.end] if knows_lost_video and window.modality != "audio" else None
     frames = None if window.modality == "audio" else source.frames[window.first : window.end]
     samples = None if window.modality == "video" else samples_of(source.samples, window.first, window.end)
-    return Utterance(frames, samples, window.end - window.first)
+    return Utterance(frames, samples, window.end - window.first, seen)
 
 
 def _without_repeated(text: str, before: str) -> str:

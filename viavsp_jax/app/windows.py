@@ -23,7 +23,9 @@ _OVERLAP = 240
 _COST = 0.1
 _BEFORE, _AFTER = 5, 4  # frames by which a window is longer than its speech
 _BOTH_HEAR = 3  # frames on either side of a cut that both windows hear, a short syllable in all; fewer in tiny windows
-_LEAST_SEEN = 0.8  # share of a window in which a mouth has to be seen for lips to be read
+# Share of a window in which a mouth has to be seen for lips to be read; the second by a model that was trained on clips
+# of which a part is not seen.
+_LEAST_SEEN, _LEAST_SEEN_AT_ALL = 0.8, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ def plan(
     threshold: float | None,
     longest: int,
     progress: Callable[[float], None] | None = None,
+    knows_lost_video: bool = False,
 ) -> list[Window]:
     """The windows of a recording, in the order of time.
 
@@ -57,14 +60,16 @@ def plan(
         is silent.
       longest: frames of a window.
       progress: called now and then with the share that is done.
+      knows_lost_video: of the model, see Recognizer: then fewer pictures have to show a mouth.
     """
+    least = _LEAST_SEEN_AT_ALL if knows_lost_video else _LEAST_SEEN
     windows, seam = [], min(_BOTH_HEAR, longest // 4)
     if source.samples is not None:
         loud = loudness(source.samples, source.num_frames)
         for span in _heard(source, threshold, longest, progress):
             for own in _cut_up(loud, span, longest, seam):
                 if not is_silent(samples_of(source.samples, *own)):
-                    chosen = modality or ("av" if _shows_mouth(source, own) else "audio")
+                    chosen = modality or ("av" if _share_seen(source, own) >= least else "audio")
                     windows.append(_window(own, span, seam, chosen))
     if source.frames is not None and modality in (None, "video"):
         movement = voice.lip_movement(source.frames, source.seen)
@@ -94,8 +99,8 @@ def _mouthed(source: Source, movement: np.ndarray, threshold: float | None, long
     return list(_widened(spans, heard | ~source.seen, longest))
 
 
-def _shows_mouth(source: Source, own: tuple[int, int]) -> bool:
-    return source.frames is not None and float(source.seen[slice(*own)].mean()) >= _LEAST_SEEN
+def _share_seen(source: Source, own: tuple[int, int]) -> float:
+    return 0.0 if source.frames is None else float(source.seen[slice(*own)].mean())
 
 
 def _widened(spans: voice.Spans, closed: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:

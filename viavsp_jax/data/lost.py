@@ -8,7 +8,8 @@ Letters: T frames (25 a second), H, W height and width.
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,6 +81,14 @@ class LostVideo:
 def lost_share(share: float, policy: Policy, seed: int) -> LostVideo:
     """Of a share of the frames, from 0.01 to 1, as exactly as names tell it."""
     return LostVideo(float(f"{100 * share:g}"), policy, seed)
+
+
+def is_in(training: Mapping[str, Any]) -> bool:
+    """Whether models were trained with lost frames as zeros, by all settings of a training (configs/base.py)."""
+    data = training["data"]
+    sets = (split_name(name)[1] for name in data["train"])
+    drawn = training["encoder"]["train"] and data["augment"].get("drop_frames", {}).get("spans", 0) > 0
+    return bool(drawn) or any(one is not None and one.policy == "zeros" for one in sets)
 
 
 def split_name(name: str) -> tuple[str, LostVideo | None]:

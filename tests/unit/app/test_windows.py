@@ -83,6 +83,13 @@ def test_lips_are_read_where_a_mouth_is_seen(seen, expected):
     assert window.modality == "av"  # as was asked for
 
 
+@pytest.mark.parametrize(("seen", "expected"), [(0.7, "av"), (0.25, "av"), (0.1, "audio")])
+def test_a_model_that_knows_lost_video_reads_lips_where_less_is_seen(seen, expected):
+    mask = np.arange(LENGTH) < seen * LENGTH
+    (window,) = windows.plan(source(SPEECH, crops(LENGTH), mask), None, 0.5, 75, knows_lost_video=True)
+    assert window.modality == expected
+
+
 def test_lips_alone_are_read_where_there_is_no_sound():
     video = crops(150, still=[(0, 30), (80, 150)])
     (window,) = windows.plan(source(None, video), None, 0.5, 75)
