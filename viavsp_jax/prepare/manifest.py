@@ -24,7 +24,7 @@ from viavsp_jax.data.ids import Files
 from viavsp_jax.prepare import measure, transcripts
 from viavsp_jax.prepare.corpus import columns, layouts, splits
 from viavsp_jax.prepare.corpus.entries import Corpus, Entry, Sizes, is_file_name, sorted_splits
-from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, find_file, lengths_differ, write_manifest
+from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, find_file, lengths_differ, splits_of, write_manifest
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whole
@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> None:
     for split in chosen:
         if split not in there:
             raise InputError(f"{data}: no clip of split {split!r}, but of {there}.")
+    if not args.split and (stale := [split for split in splits_of(args.output) if split not in there]):
+        raise InputError(f"{args.output}: lists {stale} of another corpus or --valid, expected another --output.")
     by_split = {split: _sampled([one for one in entries if one.split == split], args, data) for split in chosen}
     found = _with_sizes(corpus, [one for part in by_split.values() for one in part], args)
     cleaner = transcripts.Cleaner(args.target_language, args)

@@ -202,6 +202,18 @@ def test_whole_faces_are_said_to_be_no_mouths(tmp_path, capsys):
     assert not (tmp_path / "out/train.tsv").exists()
 
 
+def test_lists_of_another_corpus_are_not_left_beside_new_ones(tmp_path, capsys):
+    """Without --valid, what was for validation is for training again: it would be in both."""
+    write_archive(tmp_path / "c/a-train-000000.tar", few(TRAIN, 6))
+    manifest(tmp_path / "c", tmp_path / "out", "--valid", "0.3")
+    before = (tmp_path / "out/train.tsv").read_bytes()
+    with pytest.raises(SystemExit):
+        manifest(tmp_path / "c", tmp_path / "out")
+    assert "lists ['valid'] of another corpus or --valid" in capsys.readouterr().err
+    assert (tmp_path / "out/train.tsv").read_bytes() == before
+    manifest(tmp_path / "c", tmp_path / "out", "--split", "train")
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     write_archive(tmp_path / "c/a-train-000000.tar", few(TRAIN, 3))
     manifest(tmp_path / "c", tmp_path / "out")
