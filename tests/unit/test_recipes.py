@@ -7,10 +7,11 @@ import pytest
 from jax.sharding import AbstractMesh
 from places import ROOT
 
-from configs import final, llama32, qwen3
+from configs import final, llama32, qwen3, vicocktail
 from viavsp_jax import llm_folder, sharding
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
+from viavsp_jax.evaluation.report.conditions import condition
 from viavsp_jax.experiment import abstract_experiment
 from viavsp_jax.run_settings import follow_devices, read_settings
 from viavsp_jax.runtime.errors import InputError
@@ -94,3 +95,17 @@ def test_rows_of_a_device_that_cannot_be_divided():
     config.device_rows = 3
     with pytest.raises(InputError, match="config.device_rows is 3, which does not divide the 8 rows of each device"):
         follow_devices(read_settings(config), AbstractMesh((1, 1, 1), sharding.AXES), 15)
+
+
+def test_vicocktail_names_its_test_sets_as_the_report_reads_them():
+    """And makes room for its longest clips, of 15 s."""
+    settings = read_settings(vicocktail.get_config())
+    found = [condition(name) for name in settings.evaluation.names]
+    noisy = {(one["snr_db"], one["interferers"]) for one in found if "interferers" in one}
+    assert noisy == {(snr, count) for snr in (-5, 0, 5, 10) for count in (1, 2)}
+    assert [one["lost_percent"] for one in found if "lost_percent" in one] == [25, 50]
+    assert len(found) == len(set(settings.evaluation.names)) == 2 * (8 + 1) + 1 + 2
+    row = settings.data.row
+    assert row.clip_frames == 375 and 2 / 3 * 375 + 90 + 15 <= row.window <= row.positions
+    augment = settings.data.augment
+    assert augment.talkers == (1, 2) and {-5, 20} <= set(augment.snr_db) and augment.drop_frames.spans
