@@ -34,8 +34,7 @@ case $step in
       python -m convert.from_avhubert "$folder/avhubert_hf" --output "$folder/avhubert" --waveform int16
     [ -e "$folder/llm/conversion.json" ] ||
       python -m convert.from_hf "$folder/vinallama" --output "$folder/llm" --dtype bfloat16
-    [ -e "$folder/manifest/train.tsv" ] ||
-      python -m viavsp_jax.prepare manifest --data "$folder/corpus" --output "$folder/manifest" --valid 0.03
+    python -m viavsp_jax.prepare manifest --data "$folder/corpus" --output "$folder/manifest" --valid 0.03
     [ -e "$folder/kmeans.safetensors" ] ||
       python -m viavsp_jax.prepare kmeans --manifest "$folder/manifest" --encoder "$folder/avhubert" \
         --output "$folder/kmeans.safetensors" --layer 12 --num_clusters 1000 --fraction 0.05

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import re
+import tarfile
 from typing import BinaryIO
 
 from etils import epath
@@ -19,6 +20,7 @@ from viavsp_jax.data import cells
 from viavsp_jax.runtime.errors import InputError
 
 _MEMBER = re.compile(r"(.+?\.tar)#(.+)@(\d{1,15})\+(\d{1,12})", re.DOTALL)
+_NAME_IN_HEADER = 60  # bytes that all forms of tar have of it
 _CELL = re.compile(r"(.+?\.(?:parquet|arrow))#([^#]+)@(\d{1,12})", re.DOTALL)
 
 
@@ -31,13 +33,24 @@ class _Member:
 
     def read(self, where: str) -> bytes:
         with epath.Path(self.path).open("rb") as file:
-            file.seek(self.offset)
-            content = file.read(self.size)
+            file.seek(self.offset - tarfile.BLOCKSIZE)
+            header, content = file.read(tarfile.BLOCKSIZE), file.read(self.size)
         if len(content) < self.size:
             raise InputError(
                 f"{where}: the archive ends after {len(content)} of {self.size} bytes, expected a whole one."
             )
+        if not self._is_header(header):
+            raise InputError(f"{where}: the archive has changed since the manifest was made, expected a new manifest.")
         return content
+
+    def _is_header(self, block: bytes) -> bool:
+        """Whether it stands in front of this member; long names are cut off there, and only ASCII is written in all."""
+        try:
+            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            return False
+        same = self.name.startswith(found.name[:_NAME_IN_HEADER]) or not self.name.isascii()
+        return found.size == self.size and same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,11 @@ def read_column(path: str, column: str) -> list[Any]:
     return _opened(path, os.stat(path).st_mtime_ns).column(column)
 
 
+def is_empty(path: str, column: str) -> bool:
+    """Whether no row has a value in a column. Raises InputError as `read_cell` does."""
+    return _opened(path, os.stat(path).st_mtime_ns).is_empty(column)
+
+
 def read_schema(path: str) -> Any:
     """The pyarrow.Schema of a table. Raises InputError if the file is none."""
     return _opened(path, os.stat(path).st_mtime_ns).schema
@@ -40,7 +45,7 @@ def read_num_rows(path: str) -> int:
 
 
 class _Parquet:
-    """Of Parquet the least that can be read is a row group of a column, so the last one is kept."""
+    """Of Parquet the least that can be read is a row group of a column, so the last two are kept: pictures, sound."""
 
     def __init__(self, path: str):
         import pyarrow.parquet
@@ -51,7 +56,7 @@ class _Parquet:
             self.schema, known = _readable(self._file.schema_arrow), self._file.metadata
         self.num_rows = known.num_rows
         self._ends = np.cumsum([known.row_group(group).num_rows for group in range(known.num_row_groups)])
-        self._group = functools.lru_cache(maxsize=1)(self._read_group)
+        self._group = functools.lru_cache(maxsize=2)(self._read_group)
 
     def cell(self, column: str, row: int) -> Any:
         group = int(np.searchsorted(self._ends, row, side="right"))
@@ -63,6 +68,16 @@ class _Parquet:
             table = self._file.read(columns=[column])
             table.validate(full=True)
             return _column(table, column).to_pylist()
+
+    def is_empty(self, column: str) -> bool:
+        known, nulls = self._file.metadata, 0
+        for group in range(known.num_row_groups):
+            parts = [known.row_group(group).column(index) for index in range(known.num_columns)]
+            (part,) = [part for part in parts if part.path_in_schema == column] or [None]
+            if part is None or part.statistics is None or not part.statistics.has_null_count:
+                return self.num_rows > 0 and self.cell(column, 0) is None
+            nulls += part.statistics.null_count
+        return nulls == self.num_rows
 
     def _read_group(self, group: int, column: str) -> Any:
         with _read_errors(self._path):
@@ -95,6 +110,10 @@ class _Arrow:
     def column(self, column: str) -> list[Any]:
         with _read_errors(self._path):
             return _column(self._table, column).to_pylist()
+
+    def is_empty(self, column: str) -> bool:
+        with _read_errors(self._path):
+            return _column(self._table, column).null_count == self.num_rows
 
 
 @functools.lru_cache(maxsize=32)

@@ -15,8 +15,8 @@ _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 def read_delimited(path: epath.PathLike, columns: Sequence[str], delimiters: str = ",;\t") -> list[dict[str, str]]:
     """The rows of a table whose first line names its columns, `columns` among them; empty lines are passed over.
 
-    Of the delimiters, it is the one by which the first line holds the columns. Text is UTF-8, or what its byte order
-    mark says.
+    Of the delimiters, it is the one by which the first line holds the columns, and most others. Text is UTF-8, or what
+    its byte order mark says.
 
     Raises InputError if it is no such table, a column is missing or there twice, or a line has another number of values
     than the first: a text with commas that lacks its quotes would move the columns behind it.
@@ -53,10 +53,11 @@ def _head(text: str, columns: Sequence[str], delimiters: str, path: epath.PathLi
             head = next(filter(any, reader), [])
         except csv.Error as error:
             raise InputError(f"{path}: line {reader.line_num}: not a table ({error}).") from error
-        if all(head.count(name) == 1 for name in columns):
-            return delimiter, head
-        heads.append(head)
-    head = max(heads, key=len)
+        heads.append((delimiter, head))
+    fitting = [one for one in heads if all(one[1].count(name) == 1 for name in columns)]
+    if fitting:
+        return max(fitting, key=lambda one: len(one[1]))
+    head = max((head for _, head in heads), key=len)
     wrong = [name for name in columns if head.count(name) != 1]
     raise InputError(
         f"{path}: columns {wrong} are missing or there twice, expected a table with {', '.join(columns)}, "

@@ -23,7 +23,7 @@ from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
 from viavsp_jax.data.ids import Files
 from viavsp_jax.prepare import measure, transcripts
 from viavsp_jax.prepare.corpus import columns, layouts, splits
-from viavsp_jax.prepare.corpus.entries import Corpus, Entry, Sizes, is_file_name, sorted_splits
+from viavsp_jax.prepare.corpus.entries import Corpus, Entry, Sizes, is_file_name, sorted_splits, split_name
 from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, find_file, lengths_differ, splits_of, write_manifest
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
@@ -33,6 +33,8 @@ _LOST_LETTER = "\N{REPLACEMENT CHARACTER}"  # stands where text was damaged
 _MOSTLY = 0.5  # share of clips from which on they are no exceptions
 
 log = logging.getLogger(__name__)
+
+Skipped = list[tuple[str, str]]  # id, reason
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     log.info("%s", corpus.what)
     entries = splits.without_repeated(splits.with_splits(corpus.entries, args.valid, args.seed))
     there = sorted_splits(one.split for one in entries)
-    chosen = args.split or there
+    chosen = list(dict.fromkeys(split_name(split) or split for split in args.split or there))
     for split in chosen:
         if split not in there:
             raise InputError(f"{data}: no clip of split {split!r}, but of {there}.")
@@ -94,8 +96,11 @@ def run(args: argparse.Namespace) -> None:
     by_split = {split: _sampled([one for one in entries if one.split == split], args, data) for split in chosen}
     found = _with_sizes(corpus, [one for part in by_split.values() for one in part], args)
     cleaner = transcripts.Cleaner(args.target_language, args)
-    for split in chosen:
-        _write_split(corpus, split, [one for one in found if one.split == split], cleaner, args)
+    listed = [
+        _list_split(corpus, split, [one for one in found if one.split == split], cleaner, args) for split in chosen
+    ]
+    for split, (clips, skipped) in zip(chosen, listed, strict=True):  # all of them, or none
+        _write_split(corpus, split, clips, skipped, args)
     if summary := cleaner.summary():
         log.info("%s", summary)
     if cleaner.capitals > _MOSTLY * cleaner.seen:
@@ -146,9 +151,10 @@ def _with_sizes(corpus: Corpus, entries: Sequence[Entry], args: argparse.Namespa
     return [next(known) if one.sizes is None and not one.reason else one for one in entries]
 
 
-def _write_split(
+def _list_split(
     corpus: Corpus, split: str, entries: Sequence[Entry], cleaner: transcripts.Cleaner, args: argparse.Namespace
-) -> None:
+) -> tuple[list[Clip], Skipped]:
+    """The usable clips, and the others. Raises InputError if there are none."""
     clips, skipped, files = [], [], Files(corpus.root)
     for one in tqdm(entries, desc=f"{split} manifest", unit="clip"):
         text = cleaner(one.transcript) if isinstance(one.transcript, str) and not one.reason else ""
@@ -166,6 +172,10 @@ def _write_split(
     if not clips:
         id, reason = skipped[0] if skipped else ("", "none was sampled")
         raise InputError(f"{corpus.root}: no clip of split {split!r} is usable, the first: {id} {reason}.")
+    return clips, skipped
+
+
+def _write_split(corpus: Corpus, split: str, clips: Sequence[Clip], skipped: Skipped, args: argparse.Namespace) -> None:
     output = epath.Path(args.output)
     write_skipped(output, ({"split": split, "id": id, "reason": reason} for id, reason in skipped), split)
     write_manifest(output, split, os.fspath(corpus.root), clips)

@@ -25,6 +25,7 @@ from viavsp_jax.runtime.errors import InputError
 NOT_A_MOUTH = "not a mouth crop"
 
 _BATCH = 256  # clips
+_LATE = 0.2  # seconds, more than decoders and rounding make of a start
 _PATIENCE = 600  # seconds for a batch, of a slow disk too
 
 Found = Sizes | str  # or why there is none, as `kind: detail`
@@ -88,7 +89,15 @@ def _of_clip(video: str, audio: str) -> list[int] | str:
         return f"unreadable: {error}"
     if heard is None:
         return f"no sound: {audio}"
-    frames = known.pictures.count if known.pictures.at_25 else round(known.pictures.seconds * FRAME_RATE)
+    pictures, ahead = known.pictures, 0.0
+    if audio == video:  # before the first picture, that one is shown
+        ahead = float(max(0, pictures.start - heard.start))
+    elif pictures.start > _LATE:
+        return (
+            f"unclear start: the pictures of {video} begin at {float(pictures.start):.2f} s, their sound is elsewhere"
+        )
+    as_it_is = pictures.at_25 and ahead < _LATE
+    frames = pictures.count if as_it_is else round((ahead + pictures.seconds) * FRAME_RATE)
     return [frames, round(heard.seconds * SAMPLE_RATE)]
 
 

@@ -71,8 +71,8 @@ def test_languages_and_splits_can_be_chosen(corpus, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["valid.tsv", "valid.wrd"]
     (clip,) = read_manifest(tmp_path / "out", "valid")
     assert (clip.id, clip.source_language, clip.target_language) == ("valid-000", "en", "fr")
-    assert "no clip of split 'dev', but of ['train', 'valid', 'test']" in refused(
-        capsys, corpus, tmp_path / "out", "--split", "dev"
+    assert "no clip of split 'later', but of ['train', 'valid', 'test']" in refused(
+        capsys, corpus, tmp_path / "out", "--split", "later"
     )
     assert "'zh-CN'" in refused(capsys, corpus, tmp_path / "out", "--source_language", "zh-CN")
 

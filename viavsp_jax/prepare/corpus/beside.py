@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.prepare.corpus.entries import Corpus, Entry, path_id, split_of_folders
+from viavsp_jax.prepare.corpus.entries import Corpus, Entry, path_id, split_of_folders, walk
 from viavsp_jax.prepare.recordings.kinds import SOUNDS, VIDEOS
 
 _OF_LRS = re.compile(r"Text:[ \t]*(.*)")
@@ -25,12 +25,7 @@ def find(data: epath.Path) -> list[str]:
     """The videos of a folder, as paths below it; hidden ones are passed over."""
     if not data.is_dir():
         return []
-    found = (os.path.relpath(parent / name, data) for parent, _, names in data.walk() for name in names)
-    return sorted(
-        path
-        for path in found
-        if os.path.splitext(path)[1].lower() in VIDEOS and not any(part.startswith(".") for part in path.split("/"))
-    )
+    return [path for path in walk(data) if os.path.splitext(path)[1].lower() in VIDEOS]
 
 
 def has_texts(data: epath.Path, videos: Sequence[str]) -> bool:
@@ -50,7 +45,9 @@ def _entry(data: epath.Path, path: str) -> Entry:
     sounds = (stem + suffix for suffix in SOUNDS if (data / (stem + suffix)).is_file())
     transcript, reason = (None, f"no transcript: no {stem}.txt") if text is None else (_read_text(text), "")
     source = id_text(os.path.dirname(path))
-    return Entry(path_id(path), split_of_folders(path), path, next(sounds, path), transcript, source, reason=reason)
+    return Entry(
+        path_id(path), split_of_folders(data, path), path, next(sounds, path), transcript, source, reason=reason
+    )
 
 
 def _text_file(data: epath.Path, path: str) -> epath.Path | None:

@@ -31,10 +31,10 @@ def parse(options: Sequence[str] | None) -> dict[str, str]:
 
 def choose(there: Sequence[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
     """{what: column}, as chosen or by name. Raises InputError if one that is needed or chosen is not there."""
-    found = dict(chosen)
+    found, plain = dict(chosen), {str(name).strip().lower(): name for name in reversed(there)}
     for what, names in NAMES.items():
-        if what not in found and (name := next((name for name in names if name in there), None)):
-            found[what] = name
+        if what not in found and (name := next((name for name in names if name in plain), None)):
+            found[what] = plain[name]
     if wrong := [name for name in chosen.values() if list(there).count(name) != 1]:
         raise InputError(
             f"{where}: columns {wrong} are missing or there twice, found {', '.join(map(str, there))!r:.200}."

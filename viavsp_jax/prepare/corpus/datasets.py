@@ -9,7 +9,6 @@ A column of media holds bytes, or {bytes, path}; where there are no bytes, the p
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 
 import pyarrow
@@ -19,10 +18,18 @@ from tqdm import tqdm
 from viavsp_jax.data import addresses, cells
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.prepare.corpus import columns
-from viavsp_jax.prepare.corpus.entries import Corpus, Entry, check_split, clip_id, path_id, split_name, split_of_folders
+from viavsp_jax.prepare.corpus.entries import (
+    Corpus,
+    Entry,
+    check_split,
+    clip_id,
+    path_id,
+    split_in,
+    split_of_folders,
+    walk,
+)
 from viavsp_jax.runtime.errors import InputError
 
-_SPLIT = re.compile(r"([A-Za-z][\w.-]*?)[-_.]\d+(?:-of-\d+)?")
 _CACHED = "cache-"  # how files begin that `datasets` writes for itself
 
 
@@ -31,7 +38,7 @@ def find(data: epath.Path) -> list[epath.Path]:
     if data.is_file():
         paths = [data]
     else:
-        paths = sorted(parent / name for parent, _, names in data.walk() for name in names)
+        paths = [data / path for path in walk(data)]
     paths = [path for path in paths if path.suffix in (".parquet", ".arrow") and not path.name.startswith(_CACHED)]
     return [path for path in paths if _media_columns(_schema(path))]
 
@@ -47,7 +54,7 @@ def read(data: epath.Path, chosen: Mapping[str, str]) -> Corpus:
         for path in bar:
             found = columns.choose(_schema(path).names, chosen, str(path))
             entries += _entries(root, path, found)
-    if "id" not in found and len({(one.split, one.id) for one in entries}) < len(entries):
+    if "id" not in found and len({one.id for one in entries}) < len(entries):
         # Names of files that are the same in many rows name no clip.
         entries = [dataclasses.replace(one, id=clip_id(one.video)) for one in entries]
     what = f"{data}: {len(entries):,} clips in {len(paths):,} tables with media, as `datasets` writes them; "
@@ -83,7 +90,7 @@ def _entries(root: epath.Path, path: epath.Path, found: Mapping[str, str]) -> li
     texts = {what: name for what, name in found.items() if what not in ("video", "audio")}
     values = {what: cells.read_column(str(path), name) for what, name in texts.items()}
     places = {what: _places(path, inner, media[found[what]]) for what in ("video", "audio") if found.get(what) in media}
-    split = _split_of(path, inner)
+    split = split_in(path.stem) or split_of_folders(root, inner)
     entries = []
     for number, (video, name) in enumerate(places["video"]):
         row = {what: column[number] for what, column in values.items()}
@@ -95,17 +102,12 @@ def _entries(root: epath.Path, path: epath.Path, found: Mapping[str, str]) -> li
     return entries
 
 
-def _split_of(path: epath.Path, inner: str) -> str | None:
-    named = _SPLIT.fullmatch(path.stem)
-    return split_name(named[1] if named else path.stem) or split_of_folders(inner)
-
-
 def _places(path: epath.Path, inner: str, column: str) -> list[tuple[str, str]]:
     """(the address of a medium, what its file was called) in every row of a column."""
     if column.endswith(".bytes"):
         names = list(map(id_text, cells.read_column(str(path), column.replace(".bytes", ".path"))))
     else:
         names = [""] * cells.read_num_rows(str(path))
-    if names and cells.read_cell(str(path), column, 0) is None:  # then the files lie where their paths say
+    if cells.is_empty(str(path), column):  # then the files lie where their paths say
         return [(name, name) for name in names]
     return [(addresses.in_table(inner, column, row), name) for row, name in enumerate(names)]

@@ -23,6 +23,10 @@ _CONDITION = re.compile(r"test_(.+)")
 # A ratio below 0 as Hugging Face's names of splits, which take no hyphen, have it.
 _NEGATIVE = re.compile(r"(?<=snr_)n(?=\d)")
 
+# ViCocktail's and AVYT's test sets, in names of archives.
+_OF_CORPUS = re.compile(r"(test_snr_[-n]?\d+_interferer_\d+)")
+_NUMBERS = re.compile(r"(?:[-_. ]?\(?\d+\)?(?:-of-\d+)?)+$")  # of a file among others, at the end of its name
+
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
 
 
@@ -65,14 +69,37 @@ def split_name(text: object) -> str | None:
     name = id_text(text).strip().lower()
     if name in _SPLITS:
         return _SPLITS[name]
-    if (found := _CONDITION.fullmatch(name)) and is_file_name(name):
+    if (found := _CONDITION.fullmatch(name)) and is_file_name(name) and not _words(found[1]):
         return f"test_{_NEGATIVE.sub('-', found[1])}"
     return None
 
 
-def split_of_folders(path: str) -> str | None:
-    """The split that a folder on the way to a file is named after, the nearest one; None if none is."""
-    return next(filter(None, map(split_name, reversed(path.split("/")[:-1]))), None)
+def split_in(name: str) -> str | None:
+    """The split that a longer name tells: as a part of it between hyphens or, if only one is named, as any word of it.
+
+    None if it tells none, or several.
+    """
+    if of_corpus := _OF_CORPUS.search(name.lower()):
+        return split_name(of_corpus[1])
+    stem = _NUMBERS.sub("", name)
+    exact = split_name(stem) or split_name(stem.rpartition("-")[2])
+    words = _words(stem)
+    return exact or (words.pop() if len(words) == 1 else None)
+
+
+def _words(name: str) -> set[str]:
+    """The splits that words of a name tell."""
+    return {_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS}
+
+
+def split_of_folders(root: epath.Path, path: str) -> str | None:
+    """The split that a folder on the way to a file tells, the nearest one, or the corpus's own; None if none does."""
+    for folder in reversed([root.name, *path.split("/")[:-1]]):
+        if of_corpus := _OF_CORPUS.search(folder.lower()):
+            return split_name(of_corpus[1])
+        if len(words := _words(folder)) == 1:
+            return words.pop()
+    return None
 
 
 def condition_of(split: str) -> tuple[str, str]:
@@ -105,6 +132,20 @@ def clip_id(text: object) -> str:
     return " ".join(id_text(text).replace("/", "_").split())
 
 
+def walk(folder: epath.Path) -> list[str]:
+    """The files below a folder, as paths in it, sorted; hidden ones are passed over, links are followed once."""
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if (folder / path).is_file())
+
+
 def path_id(path: str) -> str:
     """The id of a clip by its path in a corpus, without suffix."""
-    return clip_id(os.path.splitext(path)[0])
+    return clip_id(os.path.splitext(os.path.normpath(path))[0]) if path else ""

@@ -62,7 +62,7 @@ def read_corpus(data: epath.Path, layout: str | None, columns: Mapping[str, str]
 
 
 def _found(data: epath.Path) -> list[str]:
-    if data.is_dir() and (data / vasr.FILE).exists():
+    if data.is_dir() and vasr.is_there(data):
         return ["vasr"]
     if data.is_dir() and not any(data.iterdir()):
         return []

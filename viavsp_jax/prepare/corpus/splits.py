@@ -11,17 +11,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from viavsp_jax.prepare.corpus.entries import Entry, condition_of
+from viavsp_jax.prepare.corpus.entries import Entry, condition_of, sorted_splits
 from viavsp_jax.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 def with_splits(entries: Sequence[Entry], valid: float | None, seed: int) -> list[Entry]:
-    """Clips of no split are for training; of these, a share `valid` of the clips are taken for validation.
+    """Where no splits are told, all clips are for training; of these, a share `valid` is taken for validation.
 
-    Raises InputError if there is a validation split already, or there are too few sources for two splits.
+    Raises InputError if those of some clips are told and those of others are not, if there is a validation split
+    already, or there are too few sources for two splits.
     """
+    unclear = [one for one in entries if one.split is None]
+    if unclear and len(unclear) < len(entries):
+        told = sorted_splits(one.split for one in entries if one.split)
+        raise InputError(
+            f"{unclear[0].video}: nothing tells its split, nor that of {len(unclear):,} clips in all, while others are "
+            f"of {', '.join(told)}, expected names of files or folders that tell it, or a column."
+        )
     entries = [dataclasses.replace(one, split=one.split or "train") for one in entries]
     splits = {one.split for one in entries}
     if valid is None:

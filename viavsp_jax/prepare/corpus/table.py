@@ -5,6 +5,7 @@ without one of sounds, the sound is in the video.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from viavsp_jax.prepare.corpus.entries import Corpus, Entry, check_split, clip_i
 from viavsp_jax.prepare.parquet import read_parquet
 from viavsp_jax.runtime.errors import InputError
 
-KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 _JSON_LINES = (".jsonl", ".ndjson")
+KINDS = (".csv", ".tsv", ".parquet", *_JSON_LINES)
+
+_MEDIA = ("video", "audio")
 
 Rows = list[dict[str, Any]]
 
@@ -44,14 +47,14 @@ def read(path: epath.Path, chosen: Mapping[str, str]) -> Corpus:
     entries = []
     for number, row in enumerate(rows):
         values = {what: row.get(name) for what, name in found.items()}
-        id = clip_id(ids[number]) if ids else path_id(id_text(values["video"]))
+        id = (clip_id(ids[number]) if ids else "") or path_id(id_text(values["video"]).strip())
         entries.append(_entry(values, id, f"{path}: row {number + 1} (id {id!r})"))
     what = f"{path}: a table of {len(entries):,} clips; {columns.described(found)}"
     return Corpus(what, path.parent, entries)
 
 
 def _entry(values: Mapping[str, Any], id: str, where: str) -> Entry:
-    video, audio = (id_text(values.get(what)).strip() for what in ("video", "audio"))
+    video, audio = (os.path.normpath(path) if path else "" for path in (id_text(values.get(x)).strip() for x in _MEDIA))
     split = check_split(values["split"], where) if "split" in values else None
     reason = "" if video else f"no video: {where} names none"
     return Entry(id, split, video, audio or video, values["text"], id_text(values.get("speaker")), reason=reason)

@@ -9,6 +9,7 @@ import math
 
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
@@ -20,6 +21,18 @@ from viavsp_jax.runtime.errors import InputError
 FILE, CHANNELS = "metadata.parquet", "mapping.json"
 COLUMNS = ("id", "shard", "fps", "sampling_rate", "transcript", "video_num_frames", "audio_num_frames", "split")
 _NAMES = ("id", "shard")  # of files
+
+
+def is_there(data: epath.Path) -> bool:
+    """Whether a folder has the table, however damaged; others call theirs so, too, but have no shards of files."""
+    path = data / FILE
+    if not path.exists():
+        return False
+    try:
+        with path.open("rb") as file:
+            return not {"id", "shard", "split"}.isdisjoint(pyarrow.parquet.read_schema(file).names)
+    except (ValueError, OSError, pyarrow.ArrowException):
+        return True
 
 
 def read(data: epath.Path, with_channels: bool) -> Corpus:

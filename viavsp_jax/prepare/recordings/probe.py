@@ -26,11 +26,12 @@ class Pictures:
     count: int  # of frames
     start: Fraction  # in seconds, of the file's own time
     seconds: float
+    steady: bool  # whether frames come one after the other at 25 a second, without gaps
 
     @property
     def at_25(self) -> bool:
-        """Whether frames come at the encoder's rate, so that each can be taken as it is."""
-        return abs(self.rate - FRAME_RATE) < _SAME_RATE
+        """Whether each frame can be taken as it is."""
+        return self.steady and abs(self.rate - FRAME_RATE) < _SAME_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,11 @@ def _pictures(address: str, stream: av.VideoStream, packets: Sequence[av.Packet]
         raise InputError(f"{address}: cut off after {len(packets)} of {stream.frames} frames, expected a whole video.")
     start, seconds = _span(packets)
     rate = stream.average_rate or (Fraction(len(packets) / seconds) if seconds else Fraction(0))
-    return Pictures(stream.width, stream.height, Fraction(rate), len(packets), start, seconds)
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    expected = times[0] + np.arange(len(times)) / (FRAME_RATE * float(packets[0].time_base)) if times else []
+    late = np.abs(np.subtract(times, expected)) * float(packets[0].time_base) if times else np.zeros(0)
+    steady = bool(late.max(initial=0) < 1 / (2 * FRAME_RATE))
+    return Pictures(stream.width, stream.height, Fraction(rate), len(packets), start, seconds, steady)
 
 
 def _sound(stream: av.AudioStream, packets: Sequence[av.Packet]) -> Sound:

@@ -2,8 +2,11 @@
 
 import io
 import json
+import tarfile
 import unicodedata
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from open_corpus import ARCHIVES, NOISY, TEST, TRAIN, encoded, encoded_as, few, read_archive, write_archive
@@ -12,12 +15,13 @@ from places import GOLDEN_OPEN
 from viavsp_jax.data import media
 from viavsp_jax.prepare import measure
 from viavsp_jax.prepare.__main__ import main
-from viavsp_jax.prepare.corpus.tars import archive_split
+from viavsp_jax.prepare.corpus.entries import split_in, split_of_folders
 from viavsp_jax.prepare.features.reading import read_media
 from viavsp_jax.prepare.manifest_files import read_manifest
 from viavsp_jax.prepare.recordings.clip import read_clip
 from viavsp_jax.prepare.recordings.mouth_video import write_video
 from viavsp_jax.prepare.skipped import read_skipped
+from viavsp_jax.runtime.errors import InputError
 
 EXPECTED = json.loads((GOLDEN_OPEN / "vicocktail/expected.json").read_bytes())
 
@@ -34,14 +38,141 @@ def manifest(data, output, *options):
         ("avvn-test_snr_-5_interferer_2-000000", "test_snr_-5_interferer_2"),
         ("avyt-test_snr_n5_interferer_1-000012", "test_snr_-5_interferer_1"),
         ("avvn-test_snr_10_interferer_1", "test_snr_10_interferer_1"),
+        ("avvn-test_snr_0_interferer_1-000000 (1)", "test_snr_0_interferer_1"),
         ("dev_00001-of-00003", "valid"),
-        ("train", "train"),
-        ("000000", None),
-        ("lrs3-pretrained-0001", None),
+        ("avvn-test_far-000000", "test_far"),
+        *((name, "valid") for name in ("valid-0", "val_01", "dev-clean-000000", "validation-00000-000123", "my_dev")),
+        *((name, "test") for name in ("test-01", "test-clean-000", "test-shard-0001", "partial-test", "test.other-1")),
+        *((name, "train") for name in ("train", "TRAIN-1", "train_test_split-train-000")),
+        *((name, None) for name in ("000000", "lrs3-pretrained-0001", "my_test_data_train-000", "heldout-000")),
     ],
 )
 def test_the_split_is_in_the_name(name, split):
-    assert archive_split(f"{name}.tar") == split
+    assert split_in(name) == split
+
+
+def test_folders_tell_splits_too(tmp_path):
+    assert split_of_folders(tmp_path / "c", "valid_clips/a/x.mp4") == "valid"
+    assert split_of_folders(tmp_path / "c", "train/test_clips/x.mp4") == "test"
+    assert split_of_folders(tmp_path / "test", "a/x.mp4") == "test"
+    assert split_of_folders(tmp_path / "c", "test_snr_n5_interferer_1/x.mp4") == "test_snr_-5_interferer_1"
+    assert split_of_folders(tmp_path / "c", "a/x.mp4") is None
+
+
+def test_where_some_names_tell_splits_all_are_to(tmp_path, capsys):
+    """Else what was to be tested with might be trained with."""
+    for name in ("a-train-000", "a-heldout-000"):
+        write_archive(tmp_path / f"c/{name}.tar", few(TRAIN, 2))
+    with pytest.raises(SystemExit):
+        manifest(tmp_path / "c", tmp_path / "out")
+    message = capsys.readouterr().err
+    assert "a-heldout-000.tar" in message and "nothing tells its split" in message and "others are of train" in message
+
+
+def test_keys_that_begin_anew_in_each_archive(tmp_path):
+    for name in ("train-000", "train-001", "test-000"):
+        samples = {key: {"video": one["video"], "label": one["label"]} for key, one in few(TRAIN, 2).items()}
+        write_archive(tmp_path / f"c/{name}.tar", samples)
+    manifest(tmp_path / "c", tmp_path / "out")
+    assert [clip.id for clip in read_manifest(tmp_path / "out", "train")] == [
+        f"train-00{archive}.tar_0000000{key}" for archive in range(2) for key in range(2)
+    ]
+    assert len(read_manifest(tmp_path / "out", "test")) == 2
+
+
+def test_what_is_behind_a_damaged_block_is_missed(tmp_path):
+    path = write_archive(tmp_path / "c/train-000.tar", few(TRAIN, 4))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"00000002.video")
+    content[at : at + 512] = b"\xff" * 512
+    path.write_bytes(content)
+    manifest(tmp_path / "c", tmp_path / "out")
+    assert len(read_manifest(tmp_path / "out", "train")) == 2
+    reasons = [line["reason"] for line in read_skipped(tmp_path / "out")]
+    assert any("unreadable archive" in reason and f"at byte {at:,}" in reason for reason in reasons)
+    other = write_archive(tmp_path / "other.tar", few(TEST, 1)).read_bytes()
+    write_archive(path, few(TRAIN, 1)).write_bytes(path.read_bytes() + other)  # as cat a.tar b.tar
+    manifest(tmp_path / "c", tmp_path / "again")
+    (line,) = read_skipped(tmp_path / "again")
+    assert "another archive was appended" in line["reason"]
+
+
+def test_a_member_that_is_there_twice_makes_no_clip_of_two(tmp_path):
+    samples = few(TRAIN, 3)
+    first, second, _ = samples
+    path = tmp_path / "c/train-000.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for key, suffix in (
+            (first, "video"),
+            (first, "label"),
+            (first, "video"),
+            (first, "txt"),
+            (second, "video"),
+            (second, "label"),
+        ):
+            content = samples[key].get(suffix, b"other text")
+            member = tarfile.TarInfo(f"./{key}.{suffix}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    manifest(tmp_path / "c", tmp_path / "out")
+    (line,) = read_skipped(tmp_path / "out")
+    assert line["id"] == first and "repeated member" in line["reason"]
+    assert [clip.id for clip in read_manifest(tmp_path / "out", "train")] == [second]
+
+
+def test_an_archive_that_was_replaced_is_not_read_by_the_old_places(tmp_path):
+    write_archive(tmp_path / "c/train-000.tar", few(TRAIN, 3))
+    manifest(tmp_path / "c", tmp_path / "out")
+    clips = read_manifest(tmp_path / "out", "train")
+    samples = few(TRAIN, 4)
+    write_archive(tmp_path / "c/train-000.tar", dict(list(samples.items())[1:]))
+    for clip in clips:
+        with pytest.raises(InputError, match="the archive has changed since the manifest was made"):
+            read_clip(clip.video, clip.audio)
+
+
+def test_archives_that_are_not_there_or_compressed(tmp_path):
+    write_archive(tmp_path / "elsewhere/train-000.tar", few(TRAIN, 1))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/linked").symlink_to("../elsewhere")
+    (tmp_path / "c/loop").symlink_to("../c")
+    (tmp_path / "c/train-001.tar").symlink_to("nowhere")
+    (tmp_path / "c/train-002.tar.gz").write_bytes(b"\x1f\x8b")
+    manifest(tmp_path / "c", tmp_path / "out")
+    assert len(read_manifest(tmp_path / "out", "train")) == 1
+    (line,) = read_skipped(tmp_path / "out")
+    assert "train-002.tar.gz" in line["reason"] and "without compression" in line["reason"]
+
+
+def test_frames_that_do_not_come_steadily_are_shown_when_they_are_shown(tmp_path):
+    """25 a second on average, as browsers and telephones record: sound and picture stay in step."""
+    times = [*range(30), *range(40, 70)]  # a gap of 0.4 s
+    frames = np.zeros((60, 96, 96), np.uint8)
+    frames[30:] = 255
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for picture, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "gray").reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for start in range(0, 44_800, 1024):
+            part = np.zeros((1, min(1024, 44_800 - start)), np.float32)
+            frame = av.AudioFrame.from_ndarray(part, "fltp", "mono")
+            frame.sample_rate, frame.pts = 16_000, start
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    sample = few(TRAIN, 1).popitem()[1] | {"video": file.getvalue()}
+    write_archive(tmp_path / "c/train-000.tar", {"a": sample})
+    manifest(tmp_path / "c", tmp_path / "out")
+    (clip,) = read_manifest(tmp_path / "out", "train")
+    read = read_media(clip)
+    assert len(read.frames) == clip.num_frames == 70
+    assert int((read.frames.mean((1, 2)) > 128).argmax()) == 40
 
 
 def test_recorded_archives(tmp_path, caplog):
