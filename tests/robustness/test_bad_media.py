@@ -103,7 +103,11 @@ CLIPS = [
     audio("audio is an empty file", "not a media file that can be read", content(lambda data: b"")),
     audio("audio is text", "not a media file that can be read", content(lambda data: b"<html>404</html>")),
     audio("audio is cut off", "truncated wav file", content(lambda data: data[:-100])),
-    audio("audio of no known coding", "has neither pictures", content(lambda data: data[:20] + b"\3\7" + data[22:])),
+    audio(
+        "audio of no known coding",
+        "kinds that there is no decoder for",
+        content(lambda data: data[:20] + b"\3\7" + data[22:]),
+    ),
     audio("audio without samples", "the wav file has no samples", wav(samples=0)),
     audio("audio is much longer than the video", "lasts 60.00 s, expected 1.20 s", wav(samples=960_000)),
     audio("audio is much shorter than the video", "lasts 0.01 s, expected 1.20 s", wav(samples=160)),

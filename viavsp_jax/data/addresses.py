@@ -90,7 +90,9 @@ def name_of(address: str) -> str:
 
 def exists(address: str | os.PathLike) -> bool:
     """Whether there is such a file, or one that has it inside."""
-    return epath.Path(file_of(os.fspath(address))).is_file()
+    path = file_of(os.fspath(address))
+    # What etils takes for a file may be a pipe, and to open one is to wait for its other end.
+    return epath.Path(path).is_file() if "://" in path else os.path.isfile(path)
 
 
 def opened(address: str | os.PathLike) -> BinaryIO:

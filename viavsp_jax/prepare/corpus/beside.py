@@ -42,7 +42,7 @@ def read(data: epath.Path) -> Corpus:
 
 def _entry(data: epath.Path, path: str) -> Entry:
     stem, text = os.path.splitext(path)[0], _text_file(data, path)
-    sounds = (stem + suffix for suffix in SOUNDS if (data / (stem + suffix)).is_file())
+    sounds = (stem + suffix for suffix in SOUNDS if os.path.isfile(data / (stem + suffix)))
     transcript, reason = (None, f"no transcript: no {stem}.txt") if text is None else (_read_text(text), "")
     source = id_text(os.path.dirname(path))
     return Entry(
@@ -53,7 +53,7 @@ def _entry(data: epath.Path, path: str) -> Entry:
 def _text_file(data: epath.Path, path: str) -> epath.Path | None:
     name = os.path.splitext(path)[0] + ".txt"
     places = data / name, epath.Path(str(data / name).replace(_VIDEO_FOLDER, _TEXT_FOLDER))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 def _read_text(path: epath.Path) -> str | bytes:

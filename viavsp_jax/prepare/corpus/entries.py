@@ -143,7 +143,7 @@ def walk(folder: epath.Path) -> list[str]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if (folder / path).is_file())
+    return sorted(path for path in found if os.path.isfile(os.path.join(folder, path)))
 
 
 def path_id(path: str) -> str:
