@@ -11,6 +11,7 @@ from flax import nnx
 from random_encoders import POST_LN, PRE_LN, random_torch_encoder
 
 from convert.avhubert import load_flax, to_torch_names
+from viavsp_jax.models.avhubert import video
 from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.prepare.features import avhubert_torch
@@ -255,7 +256,8 @@ def temporary_bytes(*args):
     return backward.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_the_backward_pass_keeps_nothing_of_a_clip_but_its_frames(folders):
+def test_the_backward_pass_keeps_nothing_of_a_clip_but_its_frames(folders, monkeypatch):
+    monkeypatch.setattr(video, "FRAMES_AT_ONCE", 1)  # one clip at a time, however long it is
     arguments, batch = load(folders["pre-LN"]), clips(PRE_LN)
     longer = {name: np.concatenate([value] * 4, 1) for name, value in batch.items()}
     growth = temporary_bytes(*arguments, longer) - temporary_bytes(*arguments, batch)
