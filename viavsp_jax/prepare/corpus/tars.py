@@ -77,7 +77,7 @@ def _entries(root: epath.Path, path: epath.Path) -> list[tuple[str, Entry]]:
     inner = str(path.relative_to(root))
     split = split_in(path.name.removesuffix(".tar")) or split_of_folders(root, inner)
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with path.open("rb") as file, tarfile.TarFile(fileobj=file) as archive:
             samples, trouble = _samples(archive)
             found = [(key, _entry(inner, split, key, sample, file)) for key, sample in samples.items()]
             trouble = trouble or _rest(archive, file)

@@ -26,7 +26,7 @@ def write_archives(output: str | Path, clips: list[Clip], workers: int) -> None:
             if path.exists():
                 bar.update(len(own))
                 continue
-            with atomic_write(path) as temporary, tarfile.open(temporary, "w") as archive:
+            with atomic_write(path) as temporary, tarfile.TarFile(temporary, "w") as archive:
                 for sample in map_clips(_sample, own, workers):
                     for name, content in sample.items():
                         member = tarfile.TarInfo(name)
