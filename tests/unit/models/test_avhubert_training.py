@@ -76,19 +76,20 @@ def test_positional_convolution_and_its_gradients(frames, taps):
 
 
 @pytest.mark.parametrize("clips", [1, 2, 3, 4, 5, 8, 26])
-def test_a_few_clips_at_a_time(clips):
-    """Of each of 2 rows; statistics are averaged in the order of the clips all the same."""
-    x = np.random.default_rng(0).normal(size=(2, clips, 4)).astype(np.float32)
+@pytest.mark.parametrize(("frames", "few"), [(76, 3), (375, 1), (25, 9)])
+def test_a_few_clips_at_a_time(clips, frames, few):
+    """Of each of 2 rows, fewer if they are longer; statistics are averaged in the order of the clips all the same."""
+    x = np.random.default_rng(0).normal(size=(2, clips, frames)).astype(np.float32)
     steps = video.together(jnp.asarray(x))
-    assert len(steps) == -(-clips // video.CLIPS) and steps.shape[1] <= 2 * video.CLIPS
+    assert len(steps) == -(-clips // few) and steps.shape[1] <= 2 * few
     assert 0 <= len(steps) * steps.shape[1] / 2 - clips < len(steps)
     np.testing.assert_array_equal(video.apart(steps, 2, clips), x)
 
     counted = np.random.default_rng(1).random((2, clips)) < 0.7
-    expected = np.ones(4, np.float32)
+    expected = np.ones(frames, np.float32)
     for clip in x[counted]:
         expected = 0.9 * expected + 0.1 * clip
-    running = {"mean": jnp.ones(4), "num_batches": jnp.int32(5)}
+    running = {"mean": jnp.ones(frames), "num_batches": jnp.int32(5)}
     found = video.averaged(running, {"mean": steps, "num_batches": jnp.zeros(len(steps), jnp.int32)}, counted)
     np.testing.assert_allclose(found["mean"], expected, rtol=1e-5, atol=1e-6)
     assert found["num_batches"] == 5 + counted.sum()
