@@ -33,7 +33,7 @@ def parsed(monkeypatch):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config=configs/fnal.py"], "--config is configs/fnal.py: no such file, did you mean configs/final.py?"),
     (["--config=nowhere.py"], "--config is nowhere.py: no such file, expected a file with get_config(), or one of "
-     "base, demo, demo_encoder, final, llama32, qwen3\n"),
+     "base, demo, demo_encoder, final, llama32, qwen3, vicocktail\n"),
     (["--config="], "--config is : no such file, expected a file with get_config()"),
     (["--config=finl"], "--config is finl: no such file, did you mean final?"),
     (["--config=finale:reference"], "--config is finale:reference: no such file, did you mean final?"),
