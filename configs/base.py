@@ -108,6 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
             # 15, is there once a row. No utterance may be longer than `window`, instruction included, since attention
             # looks no further back. With encoder.train every clip gets an equal share of the row's frames.
             "row": {"positions": 1024, "frames": 1024, "labels": 512, "clips": 8, "window": 192},
+            # How long clips are, for --mode=compile, which sees none; here VASR's.
+            "seconds": {"mean": 3.04, "longest": 3.04},
             # Records that do not fit a row, which are looked for before the first update and listed in too_long.jsonl
             # of the work folder. error: there are to be none. skip: they are left out, of validation too.
             "too_long": "error",

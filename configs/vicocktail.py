@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment.drop_frames = {"spans": 2, "frames": 25}
     config.data.rows, config.device_rows = -1, 1
     config.data.row = {"positions": 1152, "frames": 8 * LONGEST, "labels": 384, "clips": 8, "window": 384}
+    config.data.seconds = {"mean": 5.3, "longest": LONGEST / 25}
     config.data.too_long = "skip"
     # The reference's shares.
     config.optimizer.warmup_updates, config.optimizer.decay_updates = 1 / 3, 2 / 3

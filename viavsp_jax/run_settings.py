@@ -10,7 +10,7 @@ from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 from viavsp_jax.data.prompt import PromptSettings
-from viavsp_jax.data.settings import Augmentation, DataSettings
+from viavsp_jax.data.settings import Augmentation, ClipSeconds, DataSettings
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
@@ -116,7 +116,7 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
     for name in ("warmup_updates", "hold_updates", "decay_updates"):
         lengths[name] = optimizer.pop(name)
     lengths = {name: round(x * c.updates) if isinstance(x, float) else x for name, x in lengths.items()}
-    data["row"] = RowShape(**c.data.row)
+    data["row"], data["seconds"] = RowShape(**c.data.row), ClipSeconds(**c.data.seconds)
     augment = c.data.augment
     data["augment"] = Augmentation(
         noise.probability, noise.kinds, noise.snr_db, noise.talkers,

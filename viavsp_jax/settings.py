@@ -165,6 +165,8 @@ TABLE = {
     "data.row.labels": COUNT,
     "data.row.clips": COUNT,
     "data.row.window": COUNT,
+    "data.seconds.mean": ABOVE_0,
+    "data.seconds.longest": ABOVE_0,
     "data.too_long": one_of("error", "skip"),
     "optimizer.name": one_of(*get_args(Name)),
     "optimizer.weight_decay": AT_LEAST_0,
@@ -290,6 +292,8 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
         problems.append("config.evaluate.decoding: min_new_tokens is above max_new_tokens")
     if config.checkpoint.best_by == "wer" and not config.samples.clips:
         problems.append("config.checkpoint.best_by is wer, expected config.samples.clips to be decoded for it")
+    if config.data.seconds.mean > config.data.seconds.longest:
+        problems.append("config.data.seconds: mean is above longest")
     if config.encoder.train and config.data.row.frames < config.data.row.clips:
         problems.append("config.data.row: frames is below clips, expected a frame for each clip of a row at least")
     return problems

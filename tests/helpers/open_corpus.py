@@ -65,11 +65,18 @@ def encoded(frames: np.ndarray, samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def encoded_as(frames: np.ndarray, samples: np.ndarray, fps: int = 25, rate: int = 16_000) -> bytes:
-    """An mp4 file of grey pictures uint8[T, H, W] at any rate and sound int16[n, C] at any other."""
+def encoded_as(
+    frames: np.ndarray,
+    samples: np.ndarray,
+    fps: int = 25,
+    rate: int = 16_000,
+    form: str = "mp4",
+    codec: str = "libx264",
+) -> bytes:
+    """A file of grey pictures uint8[T, H, W] at any rate and sound int16[n, C] at any other."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=fps, options={"crf": "10"} if codec == "libx264" else {})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
         sound = container.add_stream("aac", rate=rate, layout={1: "mono", 2: "stereo"}[samples.shape[1]])
         for number, picture in enumerate(frames):

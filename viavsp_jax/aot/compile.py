@@ -1,7 +1,7 @@
 """Ahead-of-time compilation for TPUs that are not there: does a config fit, and how long would it take?
 
 The programs are those of training and of evaluation. No weights, data or tokenizer are needed: what rows and prompts
-hold is found by packing clips of VASR's sizes.
+hold is found by packing clips as long as `config.data.seconds` says.
 """
 
 import collections

@@ -1,15 +1,18 @@
-"""Random clips of VASR's sizes, to reckon with where the real ones are not at hand."""
+"""Random clips as long as a corpus's, to reckon with where the real ones are not at hand."""
 
 import numpy as np
 
+from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.packing import Arrays
+from viavsp_jax.data.settings import ClipSeconds
 
-FRAMES = 76  # 3 s at 25 fps
+FRAMES = 76  # of VASR's clips, of which the numbers below are; in longer ones, they spread less around their means
 # Share of the frames left when every run of one cluster becomes one segment: mean and standard deviation over clips, of
 # the parent project's English test set.
 KEPT = (0.595, 0.065)
 INSTRUCTION_TOKENS = 15
 LABEL_TOKENS = (12, 28)  # least and most, begin and end token included
+_SHAPE = 2.0  # of the beta distribution of lengths: few are very short, and most far below the longest
 
 
 class TypicalPrompt:
@@ -28,20 +31,32 @@ class TypicalPrompt:
         return [self.begin_id, *[self._word_id] * len(text.split()), self.end_id]
 
 
-def draw_clips(count: int, seed: int = 0) -> list[Arrays]:
+def draw_frames(count: int, seconds: ClipSeconds, seed: int = 0) -> np.ndarray:
+    """int[count]: how many frames clips have."""
+    longest = round(seconds.longest * FRAME_RATE)
+    rest = _SHAPE * (seconds.longest / seconds.mean - 1)
+    if not rest:
+        return np.full(count, longest)
+    shares = np.random.default_rng(seed).beta(_SHAPE, rest, count)
+    return np.maximum(1, np.round(longest * shares)).astype(int)
+
+
+def draw_clips(count: int, seconds: ClipSeconds, seed: int = 0) -> list[Arrays]:
     """Records as the shards hold them, but with features of width 1, all zero."""
     rng = np.random.default_rng(seed)
-    mean, deviation = KEPT
+    (mean, deviation), typical = KEPT, sum(LABEL_TOKENS) / 2
     clips = []
-    for number in range(count):
-        segments = int(np.clip(round(FRAMES * rng.normal(mean, deviation)), 1, FRAMES))
-        cuts = np.sort(rng.choice(np.arange(1, FRAMES), segments - 1, replace=False))
-        words = rng.integers(LABEL_TOKENS[0], LABEL_TOKENS[1] + 1) - 2
+    for number, frames in enumerate(draw_frames(count, seconds, seed)):
+        clips_of_vasr = frames / FRAMES
+        share = rng.normal(mean, deviation / clips_of_vasr**0.5)
+        segments = int(np.clip(round(frames * share), 1, frames))
+        cuts = np.sort(rng.choice(np.arange(1, frames), segments - 1, replace=False))
+        more = (rng.integers(LABEL_TOKENS[0], LABEL_TOKENS[1] + 1) - typical) * clips_of_vasr**0.5
         clips.append({
             "id": f"clip{number}",
-            "features": np.zeros((FRAMES, 1), np.float16),
-            "cluster_counts": np.diff(cuts, prepend=0, append=FRAMES).astype(np.int32),
-            "transcript": "chữ " * words,
+            "features": np.zeros((frames, 1), np.float16),
+            "cluster_counts": np.diff(cuts, prepend=0, append=frames).astype(np.int32),
+            "transcript": "chữ " * max(1, round(typical * clips_of_vasr + more) - 2),
             "source_language": "vi",
             "target_language": "vi",
         })  # fmt: skip

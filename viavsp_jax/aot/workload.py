@@ -1,4 +1,4 @@
-"""What a step of training or decoding runs, and how much of its work is useful when clips are of VASR's sizes."""
+"""What a step of training or decoding runs, and how much of its work is useful on clips as long as the corpus's."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from flax import nnx
 
 from viavsp_jax import sharding, update
 from viavsp_jax.aot import flops
-from viavsp_jax.aot.typical_clips import FRAMES, TypicalPrompt, draw_clips
+from viavsp_jax.aot.typical_clips import TypicalPrompt, draw_clips, draw_frames
 from viavsp_jax.data import packing, pipeline
 from viavsp_jax.data.features import CROP_SIZE
 from viavsp_jax.data.packer import OPEN_ROWS
@@ -22,6 +22,7 @@ from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.optimizer import learning, make_optimizer
+from viavsp_jax.runtime.errors import InputError
 
 TEST_CLIPS = 12_800  # to decode: 1 % of VASR
 SIMULATED_ROWS = 64
@@ -68,7 +69,7 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
         clips_per_step=clips,
         flops=flops.of_program(traced.jaxpr.jaxpr),
         useful_flops=share * flops.useful_in_training(experiment.model.llama, texts)
-        + 3 * clips * encoder_flops(experiment.model.encoder, FRAMES),
+        + 3 * clips * encoder_flops(experiment.model.encoder, mean_frames(data)),
         bytes_read=2 * bytes_per_device(experiment.frozen),  # forward and backward
         facts={
             "clips_seen": round(clips * updates),
@@ -77,6 +78,11 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
         },
     )
     return [Program(traced)], work
+
+
+def mean_frames(data: DataSettings) -> int:
+    """Of a typical clip."""
+    return round(draw_frames(SIMULATED_ROWS * data.row.clips, data.seconds).mean())
 
 
 def encoder_flops(encoder: AVHubertConfig | None, frames: int) -> int:
@@ -97,46 +103,53 @@ def encoder_flops(encoder: AVHubertConfig | None, frames: int) -> int:
 def pack(data: DataSettings) -> list[tuple[range, int]]:
     """Positions and label tokens of SIMULATED_ROWS rows of typical clips, by the pipeline's own packer.
 
-    Of the instruction of each row, which has no label, then of its utterances.
+    Of the instruction of each row, which has no label, then of its utterances. Clips that fit no row are left out.
     """
-    clips = grain.MapDataset.source(draw_clips((SIMULATED_ROWS + OPEN_ROWS) * data.row.clips))
+    clips = draw_clips((SIMULATED_ROWS + OPEN_ROWS) * data.row.clips, data.seconds)
+    fitting = [clip for clip in clips if not data.row.too_small(*_sizes(clip), data.of_clips)]
+    if not fitting:
+        raise InputError(
+            f"config.data.row holds no clip of {data.seconds.mean:g} s, the mean of config.data.seconds, expected "
+            "larger rows or shorter clips"
+        )
     to_utterance = packing.ToUtterance(TypicalPrompt(), data.row, np.dtype(data.dtype))
-    (stream,) = pipeline.row_streams(clips, to_utterance, 1, [0])
+    (stream,) = pipeline.row_streams(grain.MapDataset.source(fitting), to_utterance, 1, [0])
     texts = []
     for row in itertools.islice(stream, SIMULATED_ROWS):
         texts += flops.texts_of(*(row[name] for name in flops.OF_TEXTS))
     return texts
 
 
-def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
-    """A batch of prompts as long as the longest typical one, and a cache that holds all that beams may remember.
+def _sizes(clip: packing.Arrays) -> tuple[int, int, int]:
+    """Frames, positions and label tokens of a clip in a row."""
+    prompt = TypicalPrompt()
+    label = len(prompt.label(clip["transcript"]))
+    return len(clip["features"]), len(packing.speech_prompt(clip, prompt)["tokens"]) + label - 1, label
 
-    The work is that of searches that end with the longest label of their batch.
+
+def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
+    """Batches of prompts: of the longest clip, with a cache that holds all that beams may remember, for the memory; and
+    of a clip of middle length, for the time, with a search that ends with the longest label of its batch.
     """
     settings, prompt = experiment.settings.evaluation, TypicalPrompt()
     sharding.check_rows(experiment.mesh, settings.rows, "config.evaluate.rows")
     decoder = Decoder(experiment.mesh, experiment.structure, settings.decoding, prompt.end_ids)
-    clips = draw_clips(SIMULATED_ROWS * settings.rows)
+    clips = draw_clips(SIMULATED_ROWS * settings.rows, experiment.settings.data.seconds)
+    clips.sort(key=lambda clip: len(clip["features"]))
     prompts = [packing.speech_prompt(clip, prompt) for clip in clips]
     labels = [len(prompt.label(clip["transcript"])) for clip in clips]
-    batch = on_rows(experiment, settings.rows, longest_prompt(experiment.settings.data, settings.bucket, prompts))
     weights = experiment.trainable, experiment.frozen | experiment.batch_stats
-    state, cache = decoder.largest(*weights, batch)
-    prefill = decoder.prefill.trace(*weights, batch)
-    programs = [Program(prefill)]
-
-    def with_capacity(capacity: int):
-        smaller = decoder.compact.eval_shape(cache, capacity=capacity)
-        return sharding.with_sharding(smaller, jax.tree.map(lambda x: x.sharding, cache))
-
     longest = np.array(labels).reshape(-1, settings.rows).max(1)
     read = round(min(longest.mean(), decoder.config.max_new_tokens)) - 1
-    programs.append(Program(decoder.search.trace(*weights, state, cache), read, timed=False))
-    if len(decoder.capacities) > 1:
-        growing = decoder.compact.trace(with_capacity(decoder.capacities[-2]), capacity=decoder.capacities[-1])
-        programs.append(Program(growing, resident=bytes_per_device((*weights, state)), timed=False))
+    batch = on_rows(experiment, settings.rows, _typical_prompt(experiment.settings.data, settings.bucket, prompts))
+    largest = on_rows(experiment, settings.rows, longest_prompt(experiment.settings.data, settings.bucket, prompts))
+    prefill = decoder.prefill.trace(*weights, batch)
+    programs = [Program(prefill), *_largest_programs(decoder, weights, largest, read)]
+    if shapes_of(largest) != shapes_of(batch):
+        programs.append(Program(decoder.prefill.trace(*weights, largest), timed=False))
+    state, cache = decoder.largest(*weights, batch)
     capacity = next((capacity for capacity in decoder.capacities if capacity >= read), decoder.capacities[-1])
-    remembered = with_capacity(capacity)
+    remembered = _with_capacity(decoder, cache, capacity)
     search = decoder.search.trace(*weights, state, remembered)
     programs.append(Program(search, read))
     lengths = [(len(prompt["tokens"]), label) for prompt, label in zip(prompts, labels, strict=True)]
@@ -146,17 +159,41 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
         clips_per_step=settings.rows,
         flops=flops.of_program(prefill.jaxpr.jaxpr) + flops.of_program(search.jaxpr.jaxpr, read),
         useful_flops=flops.useful_in_decoding(experiment.model.llama, lengths, beams) / SIMULATED_ROWS
-        + settings.rows * encoder_flops(experiment.model.encoder, FRAMES),
+        + settings.rows * encoder_flops(experiment.model.encoder, mean_frames(experiment.settings.data)),
         bytes_read=bytes_per_device(weights) + read * bytes_per_device((weights, remembered)),
         facts={
             "clips": TEST_CLIPS,
             "prompt_positions": batch["tokens"].shape[1],
+            "largest_prompt_positions": largest["tokens"].shape[1],
             "tokens_read": read,
             "cache_tokens": capacity,
             "largest_cache_tokens": decoder.capacities[-1],
         },
     )
     return programs, work
+
+
+def _largest_programs(decoder: Decoder, weights: tuple, batch: dict, read: int) -> list[Program]:
+    """Of a search whose beams remember all they may."""
+    state, cache = decoder.largest(*weights, batch)
+    programs = [Program(decoder.search.trace(*weights, state, cache), read, timed=False)]
+    if len(decoder.capacities) > 1:
+        before = _with_capacity(decoder, cache, decoder.capacities[-2])
+        growing = decoder.compact.trace(before, capacity=decoder.capacities[-1])
+        programs.append(Program(growing, resident=bytes_per_device((*weights, state)), timed=False))
+    return programs
+
+
+def _with_capacity(decoder: Decoder, cache: Any, capacity: int) -> Any:
+    smaller = decoder.compact.eval_shape(cache, capacity=capacity)
+    return sharding.with_sharding(smaller, jax.tree.map(lambda x: x.sharding, cache))
+
+
+def _typical_prompt(data: DataSettings, bucket: int, prompts: list[packing.Arrays]) -> packing.Arrays:
+    """A row for the prompts that have about as many frames as the one in the middle; they come in that order."""
+    buckets = [-(-len(prompt["frame_slot"]) // bucket) for prompt in prompts]
+    middle = buckets[len(buckets) // 2]
+    return longest_prompt(data, bucket, [x for x, own in zip(prompts, buckets, strict=True) if own == middle])
 
 
 def longest_prompt(data: DataSettings, bucket: int, prompts: list[packing.Arrays]) -> packing.Arrays:
@@ -176,6 +213,11 @@ def longest_prompt(data: DataSettings, bucket: int, prompts: list[packing.Arrays
         "lengths": np.int32(0),
         "stream": np.uint32(0),
     }
+
+
+def shapes_of(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
+    """By name."""
+    return {name: x.shape for name, x in batch.items()}
 
 
 def on_rows(experiment: Experiment, rows: int, row: packing.Arrays) -> dict[str, jax.ShapeDtypeStruct]:

@@ -20,7 +20,8 @@ from viavsp_jax.runtime.errors import InputError
 
 # 200 seconds; all frames of a clip are in memory, and the encoder takes far fewer.
 MAX_VIDEO_FRAMES = 5000
-_FORMATS = "mov,matroska,avi"  # those that hold the video themselves; others name files
+# Those that hold the video themselves; others name files.
+_FORMATS = "asf,avi,flv,matroska,mov,mpeg,mpegts,ogg"
 _MOST_PIXELS = 2048 * 2048  # so that a video of another size is named, but a picture bomb is not decoded
 
 

@@ -22,6 +22,14 @@ class Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipSeconds:
+    """How long the clips of a corpus are."""
+
+    mean: float
+    longest: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSettings:
     """Which records are read, and into rows of which shape; most fields are those of `config.data`."""
 
@@ -34,6 +42,7 @@ class DataSettings:
     seed: int  # of shuffling and augmentation
     rows: int
     row: RowShape
+    seconds: ClipSeconds  # that --mode=compile reckons with
     too_long: str  # error or skip
     augment: Augmentation
     waveform: str = "int16"  # that the trained encoder's audio features are made of; its folder says it

@@ -108,22 +108,22 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sampled(entries: list[Entry], args: argparse.Namespace, data: epath.Path) -> list[Entry]:
-    """A fraction of the clips of each source, in their order; of all alike if no source is known.
-
-    Raises InputError if the sources of some clips alone are known.
-    """
+    """A fraction of the clips of each source, in their order; those of small sources and of none are one source."""
     usable, others = [one for one in entries if not one.reason], [one for one in entries if one.reason]
     if args.frac == 1 or not usable:
         return entries
-    sources = pd.DataFrame({"source": [one.source for one in usable]})
-    if not sources["source"].any():
+    sources = pd.Series([one.source for one in usable])
+    unknown = [one.id for one in usable if not one.source]
+    if len(unknown) == len(usable):
         log.warning("%s: no channel, speaker or recording is known, so clips are sampled without regard to it", data)
-        kept = sources.sample(frac=args.frac, random_state=args.seed)
-    else:
-        if (without := sources["source"] == "").any():
-            first = usable[int(without.idxmax())].id
-            raise InputError(f"{data}: {without.sum()} clips have no channel or speaker, the first is {first!r}.")
-        kept = sources.groupby("source", sort=True).sample(frac=args.frac, random_state=args.seed)
+    elif unknown:
+        log.warning(
+            "%s: no channel or speaker of %d clips is known, first of %r; they are sampled as one",
+            data, len(unknown), unknown[0],
+        )  # fmt: skip
+    sizes = sources.map(sources.value_counts())
+    sources = sources.where((args.frac * sizes).round() >= 1, "")
+    kept = sources.groupby(sources, sort=True).sample(frac=args.frac, random_state=args.seed)
     return [usable[index] for index in sorted(kept.index)] + others
 
 

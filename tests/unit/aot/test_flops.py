@@ -15,6 +15,7 @@ from viavsp_jax import experiment, sharding, update
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
+from viavsp_jax.data.settings import ClipSeconds
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.models.attention import PackedAttention
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -22,6 +23,7 @@ from viavsp_jax.models.avhubert.encoder import AVHubert
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.run_settings import read_settings
+from viavsp_jax.runtime.errors import InputError
 
 S, L, E, R = 64, 24, 48, 4  # positions, labels, encoder width, adapter rank
 
@@ -218,3 +220,22 @@ def test_the_encoder_against_xla():
     expected = jax.jit(encode).lower(params, *inputs).cost_analysis()["flops"]
     assert 0.85 < workload.encoder_flops(config, 20) / expected < 1.1
     assert workload.encoder_flops(None, 20) == 0
+
+
+def test_memory_is_that_of_the_longest_clips_and_time_that_of_most():
+    exp = make_experiment(make_llama(2), "none")
+    row = packing.RowShape(1152, 3000, 384, 8, 384)
+    data = dataclasses.replace(exp.settings.data, seconds=ClipSeconds(5.3, 15), row=row)
+    evaluation = dataclasses.replace(exp.settings.evaluation, rows=4)
+    settings = dataclasses.replace(exp.settings, data=data, evaluation=evaluation)
+    programs, work = workload.decoding(dataclasses.replace(exp, settings=settings))
+    usual, largest = work.facts["prompt_positions"], work.facts["largest_prompt_positions"]
+    assert usual <= 192 < 256 <= largest <= 384
+    prefills = [program for program in programs if program.runs == 1 and not program.resident]
+    assert [program.timed for program in prefills] == [True, False]
+
+
+def test_rows_that_hold_no_typical_clip():
+    data = read_settings(base.get_config()).data
+    with pytest.raises(InputError, match="config.data.row holds no clip of 60 s, the mean of config.data.seconds"):
+        workload.pack(dataclasses.replace(data, seconds=ClipSeconds(60, 60)))

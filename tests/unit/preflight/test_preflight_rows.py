@@ -12,11 +12,15 @@ from viavsp_jax.aot import workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt, draw_clips
 from viavsp_jax.data import lengths, packing, pipeline, records
 from viavsp_jax.data.packing import RowShape
+from viavsp_jax.data.settings import ClipSeconds
 from viavsp_jax.preflight import rows
 from viavsp_jax.preflight.look import look
 from viavsp_jax.run_settings import read_settings
 
 from configs import base, final  # isort: skip
+
+
+VASR = ClipSeconds(3.04, 3.04)
 
 
 def sizes_of(clips: list[dict], prompt) -> rows.Clips:
@@ -34,7 +38,7 @@ def sizes_of(clips: list[dict], prompt) -> rows.Clips:
 ])  # fmt: skip
 def test_rows_are_filled_as_those_of_training_are(shape):
     """Each of these rows ends for another size."""
-    clips = draw_clips(400, seed=3)
+    clips = draw_clips(400, VASR, seed=3)
     dataset = grain.MapDataset.source(clips)
     to_utterance = packing.ToUtterance(TypicalPrompt(), shape, np.float32)
     found = list(pipeline.row_streams(dataset, to_utterance, 1, [0])[0])
@@ -50,7 +54,7 @@ def test_rows_are_filled_as_those_of_training_are(shape):
 @pytest.mark.parametrize("config", [base.get_config(), final.get_config()])
 def test_typical_clips_fill_rows_as_is_reckoned_for_them(config):
     data = read_settings(config).data
-    filling = rows.pack(sizes_of(draw_clips(2048), TypicalPrompt()), data.row, of_clips=False)
+    filling = rows.pack(sizes_of(draw_clips(2048, data.seconds), TypicalPrompt()), data.row, of_clips=False)
     texts = workload.pack(data)
     reckoned = sum(len(positions) for positions, _ in texts) / workload.SIMULATED_ROWS / data.row.positions
     assert filling.share == pytest.approx(reckoned, rel=0.02)

@@ -152,13 +152,30 @@ def test_frac_samples_within_each_channel(tmp_path, caplog):
     assert "no channel, speaker or recording is known, so clips are sampled without regard to it" in caplog.text
 
 
+def test_frac_takes_small_channels_and_unknown_ones_together(tmp_path, caplog):
+    """A tenth of three clips is none: of many such channels none would be left."""
+    corpus = tmp_path / "corpus"
+    metadata = write_corpus(corpus, {"train": [3]})
+    rows = [metadata.iloc[0].to_dict() | {"id": f"{number:03d}"} for number in range(60)]
+    for row in rows:
+        for kind, suffix in (("visual", "mp4"), ("audio", "wav")):
+            (corpus / f"{kind}/00000/{row['id']}.{suffix}").touch()
+    pd.DataFrame(rows).to_parquet(corpus / "metadata.parquet")
+    channels = ["large"] * 20 + [f"small{number // 3}" for number in range(30)]  # and none of the last 10
+    (corpus / "mapping.json").write_text(
+        json.dumps([{"id": row["id"], "channel": channel} for row, channel in zip(rows, channels, strict=False)])
+    )
+    manifest(corpus, tmp_path / "out", "--frac", "0.1")
+    listed = [int(clip.id) for clip in read_manifest(tmp_path / "out", "train")]
+    assert len(listed) == 6 and sum(number < 20 for number in listed) == 2
+    assert "of 10 clips is known, first of '050'; they are sampled as one" in caplog.text
+
+
 def test_bad_tables_are_named(corpus, tmp_path, capsys):
     out = tmp_path / "out"
     assert "--frac is 1.5" in refused(capsys, corpus, out, "--frac", "1.5")
     assert "nowhere: no such folder or file, expected a corpus" in refused(capsys, tmp_path / "nowhere", out)
     (corpus / "mapping.json").write_text('[{"id": "train-000", "channel": "a"}]')
-    message = refused(capsys, corpus, out, "--frac", "0.5")
-    assert "3 clips have no channel or speaker, the first is 'train-001'" in message
     (corpus / "mapping.json").write_text('[{"id": "train-000"}]')
     assert "expected id and channel" in refused(capsys, corpus, out, "--frac", "0.5")
     (corpus / "mapping.json").write_text("[")

@@ -17,6 +17,8 @@ from viavsp_jax.data.ids import id_text
 from viavsp_jax.prepare.corpus.entries import Corpus, Entry, path_id, split_of_folders, walk
 from viavsp_jax.prepare.recordings.kinds import SOUNDS, VIDEOS
 
+Files = dict[tuple[str, str], str]  # path by what it is without suffix, and the suffix in lower case
+
 _OF_LRS = re.compile(r"Text:[ \t]*(.*)")
 _VIDEO_FOLDER, _TEXT_FOLDER = "_video_", "_text_"  # in the names of Auto-AVSR's folders
 
@@ -30,30 +32,38 @@ def find(data: epath.Path) -> list[str]:
 
 def has_texts(data: epath.Path, videos: Sequence[str]) -> bool:
     """Whether one of these has its text beside it."""
-    return any(_text_file(data, path) for path in videos)
+    there = _by_suffix(data)
+    return any(_text_file(data, there, path) for path in videos)
 
 
 def read(data: epath.Path) -> Corpus:
     """Finds the videos, and reads their texts."""
-    videos = find(data)
-    entries = [_entry(data, path) for path in videos]
+    there = _by_suffix(data)
+    entries = [_entry(data, there, path) for path in find(data)]
     return Corpus(f"{data}: {len(entries):,} videos, each with its text in a file beside it", data, entries)
 
 
-def _entry(data: epath.Path, path: str) -> Entry:
-    stem, text = os.path.splitext(path)[0], _text_file(data, path)
-    sounds = (stem + suffix for suffix in SOUNDS if os.path.isfile(data / (stem + suffix)))
+def _by_suffix(data: epath.Path) -> Files:
+    """The files of a folder, as paths below it: cameras write .MP4 and .WAV."""
+    parted = ((*os.path.splitext(path), path) for path in walk(data))
+    return {(stem, suffix.lower()): path for stem, suffix, path in parted}
+
+
+def _entry(data: epath.Path, there: Files, path: str) -> Entry:
+    stem, text = os.path.splitext(path)[0], _text_file(data, there, path)
+    sounds = (there[stem, suffix] for suffix in SOUNDS if (stem, suffix) in there)
     transcript, reason = (None, f"no transcript: no {stem}.txt") if text is None else (_read_text(text), "")
     source = id_text(os.path.dirname(path))
-    return Entry(
-        path_id(path), split_of_folders(data, path), path, next(sounds, path), transcript, source, reason=reason
-    )
+    split = split_of_folders(f"{data.name}/{path}")
+    return Entry(path_id(path), split, path, next(sounds, path), transcript, source, reason=reason)
 
 
-def _text_file(data: epath.Path, path: str) -> epath.Path | None:
-    name = os.path.splitext(path)[0] + ".txt"
-    places = data / name, epath.Path(str(data / name).replace(_VIDEO_FOLDER, _TEXT_FOLDER))
-    return next((place for place in places if os.path.isfile(place)), None)
+def _text_file(data: epath.Path, there: Files, path: str) -> epath.Path | None:
+    stem = os.path.splitext(path)[0]
+    if beside := there.get((stem, ".txt")):
+        return data / beside
+    elsewhere = str(data / f"{stem}.txt").replace(_VIDEO_FOLDER, _TEXT_FOLDER)
+    return epath.Path(elsewhere) if os.path.isfile(elsewhere) else None
 
 
 def _read_text(path: epath.Path) -> str | bytes:

@@ -21,11 +21,11 @@ from viavsp_jax.prepare.corpus import columns
 from viavsp_jax.prepare.corpus.entries import (
     Corpus,
     Entry,
-    check_split,
     clip_id,
     path_id,
     split_in,
     split_of_folders,
+    split_of_row,
     walk,
 )
 from viavsp_jax.runtime.errors import InputError
@@ -90,15 +90,15 @@ def _entries(root: epath.Path, path: epath.Path, found: Mapping[str, str]) -> li
     texts = {what: name for what, name in found.items() if what not in ("video", "audio")}
     values = {what: cells.read_column(str(path), name) for what, name in texts.items()}
     places = {what: _places(path, inner, media[found[what]]) for what in ("video", "audio") if found.get(what) in media}
-    split = split_in(path.stem) or split_of_folders(root, inner)
+    split = split_in(path.stem) or split_of_folders(f"{root.name}/{inner}")
     entries = []
     for number, (video, name) in enumerate(places["video"]):
         row = {what: column[number] for what, column in values.items()}
         id = clip_id(row.get("id")) or path_id(os.path.basename(name)) or clip_id(video)
         where = f"{path}: row {number + 1} (id {id!r})"
-        own = check_split(row["split"], where) if "split" in row else split
+        own, reason = split_of_row(row["split"], where) if "split" in row else (split, "")
         audio = places["audio"][number][0] if "audio" in places else video
-        entries.append(Entry(id, own, video, audio, row["text"], id_text(row.get("speaker"))))
+        entries.append(Entry(id, own, video, audio, row["text"], id_text(row.get("speaker")), reason=reason))
     return entries
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from viavsp_jax.data.ids import id_text
-from viavsp_jax.runtime.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 CLEAN = "clean"  # the condition of clips as they are
@@ -92,9 +91,9 @@ def _words(name: str) -> set[str]:
     return {_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS}
 
 
-def split_of_folders(root: epath.Path, path: str) -> str | None:
-    """The split that a folder on the way to a file tells, the nearest one, or the corpus's own; None if none does."""
-    for folder in reversed([root.name, *path.split("/")[:-1]]):
+def split_of_folders(path: str) -> str | None:
+    """The split that a folder on the way to a file tells, the nearest one; None if none does."""
+    for folder in reversed(path.split("/")[:-1]):
         if of_corpus := _OF_CORPUS.search(folder.lower()):
             return split_name(of_corpus[1])
         if len(words := _words(folder)) == 1:
@@ -113,12 +112,11 @@ def sorted_splits(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (SPLITS.index(condition_of(name)[0]), name))
 
 
-def check_split(text: object, where: str) -> str:
-    """Our name of a split. Raises InputError, which says `where` it stands, if it is none."""
-    name = split_name(text)
-    if name is None:
-        raise InputError(f"{where} has split {text!r}, expected one of {list(SPLITS)} or test_CONDITION.")
-    return name
+def split_of_row(text: object, where: str) -> tuple[str, str]:
+    """(our name of a split, why a clip cannot be used that has none: it is listed as one of training)"""
+    if name := split_name(text):
+        return name, ""
+    return "train", f"unknown split: {where} has split {text!r:.90}, expected one of {list(SPLITS)} or test_CONDITION"
 
 
 def is_file_name(text: str) -> bool:

@@ -52,7 +52,7 @@ def read_corpus(data: epath.Path, layout: str | None, columns: Mapping[str, str]
         "vasr": lambda: vasr.read(data, with_sources),
         "webdataset": lambda: tars.read(data),
         "datasets": lambda: datasets.read(data, columns),
-        "table": lambda: table.read(_the_table(data), columns),
+        "table": lambda: table.read(data, _tables(data), columns),
         "folder": lambda: beside.read(data),
     }
     corpus = readers[found[0]]()
@@ -78,9 +78,12 @@ def _found(data: epath.Path) -> list[str]:
     return [name for name, found in there.items() if found]
 
 
-def _the_table(data: epath.Path) -> epath.Path:
+def _tables(data: epath.Path) -> list[epath.Path]:
     tables = table.find(data)
-    if len(tables) != 1:
+    if not tables or not table.make_one_corpus(tables):
         names = ", ".join(path.name for path in tables) or "none"
-        raise InputError(f"{data}: expected one table there or, as --data, one of them, found {names}.")
-    return tables[0]
+        raise InputError(
+            f"{data}: expected one table there, or one for each split and called after it, or as --data the one to "
+            f"use, found {names}."
+        )
+    return tables

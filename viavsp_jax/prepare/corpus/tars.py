@@ -1,6 +1,6 @@
 """Tar archives of samples, as the webdataset library reads them and as ViCocktail and AVYT are published.
 
-The members of a sample have one name and differ in what follows its first dot:
+The members of a sample have one name and differ in what follows the dot behind it:
 
     KEY.video (or .mp4, …)    the clip, with its sound in it or, if there is one, beside it in KEY.wav (.flac, …)
     KEY.label (or .txt)       what is said
@@ -37,6 +37,7 @@ from viavsp_jax.prepare.corpus.entries import (
 
 VIDEO, AUDIO = ("video", "mp4", "mov", "mkv", "avi", "webm"), ("wav", "flac", "mp3", "m4a", "ogg", "opus")
 TEXT, ID = ("label", "txt"), ("sample_id",)
+_KNOWN = (*VIDEO, *AUDIO, *TEXT, *ID, "length")
 
 _LARGEST_TEXT = 2**16  # bytes
 _SOURCE = re.compile(r"(.+?)(?:_\d+){4}|(.+)/[^/]+")
@@ -45,7 +46,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 log = logging.getLogger(__name__)
 
-Sample = dict[str, tarfile.TarInfo]  # its members by what follows the first dot
+Sample = dict[str, tarfile.TarInfo]  # its members by suffix, in lower case
 
 
 def find(data: epath.Path) -> list[epath.Path]:
@@ -75,7 +76,7 @@ def read(data: epath.Path) -> Corpus:
 def _entries(root: epath.Path, path: epath.Path) -> list[tuple[str, Entry]]:
     """(key, clip) of all samples, and one of the archive itself where not all of it can be read."""
     inner = str(path.relative_to(root))
-    split = split_in(path.name.removesuffix(".tar")) or split_of_folders(root, inner)
+    split = split_in(path.name.removesuffix(".tar")) or split_of_folders(f"{root.name}/{inner}")
     try:
         with path.open("rb") as file, tarfile.TarFile(fileobj=file) as archive:
             samples, trouble = _samples(archive)
@@ -96,7 +97,7 @@ def _samples(archive: tarfile.TarFile) -> tuple[dict[str, Sample], str]:
     try:
         for member in archive:
             folder, slash, name = id_text(member.name).removeprefix("./").rpartition("/")
-            key, dot, suffix = name.partition(".")
+            key, dot, suffix = _parted(name)
             if member.isreg() and key and dot:
                 sample = samples.setdefault(folder + slash + key, {})
                 sample["" if suffix.lower() in sample else suffix.lower()] = member
@@ -105,6 +106,12 @@ def _samples(archive: tarfile.TarFile) -> tuple[dict[str, Sample], str]:
             raise
         return samples, f"cut off ({error})"
     return samples, ""
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """(key, dot, suffix): what webdataset takes for a suffix begins at the first dot, but keys of others have dots."""
+    key, dot, suffix = name.rpartition(".")
+    return (key, dot, suffix) if suffix.lower() in _KNOWN else name.partition(".")
 
 
 def _rest(archive: tarfile.TarFile, file: BinaryIO) -> str:

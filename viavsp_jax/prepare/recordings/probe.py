@@ -82,10 +82,13 @@ def probe(address: str) -> Probe:
 
 
 def _pictures(address: str, stream: av.VideoStream, packets: Sequence[av.Packet]) -> Pictures:
-    if len(packets) < stream.frames:
-        raise InputError(f"{address}: cut off after {len(packets)} of {stream.frames} frames, expected a whole video.")
     start, seconds = _span(packets)
     rate = stream.average_rate or (Fraction(len(packets) / seconds) if seconds else Fraction(0))
+    # AVI has no packets for the frames in which a picture is held.
+    held = stream.container.format.name == "avi"
+    there = round(float((start + Fraction(seconds)) * rate)) if held else len(packets)
+    if there < stream.frames:
+        raise InputError(f"{address}: cut off after {there} of {stream.frames} frames, expected a whole video.")
     times = sorted(packet.pts for packet in packets if packet.pts is not None)
     expected = times[0] + np.arange(len(times)) / (FRAME_RATE * float(packets[0].time_base)) if times else []
     late = np.abs(np.subtract(times, expected)) * float(packets[0].time_base) if times else np.zeros(0)

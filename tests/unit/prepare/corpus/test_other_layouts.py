@@ -88,6 +88,55 @@ def test_usual_names_need_no_options(media, tmp_path):
     assert clips[0].id.endswith("_spk (1)_00000000")
 
 
+@pytest.mark.parametrize(
+    "names", [("train.tsv", "dev.tsv", "my_test-1.tsv"), ("train/m.csv", "val/m.csv", "test/m.csv")]
+)
+def test_a_table_for_each_split(media, tmp_path, names):
+    folder, texts = media
+    for number, (name, part) in enumerate(zip(names, ([0, 3], [1], [2]), strict=True)):
+        path = tmp_path / "c" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = rows(texts)[["film", "said"]].iloc[part].rename(columns={"film": "path", "said": "text"})
+        for video in table["path"]:
+            (path.parent / video).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / video).symlink_to(folder / video)
+        table.to_csv(path, index=False, sep="\t" if number == 1 else ",")
+    manifest(tmp_path / "c", tmp_path / "out")
+    found = [read_manifest(tmp_path / "out", split) for split in ("train", "valid", "test")]
+    assert [[clip.transcript for clip in part] for part in found] == [
+        [list(texts.values())[number] for number in part] for part in ([0, 3], [1], [2])
+    ]
+
+
+def test_tables_that_are_no_parts_of_one_corpus(media, tmp_path, capsys):
+    folder, texts = media
+    for name in ("train.csv", "notes.csv"):
+        rows(texts).to_csv(tmp_path / name, index=False)
+    assert "called after it" in (words := refused(lambda: manifest(tmp_path, tmp_path / "out"), capsys))
+    assert "found notes.csv, train.csv" in words
+
+
+def test_a_row_without_a_split_costs_no_other(media, tmp_path):
+    folder, texts = media
+    rows(texts, set=["train", "", "test", "khác"]).to_csv(folder / "t.csv", index=False)
+    manifest(folder / "t.csv", tmp_path, *CHOSEN)
+    (folder / "t.csv").unlink()
+    assert [len(read_manifest(tmp_path, split)) for split in ("train", "test")] == [1, 1]
+    reasons = [line["reason"] for line in read_skipped(tmp_path)]
+    assert all(reason.startswith("unknown split: ") for reason in reasons)
+    assert "row 2 " in reasons[0] and "has split ''" in reasons[0] and "has split 'khác'" in reasons[1]
+
+
+def test_paths_as_windows_writes_them(media, tmp_path):
+    folder, texts = media
+    table = rows(texts)
+    table["film"] = table["film"].str.replace("/", "\\")
+    table.to_csv(folder / "t.csv", index=False)
+    manifest(folder / "t.csv", tmp_path, *CHOSEN)
+    (folder / "t.csv").unlink()
+    assert [clip.video for clip in read_manifest(tmp_path, "train")] == [f"{folder}/{path}.mp4" for path in texts]
+
+
 def test_validation_by_speaker(media, tmp_path):
     folder, texts = media
     rows(texts).to_csv(folder / "t.csv", index=False)
@@ -113,6 +162,19 @@ def test_text_beside_videos(media, tmp_path):
     assert found[0].id == "train_spk (1)_00000000"
     (line,) = read_skipped(tmp_path / "out")
     assert line["split"] == "test" and "no transcript: no test/spk [2]/" in line["reason"]
+
+
+def test_suffixes_as_cameras_write_them(media, tmp_path):
+    folder, texts = media
+    for number, (path, text) in enumerate(texts.items()):
+        for suffix, name in (("mp4", "MP4"), ("wav", "Wav")):
+            (tmp_path / f"c/{number}.{name}").parent.mkdir(exist_ok=True)
+            (tmp_path / f"c/{number}.{name}").symlink_to(folder / f"{path}.{suffix}")
+        (tmp_path / f"c/{number}.TXT").write_text(text)
+    manifest(tmp_path / "c", tmp_path / "out")
+    clips = read_manifest(tmp_path / "out", "train")
+    assert [clip.transcript for clip in clips] == list(texts.values())
+    assert [clip.audio for clip in clips] == [str(tmp_path / f"c/{number}.Wav") for number in range(4)]
 
 
 def test_auto_avsr_keeps_texts_in_folders_of_their_own(media, tmp_path):
@@ -214,14 +276,18 @@ def test_what_is_not_clear_is_asked_for(media, tmp_path, capsys):
         ('{"video": "a.mp4", "text": "x"}\n[1]\n', "line 2 is no JSON object"),
         ('{"video": "a.mp4"\n', "line 1 is not JSON"),
         ("\n", "has no rows"),
-        ('{"video": "a.mp4", "text": "x", "split": "later"}\n', "row 1 (id 'a') has split 'later'"),
+        (
+            '{"video": "a.mp4", "text": "x", "split": "later"}\n',
+            "unknown split: {folder}/t.jsonl: row 1 (id 'a') has split 'later'",
+        ),
         ('{"video": 7, "text": "x"}\n', "no clip of split 'train' is usable, the first: 7 missing file"),
         ('{"video": "", "text": "x"}\n', "no video: "),
     ],
 )
 def test_bad_tables(tmp_path, capsys, content, words):
     (tmp_path / "t.jsonl").write_text(content)
-    assert words in refused(lambda: manifest(tmp_path / "t.jsonl", tmp_path / "out"), capsys)
+    found = refused(lambda: manifest(tmp_path / "t.jsonl", tmp_path / "out"), capsys)
+    assert words.format(folder=tmp_path) in found
 
 
 def test_a_table_whose_media_are_missing_or_elsewhere(media, tmp_path, capsys):
