@@ -1,5 +1,7 @@
 """The demo corpus: sentences, speech and its timings, visemes in pixels, names of files."""
 
+import itertools
+import json
 import unicodedata
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from viavsp_jax.data.features import SAMPLE_RATE
 from viavsp_jax.data.media import read_video
 from viavsp_jax.prepare.demo import corpus, sentences, speech
-from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip
+from viavsp_jax.prepare.demo.corpus import PHONEMES, SPEAKERS, frame_labels, plan_clips, render_clip, word_lines
 from viavsp_jax.prepare.demo.face import Face, render
 from viavsp_jax.prepare.demo.sentences import SPLITS, sample_sentences, split_of
 from viavsp_jax.prepare.demo.speech import Phoneme, Speaker, is_vowel, synthesize
@@ -116,6 +118,23 @@ def test_closures_of_stops_are_silent():
         assert rms(samples_of(spoken, p)) < vowel / 10
 
 
+def test_words_are_said_one_after_the_other_and_their_vowels_are_heard():
+    text = "anh trai tôi đã ăn một bát phở"
+    spoken = synthesize(text, SPEAKERS["test"][0])
+    times = spoken.word_times()
+    assert len(times) == len(text.split())
+    assert times[0][0] == spoken.phonemes[0].end and times[-1][1] == spoken.phonemes[-1].start
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(times)), "without a pause between them"
+    assert all(0.05 < end - start < 0.6 for start, end in times)
+    for start, end in times:  # as loud as speech inside of each
+        part = spoken.samples[round(16_000 * start) : round(16_000 * end)].astype(float)
+        assert np.abs(part).max() > 10 * np.abs(spoken.samples[:800]).max()
+    clip = render_clip(plan_clips(0, 1, "test")[0])
+    words = json.loads(word_lines(clip))
+    assert [word for word, _, _ in words] == clip.transcript.split()
+    assert [(start, end) for _, start, end in words] == [(round(a, 4), round(b, 4)) for a, b in clip.word_times]
+
+
 def test_tones_come_from_the_syllable():
     spoken = synthesize("ba bà bá bả bã bạ", SPEAKER)
     assert [p.tone for p in spoken.phonemes if is_vowel(p.name)] == [1, 2, 3, 4, 5, 6]
@@ -169,7 +188,7 @@ BLUE_LIPS = Face(
 
 def mouth_of(name: str) -> dict[str, float]:
     """Measures in pixels of the middle frame of one long phoneme."""
-    phonemes = (Phoneme("sil", 0, 0.2, 0), Phoneme(name, 0.2, 0.6, 1), Phoneme("sil", 0.6, 0.8, 0))
+    phonemes = (Phoneme("sil", 0, 0.2, 0, -1), Phoneme(name, 0.2, 0.6, 1, 0), Phoneme("sil", 0.6, 0.8, 0, -1))
     frames = render(phonemes, 20, BLUE_LIPS, np.random.default_rng(3))
     assert frames.shape == (20, 96, 96, 3) and frames.dtype == np.uint8
     frame = frames[9].astype(int)

@@ -92,7 +92,7 @@ class RenderedClip:
     """A clip in memory: uint8[T, 96, 96, 3] BGR frames and int16[640 T] samples.
 
     `phoneme_labels` and `tone_labels` are int32[T], of the phoneme spoken at the centre of each frame: its
-    index in PHONEMES, and the tone of its syllable, 1 to 6, or 0 in silence.
+    index in PHONEMES, and the tone of its syllable, 1 to 6, or 0 in silence. `word_times` are seconds.
     """
 
     frames: np.ndarray
@@ -100,6 +100,7 @@ class RenderedClip:
     transcript: str
     phoneme_labels: np.ndarray
     tone_labels: np.ndarray
+    word_times: list[tuple[float, float]]
     speaker: str
 
 
@@ -135,7 +136,8 @@ def render_clip(clip: Clip) -> RenderedClip:
     face = Face.random(zlib.crc32(clip.speaker.id.encode()))
     frames = render(speech.phonemes, num_frames, face, np.random.default_rng(clip.seed))
     labels, tones = frame_labels(speech.phonemes, num_frames)
-    return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, clip.speaker.id)
+    times = speech.word_times()
+    return RenderedClip(frames, speech.samples, clip.transcript, labels, tones, times, clip.speaker.id)
 
 
 def map_clips(function, clips: list[Clip], workers: int) -> Iterator:
@@ -155,8 +157,17 @@ def synthesize_clips(seed: int, count: int, split: str, workers: int = 1) -> Ite
     yield from map_clips(render_clip, plan_clips(seed, count, split), workers)
 
 
-def _media_paths(output: Path, clip: Clip) -> tuple[Path, Path]:
-    return output / "visual" / clip.shard / f"{clip.id}.mp4", output / "audio" / clip.shard / f"{clip.id}.wav"
+def _paths(output: Path, clip: Clip) -> tuple[Path, Path, Path]:
+    folders = (("visual", "mp4"), ("audio", "wav"), ("words", "json"))
+    return tuple(output / folder / clip.shard / f"{clip.id}.{suffix}" for folder, suffix in folders)
+
+
+def word_lines(rendered: RenderedClip) -> bytes:
+    """JSON: [word, start, end] of each word, in seconds."""
+    words = zip(rendered.transcript.split(), rendered.word_times, strict=True)
+    return json.dumps(
+        [[word, round(start, 4), round(end, 4)] for word, (start, end) in words], ensure_ascii=False
+    ).encode()
 
 
 def _write_video(path: Path, frames: np.ndarray) -> None:
@@ -171,8 +182,8 @@ def _write_video(path: Path, frames: np.ndarray) -> None:
 
 def _write_clip(clip: Clip, output: Path) -> None:
     rendered = render_clip(clip)
-    video, audio = _media_paths(output, clip)
-    jobs = ((video, _write_video, rendered.frames), (audio, wav.write_speech, rendered.samples))
+    contents = rendered.frames, rendered.samples, word_lines(rendered)
+    jobs = zip(_paths(output, clip), (_write_video, wav.write_speech, Path.write_bytes), contents, strict=True)
     for path, write, content in jobs:
         # OpenCV chooses the container by the suffix, so the unfinished file keeps it. What a run that was stopped left
         # of one is replaced.
@@ -182,7 +193,7 @@ def _write_clip(clip: Clip, output: Path) -> None:
 
 
 def _write_metadata(output: Path, clips: list[Clip]) -> None:
-    num_samples = [wav.read_layout(_media_paths(output, clip)[1]).size // 2 for clip in clips]
+    num_samples = [wav.read_layout(_paths(output, clip)[1]).size // 2 for clip in clips]
     table = pd.DataFrame(
         {
             "id": [clip.id for clip in clips],
@@ -225,7 +236,7 @@ def plan_corpus(
 
 
 def write_corpus(output: str | Path, clips: list[Clip], workers: int) -> None:
-    """Writes visual/, audio/, mapping.json and, last of all, metadata.parquet under `output`.
+    """Writes visual/, audio/, words/ (when each word is said), mapping.json and, last of all, metadata.parquet.
 
     A finished corpus is left as it is, an unfinished one is completed.
     """
@@ -233,9 +244,9 @@ def write_corpus(output: str | Path, clips: list[Clip], workers: int) -> None:
     if (output / "metadata.parquet").exists():
         return
     for clip in clips:
-        for path in _media_paths(output, clip):
+        for path in _paths(output, clip):
             path.parent.mkdir(parents=True, exist_ok=True)
-    missing = [clip for clip in clips if not all(path.exists() for path in _media_paths(output, clip))]
+    missing = [clip for clip in clips if not all(path.exists() for path in _paths(output, clip))]
     write = functools.partial(_write_clip, output=output)
     with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="demo corpus") as bar:
         for _ in map_clips(write, missing, workers):

@@ -43,12 +43,16 @@ _RATE, _PITCH, _RANGE = 1, 3, 4
 
 
 class Phoneme(NamedTuple):
-    """IPA name without stress, start and end in seconds, tone of the syllable (1 to 6; 0 in silence)."""
+    """IPA name without stress, start and end in seconds, tone of the syllable (1 to 6) and which of the text it is.
+
+    In silence, tone 0 of syllable -1.
+    """
 
     name: str
     start: float
     end: float
     tone: int
+    syllable: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class Speech:
 
     samples: np.ndarray
     phonemes: tuple[Phoneme, ...]
+
+    def word_times(self) -> list[tuple[float, float]]:
+        """(start, end) in seconds of each syllable, from its first sound to its last; in Vietnamese they are words."""
+        spans = [
+            [phoneme for phoneme in self.phonemes if phoneme.syllable == number]
+            for number in range(self.phonemes[-2].syllable + 1)
+        ]
+        return [(span[0].start, span[-1].end) for span in spans]
 
 
 class _EventId(ctypes.Union):
@@ -173,13 +185,13 @@ def tone_of(syllable: str) -> int:
     return next((_TONE_OF_MARK[c] for c in unicodedata.normalize("NFD", syllable) if c in _TONE_OF_MARK), 1)
 
 
-def _tone_of_position(text: str) -> dict[int, int]:
-    """1-based position of each syllable's first character -> its tone."""
-    tones, position = {}, 1
-    for syllable in text.split(" "):
-        tones[position] = tone_of(syllable)
+def _syllables_by_position(text: str) -> dict[int, tuple[int, int]]:
+    """1-based position of each syllable's first character -> its tone, and its number from 0."""
+    syllables, position = {}, 1
+    for number, syllable in enumerate(text.split(" ")):
+        syllables[position] = tone_of(syllable), number
         position += len(syllable) + 1
-    return tones
+    return syllables
 
 
 def is_vowel(name: str) -> bool:
@@ -192,8 +204,8 @@ def _segments(events: list[tuple[str, int, int]], text: str, rate: int, length: 
 
     A pause inside the utterance is the closure of the sound that follows it, and counts as part of it.
     """
-    tones = _tone_of_position(text)
-    spoken = [(name, tones[position]) for name, _, position in events if name]
+    syllables = _syllables_by_position(text)
+    spoken = [(name, *syllables[position]) for name, _, position in events if name]
     starts, pause = [], None
     for name, sample, _ in events:
         if not name:
@@ -206,8 +218,8 @@ def _segments(events: list[tuple[str, int, int]], text: str, rate: int, length: 
         if spoken[i][0] in STOPS and is_vowel(spoken[i - 1][0]):
             starts[i] -= min(FINAL_CLOSURE_SECONDS, (starts[i] - starts[i - 1]) / 2)
     return [
-        Phoneme(name, start, end, tone)
-        for (name, tone), start, end in zip(spoken, starts, starts[1:], strict=False)
+        Phoneme(name, start, end, tone, number)
+        for (name, tone, number), start, end in zip(spoken, starts, starts[1:], strict=False)
         if end > start
     ]
 
@@ -234,8 +246,8 @@ def synthesize(text: str, speaker: Speaker) -> Speech:
     offset = lead / SAMPLE_RATE
     spoken = [p._replace(start=p.start + offset, end=p.end + offset) for p in _segments(events, text, rate, len(raw))]
     phonemes = (
-        Phoneme(SILENCE, 0.0, spoken[0].start, 0),
+        Phoneme(SILENCE, 0.0, spoken[0].start, 0, -1),
         *spoken,
-        Phoneme(SILENCE, spoken[-1].end, total / SAMPLE_RATE, 0),
+        Phoneme(SILENCE, spoken[-1].end, total / SAMPLE_RATE, 0, -1),
     )
     return Speech(np.clip(np.round(padded), -32768, 32767).astype(np.int16), phonemes)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from viavsp_jax.prepare.demo.corpus import CLIPS_PER_SHARD, Clip, map_clips, render_clip
+from viavsp_jax.prepare.demo.corpus import CLIPS_PER_SHARD, Clip, map_clips, render_clip, word_lines
 from viavsp_jax.prepare.recordings.mouth_video import write_video
 from viavsp_jax.runtime.atomic import atomic_write
 
@@ -47,5 +47,6 @@ def _sample(clip: Clip) -> dict[str, bytes]:
         "length": str(len(crops)),
         "sample_id": f"{clip.speaker.id}_{number}_0_0_{len(crops)}",
     }
-    contents = {name: text.encode() for name, text in texts.items()} | {"video": video.getvalue()}
+    contents = {name: text.encode() for name, text in texts.items()}
+    contents |= {"words": word_lines(rendered), "video": video.getvalue()}
     return {f"{number:08d}.{name}": content for name, content in contents.items()}
