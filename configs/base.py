@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
         # A work folder or an export, whose weights training begins with: with a new optimizer, on other data perhaps.
         "init_from": "",
         # What learns; the encoder does where it is part of the model.
-        "train": {"parts": ("projector", "lora", "encoder")},
+        "train": {"parts": ("projector", "lora", "encoder", "ctc")},
         # What the backward pass computes again instead of keeping it in memory. none: nothing. elementwise: all but the
         # outputs of matrix products and of attention. layers: everything inside a layer.
         "remat": "elementwise",
@@ -74,6 +74,10 @@ def get_config() -> ml_collections.ConfigDict:
             "layer_drop": 0.1,
             "activation_dropout": 0.1,
         },
+        # A head on the encoder's frames that spells words in `units` pieces of words, learned from the transcripts
+        # (connectionist temporal classification): with it, words have times and confidence. `weight`: of its loss; 0:
+        # there is none. At most 2048 units; `width` is that of its hidden layer.
+        "ctc": {"weight": 0.0, "units": 2048, "width": 512},
         "data": {
             "path": "",  # a folder of shard folders, made by python -m viavsp_jax.prepare shards
             # Shard folders, mixed: MODALITY_CONDITION. With encoder.train, av_clean stands for audio and video of the

@@ -162,7 +162,8 @@ class Checkpoints:
         """InputErrors that lists what in `fits` has another value than it had for `save` at `step`."""
         # Earlier versions recorded less there; all settings are in the config, or had what is now their default.
         saved = json.loads(completed(self.restore_config(step)).to_json())
-        trained = {f"config.{name}": value for name, value in flat(saved).items()} | self.restore_fits(step)
+        trained = {f"config.{name}": value for name, value in flat(saved).items()}
+        trained |= {"config.ctc.weight above 0": saved["ctc"]["weight"] > 0} | self.restore_fits(step)
         if problems := [
             f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
             for name, value in fits.items()

@@ -23,10 +23,12 @@ from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.nf4 import BLOCK
 from viavsp_jax.models.quantize import quantize_stack
-from viavsp_jax.models.viavsp import ModelConfig, ViAVSP
-from viavsp_jax.run_settings import LanguageModelSettings, Settings, follow_devices, read_settings
+from viavsp_jax.models.viavsp import CTCConfig, ModelConfig, ViAVSP
+from viavsp_jax.run_settings import CTCSettings, LanguageModelSettings, Settings, follow_devices, read_settings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
+
+HAS_CTC = "config.ctc.weight above 0"
 
 Tree = dict[str, Any]
 Stacks = dict[tuple[str, ...], jax.ShapeDtypeStruct]  # by path in the language model
@@ -152,6 +154,7 @@ def abstract_experiment(
         packed_attention(settings.data.row.window, instruction, settings.dtype, mesh, llama),
         encoder,
         EncoderTraining(c.layer_drop, c.activation_dropout, c.batch_norm, unroll=on_cpu),
+        CTCConfig(settings.ctc.units, settings.ctc.width) if settings.ctc.weight else None,
     )
     structure, trainable, frozen = state.abstract_model(model)
     trainable, frozen = (
@@ -183,6 +186,13 @@ def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
     fields = {} if encoder is None else dataclasses.asdict(encoder)
     # JSON has no tuples.
     return {f"the encoder's {name}": list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
+
+
+def ctc_fits(ctc: CTCSettings) -> dict[str, Any]:
+    """The shape of the CTC head, by names for `Checkpoints.check_fits`."""
+    if not ctc.weight:
+        return {HAS_CTC: False}
+    return {HAS_CTC: True, "config.ctc.units": ctc.units, "config.ctc.width": ctc.width}
 
 
 def prompt_fits(prompt: Prompt) -> dict[str, Any]:
@@ -238,6 +248,7 @@ def assembled(
         # int8 rounds the same weights once more, as a dtype does; nf4 moves them so far that adapters learn to mend it.
         "config.llm.quantization": "nf4" if llm.quantization == "nf4" else "none",
         **prompt_fits(prompt),
+        **ctc_fits(settings.ctc),
     }
     return dataclasses.replace(experiment, prompt=prompt, fits=fits, config=_resolved(config, experiment.settings))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from convert.avhubert import load_flax
 from convert.names import check_names, check_shapes, tensors
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data import units
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
@@ -27,7 +28,7 @@ def initial_weights(experiment: Experiment) -> tuple[Tree, Tree]:
     """Trainable weights, and the statistics of the encoder's BatchNorm; both where `experiment` has them.
 
     From another training come adapters and projector, and its encoder where it trained one. An encoder that it did not
-    train is the pre-trained one.
+    train is the pre-trained one, and a CTC head of another size is new.
 
     Raises InputError if `config.init_from` is no work folder, checkpoint or export, or one of another model.
     """
@@ -56,9 +57,11 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
     """From a work folder: `best` or the number of a checkpoint."""
     checkpoints = Checkpoints(workdir)
     step = checkpoints.choose(which)
-    with_encoder = checkpoints.restore_fits(step).get("config.encoder.train", False)
+    saved = checkpoints.restore_fits(step)
+    with_encoder = saved.get("config.encoder.train", False)
     _check_fits(experiment, with_encoder, workdir, lambda fits: checkpoints.check_fits(step, fits))
-    wanted = {name: tree for name, tree in experiment.trainable.items() if with_encoder or name != "encoder"}
+    known = {"encoder": with_encoder, "ctc": _has_head(experiment, saved, workdir)}
+    wanted = {name: tree for name, tree in experiment.trainable.items() if known.get(name, True)}
     stats = experiment.batch_stats if with_encoder else {}
     checkpoints.close()
 
@@ -67,6 +70,12 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
             return checkpoints.restore_trainable(step, wanted), checkpoints.restore_batch_stats(step, stats)
 
     return read
+
+
+def _has_head(experiment: Experiment, saved: Mapping[str, Any], workdir: epath.Path) -> bool:
+    """Whether the CTC head of another training is of the same size and units."""
+    own = {name: value for name, value in experiment.fits.items() if name.startswith("config.ctc.")}
+    return experiment.model.ctc is not None and own.items() <= saved.items() and (workdir / units.FILE).exists()
 
 
 def _check_fits(experiment: Experiment, with_encoder: bool, where: epath.Path, check: Any) -> None:
@@ -78,7 +87,7 @@ def _check_fits(experiment: Experiment, with_encoder: bool, where: epath.Path, c
     model = {
         name: value
         for name, value in experiment.fits.items()
-        if not name.startswith(("config.prompt.", "config.llm.end_token", "tokenizer"))
+        if not name.startswith(("config.prompt.", "config.llm.end_token", "tokenizer", "config.ctc."))
     }
     of_encoder = {name for name in model if name.startswith(("config.encoder.", "the encoder's"))}
     check({name: value for name, value in model.items() if with_encoder or name not in of_encoder})
@@ -101,7 +110,7 @@ def _exported(folder: epath.Path, experiment: Experiment) -> Read:
                 raise InputError(f"{folder} was trained with {name} {trained[name]}, not {value}")
 
     _check_fits(experiment, with_encoder, folder, check)
-    wanted = {name: experiment.trainable[name] for name in ("llm", "projector")}
+    wanted = {name: experiment.trainable[name] for name in ("llm", "projector")}  # a CTC head begins anew
 
     def read():
         files = [folder / "adapter" / "adapter_model.safetensors", folder / "projector.safetensors"]

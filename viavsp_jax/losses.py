@@ -13,11 +13,13 @@ import optax
 from clu.metrics import Average
 
 from viavsp_jax.data.examples import MODALITIES
+from viavsp_jax.models.ctc import ctc_loss
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Losses per utterance, accuracy per label token and the norm of an update's gradients together.
+    """Losses per utterance (of the CTC head: per unit of it), accuracy per label token and the norm of an update's
+    gradients together.
 
     As sums and counts, which add up exactly over batches of any filling.
     """
@@ -28,6 +30,7 @@ class Metrics:
     loss_audio: Average
     loss_video: Average
     gradient_norm: Average = flax.struct.field(default_factory=Average.empty)
+    loss_ctc: Average = flax.struct.field(default_factory=Average.empty)
 
     def of_update(self, gradient_norm: jax.Array) -> "Metrics":
         """The same with float32[] `gradient_norm`, that before gradients are clipped."""
@@ -77,3 +80,20 @@ def label_loss(
         **{f"loss_{name}": mean(weights * (known == index)) for index, name in enumerate(MODALITIES)},
         accuracy=Average(total=correct.sum(), count=is_label.sum()),
     )
+
+
+def with_ctc(
+    loss: jax.Array, metrics: Metrics, ctc: tuple[jax.Array, jax.Array] | None, units: jax.Array | None, weight: float
+) -> tuple[jax.Array, Metrics]:
+    """Adds `weight` times the mean over clips of the CTC loss for each unit, in nats.
+
+    Args:
+      loss, metrics: of `label_loss`.
+      ctc: logits float32[N, U, V] and padding bool[N, U] of the clips of all rows; None without a CTC head.
+      units: int32[B, C, U] of the clips, N of them together; clips without any do not count.
+    """
+    if ctc is None:
+        return loss, metrics
+    losses, counts = ctc_loss(*ctc, units.reshape(-1, units.shape[-1]))
+    mean = Average(total=losses.sum(), count=counts.sum())
+    return loss + weight * mean.total / jnp.maximum(mean.count, 1), metrics.replace(loss_ctc=mean)

@@ -9,11 +9,11 @@ import optax
 
 Name = Literal["adam", "adamw"]
 Schedule = Literal["tri_stage", "cosine", "constant"]
-Part = Literal["projector", "lora", "encoder"]
+Part = Literal["projector", "lora", "encoder", "ctc"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # Where a part's weights are among the trainable ones.
-_WEIGHTS_OF = {"projector": "projector", "lora": "llm", "encoder": "encoder"}
+_WEIGHTS_OF = {"projector": "projector", "lora": "llm", "encoder": "encoder", "ctc": "ctc"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,13 +27,14 @@ WHOLE_ROWS, DECODED_ROWS = 8, 2
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """Of the loop; fields of the config itself and of `config.checkpoint`."""
+    """Of the loop; fields of the config itself, of `config.checkpoint` and `config.ctc`."""
 
     seed: int
     updates: int
     log_every: int
     profile_steps: tuple[int, ...]
     label_smoothing: float
+    ctc_weight: float
     init_from: str
     remat: Remat
     device_rows: int
@@ -62,6 +63,15 @@ class EncoderSettings:
     batch_norm: BatchNormStatistics
     layer_drop: float
     activation_dropout: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCSettings:
+    """The fields of `config.ctc`."""
+
+    weight: float
+    units: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +104,7 @@ class Settings:
     prompt: PromptSettings
     lora: LoRAConfig
     encoder: EncoderSettings
+    ctc: CTCSettings
     data: DataSettings
     optimizer: OptimizerSettings
     mesh: MeshSettings
@@ -125,13 +136,14 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
     return Settings(
         c.dtype,
         TrainingSettings(
-            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.init_from, c.remat, c.device_rows,
-            c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience, c.trackers,
+            c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.ctc.weight, c.init_from, c.remat,
+            c.device_rows, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience, c.trackers,
         ),
         LanguageModelSettings(**c.llm),
         PromptSettings(**c.prompt),
         LoRAConfig(**c.lora),
         EncoderSettings(**encoder),
+        CTCSettings(**c.ctc),
         DataSettings(**data, of_clips=c.encoder.train, dtype=c.dtype, seed=c.seed),
         OptimizerSettings(**optimizer, **lengths),
         MeshSettings(**c.mesh),

@@ -16,6 +16,7 @@ import ml_collections
 
 from configs import base
 from viavsp_jax.data.features import NUM_FILTERS
+from viavsp_jax.data.units import MOST
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.lora import PROJECTIONS
@@ -143,6 +144,9 @@ TABLE = {
     "encoder.batch_norm": one_of(*get_args(BatchNormStatistics)),
     "encoder.layer_drop": BELOW_1,
     "encoder.activation_dropout": BELOW_1,
+    "ctc.weight": AT_LEAST_0,
+    "ctc.units": whole(2, MOST),
+    "ctc.width": COUNT,
     "data.path": TEXT,
     "data.train": each(FOLDER),
     "data.weights": each(ABOVE_0, least=0),

@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 # First match wins. Trainable weights are small and replicated, the encoder's too, of which every device needs
 # all; and so is a width that its axis does not divide, such as VinaLLaMA's vocabulary of 46,306.
 RULES = (
-    (r"(^|/)(lora|projector|encoder)/", PartitionSpec()),
+    (r"(^|/)(lora|projector|encoder|ctc)/", PartitionSpec()),
     (r"(^|/)(scale|bias)$", PartitionSpec()),
     (r"^llm/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"^llm/head$", PartitionSpec("fsdp", "tensor")),

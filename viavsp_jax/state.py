@@ -18,16 +18,16 @@ class TrainState:
     """Everything an update changes."""
 
     step: jax.Array  # int32, updates done
-    trainable: Tree  # adapters, projector and the encoder if there is one, float32
+    trainable: Tree  # adapters, projector and, if there are any, the encoder and the CTC head, float32
     opt_state: optax.OptState
     batch_stats: Tree = dataclasses.field(default_factory=dict)  # of the encoder's BatchNorm
 
 
 def is_trainable(path: tuple[str, ...], variable: nnx.Variable) -> bool:
-    """Adapters, projector and encoder are trainable, the encoder's statistics and the language model are not."""
+    """Adapters, projector, CTC head and encoder are; the encoder's statistics and the language model are not."""
     if "encoder" in path:
         return not isinstance(variable, nnx.BatchStat)
-    return "lora" in path or "projector" in path
+    return any(part in path for part in ("lora", "projector", "ctc"))
 
 
 def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:

@@ -13,7 +13,8 @@ from etils import epath
 
 from viavsp_jax import run_settings, sharding, update
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import lengths, pipeline
+from viavsp_jax.data import lengths, pipeline, units
+from viavsp_jax.data.packing import ClipUnits
 from viavsp_jax.data.sources import LeftOut
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.losses import Metrics, summarize
@@ -46,6 +47,7 @@ class Trainer:
         workdir: epath.PathLike,
         throughput: Throughput,
         left_out: LeftOut | None = None,
+        clip_units: ClipUnits | None = None,
     ):
         self.experiment, self.throughput = experiment, throughput
         data = experiment.settings.data
@@ -57,7 +59,12 @@ class Trainer:
         self.left_out = left_out or {}
         if count := sum(map(len, self.left_out.values())):
             say(f"{count} records do not fit a row and are left out, see {epath.Path(workdir) / lengths.FILE}")
-        self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out)
+        self.clip_units, self.fits = clip_units, dict(experiment.fits)
+        if clip_units:
+            self.fits["units of the CTC head sha256"] = clip_units.units.sha256()
+            if jax.process_index() == 0:
+                units.write(workdir, clip_units.units)
+        self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out, clip_units)
         self.optimizer, self.schedule = make_optimizer(experiment.settings.optimizer)
         self.run_info = run_info(experiment.mesh, pipeline.shard_folders(data))
         self.best_score, self.not_better = self.checkpoints.best_score()
@@ -75,7 +82,7 @@ class Trainer:
 
     def restore(self, step: int) -> None:
         """Takes up the state of a checkpoint, and says what is not as it was then."""
-        self.checkpoints.check_fits(step, self.experiment.fits)
+        self.checkpoints.check_fits(step, self.fits)
         self.checkpoints.check_continues(step, self.config)
         abstract = update.abstract_state(self.experiment, self.optimizer)
         self.state = self.checkpoints.restore(step, abstract, self.batches)
@@ -118,7 +125,7 @@ class Trainer:
     def validate(self, step: int, preemption: Preemption) -> dict[str, float] | None:
         """Scores the validation split and shows the scores; None when it was told to stop on the way."""
         metrics = []
-        for batch in pipeline.validation_batches(self.data, self.prompt, self.rows, self.left_out):
+        for batch in pipeline.validation_batches(self.data, self.prompt, self.rows, self.left_out, self.clip_units):
             batch = sharding.put_batch(self.experiment.mesh, batch)
             metrics.append(self.validation_step(self.state, self.frozen, batch))
             jax.block_until_ready(metrics[-2:-1])  # one ahead, as in training
@@ -150,8 +157,7 @@ class Trainer:
             self.best_score = max(self.best_score, scores["score"])
         scores["not_better"] = self.not_better
         with self.throughput.phase("checkpoint"):
-            config, fits = self.experiment.config, self.experiment.fits
-            self.checkpoints.save(self.state, self.batches, config, fits, self.run_info, scores)
+            self.checkpoints.save(self.state, self.batches, self.experiment.config, self.fits, self.run_info, scores)
 
     def log(self, step: int) -> None:
         """Shows what the updates since the last log gave, up to `step`."""
@@ -225,7 +231,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     with contextlib.closing(Throughput()) as throughput, Preemption() as preemption:
         with distributed.others_alive(), throughput.phase("start-up"):
             ready = before_training(config, workdir)
-            trainer = Trainer(ready.experiment, workdir, throughput, ready.left_out)
+            trainer = Trainer(ready.experiment, workdir, throughput, ready.left_out, ready.clip_units)
         with contextlib.closing(trainer), distributed.others_alive():
             if reason := trainer.finished():
                 return say(f"there is nothing to do: {reason}")

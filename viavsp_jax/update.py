@@ -12,7 +12,7 @@ from flax import nnx
 from viavsp_jax import sharding
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.initial import initial_weights
-from viavsp_jax.losses import Metrics, label_loss
+from viavsp_jax.losses import Metrics, label_loss, with_ctc
 from viavsp_jax.optimizer import Part, only
 from viavsp_jax.run_settings import TrainingSettings
 from viavsp_jax.runtime import programs
@@ -21,7 +21,7 @@ from viavsp_jax.state import TrainState
 Batch = dict[str, jax.Array]
 Tree = dict[str, Any]
 
-OTHERS: tuple[Part, ...] = ("projector", "lora")  # than the encoder
+OTHERS: tuple[Part, ...] = ("projector", "lora", "ctc")  # than the encoder
 
 
 def abstract_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
@@ -66,10 +66,9 @@ def make_train_step(
 
         def loss(trainable):
             model = nnx.merge(structure, trainable, batch_stats, frozen)
-            logits = model(batch, key, settings.remat, train_encoder)
-            value, metrics = label_loss(
-                logits, batch["targets"], batch["weights"], settings.label_smoothing, batch["modality"]
-            )
+            logits, ctc = model.outputs(batch, key, settings.remat, train_encoder)
+            found = label_loss(logits, batch["targets"], batch["weights"], settings.label_smoothing, batch["modality"])
+            value, metrics = with_ctc(*found, ctc, batch.get("units"), settings.ctc_weight)
             return value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
         gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(trainable)
@@ -135,7 +134,9 @@ def jit_validation_step(experiment: Experiment) -> jax.stages.Wrapped:
     """(state, frozen, batch) → metrics of the batch without dropout."""
 
     def validation_step(state: TrainState, frozen: Tree, batch: Batch) -> Metrics:
-        logits = nnx.merge(experiment.structure, state.trainable, state.batch_stats, frozen)(batch)
-        return label_loss(logits, batch["targets"], batch["weights"], modality=batch["modality"])[1]
+        model = nnx.merge(experiment.structure, state.trainable, state.batch_stats, frozen)
+        logits, ctc = model.outputs(batch)
+        found = label_loss(logits, batch["targets"], batch["weights"], modality=batch["modality"])
+        return with_ctc(*found, ctc, batch.get("units"), 0.0)[1]
 
     return programs.jit(experiment.mesh, validation_step, out_shardings=sharding.replicated(experiment.mesh))

@@ -14,7 +14,7 @@ from viavsp_jax import sharding, update
 from viavsp_jax.aot import flops
 from viavsp_jax.aot.typical_clips import TypicalPrompt, draw_clips, draw_frames
 from viavsp_jax.data import packing, pipeline
-from viavsp_jax.data.features import CROP_SIZE
+from viavsp_jax.data.features import CROP_SIZE, FRAME_RATE
 from viavsp_jax.data.packer import OPEN_ROWS
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.decoding.decoder import Decoder
@@ -56,7 +56,9 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
     sharding.check_rows(experiment.mesh, data.rows, "config.data.rows")
     optimizer, _ = make_optimizer(experiment.settings.optimizer)
     width = None if data.of_clips else data.feature_width
-    batch = on_rows(experiment, data.rows, packing.empty_row(data.row, width, np.dtype(data.dtype)))
+    batch = on_rows(
+        experiment, data.rows, packing.empty_row(data.row, width, np.dtype(data.dtype), _longest(experiment))
+    )
     state = update.abstract_state(experiment, optimizer)
     # The update of most of the run, which takes the most memory too.
     step = update.jit_train_step(experiment, optimizer, learning(experiment.settings.optimizer, updates))
@@ -78,6 +80,13 @@ def training(experiment: Experiment) -> tuple[list[Program], Work]:
         },
     )
     return [Program(traced)], work
+
+
+def _longest(experiment: Experiment) -> int:
+    """Frames of a clip in the rows of a CTC head; 0 without one."""
+    data = experiment.settings.data
+    longest = data.row.clip_frames if data.of_clips else round(data.seconds.longest * FRAME_RATE)
+    return 0 if experiment.model.ctc is None else longest
 
 
 def mean_frames(data: DataSettings) -> int:

@@ -18,6 +18,11 @@ Each of them sees it and itself, as if it were alone in the row. So its position
     targets, weights        [L]       that token; 1 / (label tokens of its utterance), 0 for padding
     modality                [L]       index in MODALITIES of what its utterance was heard or seen by, or 3
 
+With a CTC head, rows tell also, for each of their clips, so many frames U as the longest clip of the training has:
+
+    clip_frame   [C, U]               where in the row's frames its own are; T for padding
+    units        [C, U]               what is said, in units of words; 0, the blank, behind the last
+
 Where the encoder is trained, rows hold clips in place of encoder frames, each with room for U = T / C of them:
 
     video                   [C, U, 88, 88]  uint8, grey
@@ -25,6 +30,7 @@ Where the encoder is trained, rows hold clips in place of encoder frames, each w
     has_audio                        [C]             whether the clip's audio is to be used
     has_video                        [C, U]          frames whose picture is to be used
     frame_slot              [C, U]
+    units                   [C, U]
 
 Letters: T frames, S positions, L labels, C clips, E encoder width.
 """
@@ -41,10 +47,12 @@ from jax.typing import DTypeLike
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import AUDIO_DIM, CROP_SIZE
 from viavsp_jax.data.prompt import Prompt
+from viavsp_jax.data.units import Units
 from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 
+NO_FRAME = -1  # of an utterance; in a row it is the one behind the last
 INSTRUCTION = 1  # segment id, as in viavsp_jax/models/attention.py
 
 # Arrays of a row that come from the encoder's cache, and those that go through the encoder.
@@ -148,6 +156,21 @@ def speech_frames(record: Arrays, frame_slot: np.ndarray, clip_frames: int | Non
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipUnits:
+    """What rows hold for a CTC head."""
+
+    units: Units
+    frames: int  # U, of the longest clip
+
+    def of(self, text: str, frames: int) -> np.ndarray:
+        """int32[U]; all blank for what cannot be said in so few frames, between equal units a blank."""
+        found = self.units.of(text)
+        if len(found) + (found[1:] == found[:-1]).sum() > frames:
+            found = found[:0]
+        return np.pad(found, (0, self.frames - len(found)))
+
+
+@dataclasses.dataclass(frozen=True)
 class ToUtterance(grain.transforms.Map):
     """Record → one utterance, alone in its row; checks that it fits one.
 
@@ -158,6 +181,7 @@ class ToUtterance(grain.transforms.Map):
     shape: RowShape
     dtype: DTypeLike
     of_clips: bool = False
+    clip_units: ClipUnits | None = None  # for a CTC head
 
     def map(self, record: Arrays) -> Arrays:
         """The arrays of the module's table for one utterance, unpadded, and int32[P] its `instruction` once more.
@@ -175,6 +199,7 @@ class ToUtterance(grain.transforms.Map):
             raise InputError(f"record {record['id']} {size}: raise config.data.row.{size.option} or drop the record")
         return {
             **speech_frames(record, frame_slot, self.shape.clip_frames if self.of_clips else None, self.dtype),
+            **self._for_ctc(record["transcript"], len(frame_slot)),
             # The last label token is predicted, never read.
             "tokens": np.append(utterance["tokens"], label[:-1]).astype(np.int32),
             "is_speech": np.append(utterance["is_speech"], np.zeros(len(label) - 1, bool)),
@@ -186,14 +211,29 @@ class ToUtterance(grain.transforms.Map):
             "instruction": utterance["tokens"][: utterance["is_speech"].argmax()],
         }
 
+    def _for_ctc(self, text: str, frames: int) -> Arrays:
+        if self.clip_units is None:
+            return {}
+        found = {"units": self.clip_units.of(text, frames)[None]}
+        if not self.of_clips:
+            places = np.full((1, self.clip_units.frames), NO_FRAME, np.int32)
+            places[0, :frames] = np.arange(frames)
+            found["clip_frame"] = places
+        return found
+
 
 def to_row(utterances: Sequence[Arrays], shape: RowShape) -> Arrays:
     """The row of these utterances, which have one instruction and fit together."""
     frames = utterances[0].get("features")
-    row = empty_row(shape, *((None, None) if frames is None else (frames.shape[1], frames.dtype)))
+    longest = utterances[0]["units"].shape[1] if "units" in utterances[0] else 0
+    row = empty_row(shape, *((None, None) if frames is None else (frames.shape[1], frames.dtype)), longest)
     filled, shift = dict.fromkeys(row, 0), 0
     for number, utterance in enumerate(utterances):
-        for name, part in _part(utterance, number, shift, shape.positions).items():
+        parts = _part(utterance, number, shift, shape.positions)
+        if "clip_frame" in utterance:
+            places = utterance["clip_frame"]
+            parts["clip_frame"] = np.where(places == NO_FRAME, shape.frames, places + filled["features"])
+        for name, part in parts.items():
             row[name][filled[name] : filled[name] + len(part)] = part
             filled[name] += len(part)
         shift += len(utterance["tokens"]) - len(utterance["instruction"])
@@ -207,7 +247,9 @@ def _part(utterance: Arrays, number: int, shift: int, padding: int) -> Arrays:
     positions = np.arange(first, len(utterance["tokens"]))
     return {
         **{
-            name: utterance[name] for name in (*FEATURES, *CLIPS, "targets", "weights", "modality") if name in utterance
+            name: utterance[name]
+            for name in (*FEATURES, *CLIPS, "units", "targets", "weights", "modality")
+            if name in utterance
         },
         "frame_slot": np.where(slots < 0, padding, slots + shift),
         **{name: utterance[name][first:] for name in ("tokens", "is_speech")},
@@ -217,15 +259,20 @@ def _part(utterance: Arrays, number: int, shift: int, padding: int) -> Arrays:
     }
 
 
-def empty_row(shape: RowShape, width: int | None, dtype: DTypeLike) -> Arrays:
-    """A row of padding: of encoder frames so wide, or of clips where `width` is None."""
+def empty_row(shape: RowShape, width: int | None, dtype: DTypeLike, longest: int = 0) -> Arrays:
+    """A row of padding: of encoder frames so wide, or of clips where `width` is None.
+
+    For a CTC head `longest` is what the longest clip has of frames.
+    """
     s, n, c, u = shape.positions, shape.labels, shape.clips, shape.clip_frames
     if width is None:
         frames = empty_clips(c, u) | {"frame_slot": np.full((c, u), s, np.int32)}
     else:
         frames = {"features": np.zeros((shape.frames, width), dtype), "frame_slot": np.full(shape.frames, s, np.int32)}
+        frames |= {"clip_frame": np.full((c, longest), shape.frames, np.int32)} if longest else {}
     return {
         **frames,
+        **({"units": np.zeros((c, longest), np.int32)} if longest else {}),
         "is_speech": np.zeros(s, bool),
         **{name: np.zeros(s, np.int32) for name in ("tokens", "segment_ids", "positions")},
         **{name: np.zeros(n, np.int32) for name in ("label_index", "targets", "modality")},

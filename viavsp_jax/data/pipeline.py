@@ -14,6 +14,7 @@ from viavsp_jax.data.clips import ClipLoader
 from viavsp_jax.data.packer import PackedRows
 from viavsp_jax.data.packing import (
     Arrays,
+    ClipUnits,
     ToUtterance,
     empty_clips,
     empty_row,
@@ -55,7 +56,8 @@ def packed_batches(
     """
     own = range(rows) if own is None else own
     width = None if to_utterance.of_clips else _width(dataset)
-    empty = empty_row(to_utterance.shape, width, to_utterance.dtype)
+    longest = to_utterance.clip_units.frames if to_utterance.clip_units else 0
+    empty = empty_row(to_utterance.shape, width, to_utterance.dtype, longest)
     streams = [iter(stream) for stream in row_streams(dataset, to_utterance, rows, own)]
     while True:
         found = [next(stream, None) for stream in streams]
@@ -95,8 +97,8 @@ def _endless(data: DataSettings, left_out: LeftOut | None) -> grain.MapDataset:
     return endless(_features(data, data.train, "train", left_out), data.weights, data.seed)
 
 
-def _to_utterance(data: DataSettings, prompt: Prompt) -> ToUtterance:
-    return ToUtterance(prompt, data.row, np.dtype(data.dtype), data.of_clips)
+def _to_utterance(data: DataSettings, prompt: Prompt, clip_units: ClipUnits | None) -> ToUtterance:
+    return ToUtterance(prompt, data.row, np.dtype(data.dtype), data.of_clips, clip_units)
 
 
 class TrainingBatches:
@@ -139,27 +141,35 @@ def from_all(text: str) -> list[str]:
 
 
 def training_batches(
-    data: DataSettings, prompt: Prompt, own: Sequence[int] | None = None, left_out: LeftOut | None = None
+    data: DataSettings,
+    prompt: Prompt,
+    own: Sequence[int] | None = None,
+    left_out: LeftOut | None = None,
+    clip_units: ClipUnits | None = None,
 ) -> TrainingBatches:
     """Endless shuffled batches of `data.rows` rows, from which a restart can go on.
 
     `own` are the rows of this process (see `sharding.local_rows`), all of them by default; `left_out` is what
-    `lengths.check` gives.
+    `lengths.check` gives; `clip_units` are for a CTC head.
     """
     rows = data.rows
     own = range(rows) if own is None else own
-    streams = row_streams(_endless(data, left_out), _to_utterance(data, prompt), rows, own)
+    streams = row_streams(_endless(data, left_out), _to_utterance(data, prompt, clip_units), rows, own)
     batches = grain.experimental.ZipIterDataset(streams).map(stack_rows)
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
     return TrainingBatches(iter(ahead), own)
 
 
 def validation_batches(
-    data: DataSettings, prompt: Prompt, own: Sequence[int] | None = None, left_out: LeftOut | None = None
+    data: DataSettings,
+    prompt: Prompt,
+    own: Sequence[int] | None = None,
+    left_out: LeftOut | None = None,
+    clip_units: ClipUnits | None = None,
 ) -> Iterator[Arrays]:
     """One pass over the validation split, packed like training (see `packed_batches`)."""
     dataset = _dataset(data, data.train, "valid", left_out)
-    return packed_batches(dataset, _to_utterance(data, prompt), data.rows, own)
+    return packed_batches(dataset, _to_utterance(data, prompt, clip_units), data.rows, own)
 
 
 def evaluation_records(data: DataSettings, name: str, split: str) -> grain.MapDataset:

@@ -14,10 +14,19 @@ from viavsp_jax.models.attention import WHOLE_ROWS, PackedAttention
 from viavsp_jax.models.avhubert.config import PLAIN_TRAINING, AVHubertConfig, EncoderTraining
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.models.cache import Cache
+from viavsp_jax.models.ctc import CTCHead
 from viavsp_jax.models.dedup import segment_mean
 from viavsp_jax.models.llama import Llama, LlamaConfig, Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCConfig:
+    """Sizes of the CTC head."""
+
+    units: int  # with the blank
+    width: int  # of its hidden layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,7 @@ class ModelConfig:
     attention: PackedAttention = WHOLE_ROWS
     encoder: AVHubertConfig | None = None  # None: batches hold its cached features
     encoder_training: EncoderTraining = PLAIN_TRAINING
+    ctc: CTCConfig | None = None  # None: no CTC head
 
 
 class Projector(nnx.Module):
@@ -61,6 +71,8 @@ class ViAVSP(nnx.Module):
             self.encoder = AVHubert(c.encoder, dtype=c.dtype, training=c.encoder_training, rngs=rngs)
         self.projector = Projector(c.feature_width, c.llama.hidden_size, rngs)
         self.llm = Llama(c.llama, c.lora, c.dtype, c.quantization, c.attention, rngs=rngs)
+        # Last, so that the others begin with the same weights as without it.
+        self.ctc = None if c.ctc is None else CTCHead(c.feature_width, c.ctc.width, c.ctc.units, rngs)
 
     def features(
         self, batch: dict[str, jax.Array], training: bool, key: jax.Array | None, train_encoder: bool
@@ -89,7 +101,9 @@ class ViAVSP(nnx.Module):
 
         The mean is taken before the projector: it commutes with an affine map and leaves less to project.
         """
-        features, slots = self.features(batch, training, key, train_encoder)
+        return self._embed(batch, *self.features(batch, training, key, train_encoder))
+
+    def _embed(self, batch: dict[str, jax.Array], features: jax.Array, slots: jax.Array) -> jax.Array:
         means = segment_mean(features, slots, batch["tokens"].shape[1])
         return jnp.where(batch["is_speech"][..., None], self.projector(means), self.llm.embed(batch["tokens"]))
 
@@ -104,11 +118,43 @@ class ViAVSP(nnx.Module):
 
         A PRNG key is for training: it turns adapter dropout on and, where the encoder is trained, its dropout too.
         """
+        return self.outputs(batch, key, remat, train_encoder)[0]
+
+    def outputs(
+        self,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None = None,
+        remat: Remat = "none",
+        train_encoder: bool = False,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The same, and what `ctc_logits` says of the clips of the rows; None without a CTC head."""
         training = key is not None
         key_llm, key_encoder = jax.random.split(key) if self.encoder is not None and training else (key, None)
-        embedded = self.embed(batch, training, key_encoder, train_encoder)
+        features, slots = self.features(batch, training, key_encoder, train_encoder)
+        embedded = self._embed(batch, features, slots)
         ids, positions, labels = (batch[name] for name in ("segment_ids", "positions", "label_index"))
-        return self.llm.logits(self.llm(embedded, ids, positions, key_llm, remat, labels))
+        logits = self.llm.logits(self.llm(embedded, ids, positions, key_llm, remat, labels))
+        return logits, None if self.ctc is None else self._ctc_logits(batch, features, slots)
+
+    def ctc_logits(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Of all clips of a batch: logits of units float32[N, U, V], and which frames are padding: bool[N, U].
+
+        A row of a decoding batch is one clip.
+        """
+        return self._ctc_logits(batch, *self.features(batch, False, None, False))
+
+    def _ctc_logits(
+        self, batch: dict[str, jax.Array], features: jax.Array, slots: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        places = batch["frame_slot"] if self.encoder is not None else batch.get("clip_frame", slots[:, None])
+        clips, frames = places.shape[0] * places.shape[1], places.shape[2]
+        if "clip_frame" in batch:
+            padding = places == features.shape[1]
+            features = jax.vmap(lambda row, place: row.at[place].get(mode="fill", fill_value=0))(features, places)
+        else:
+            padding = places == batch["tokens"].shape[1]
+        padding = padding.reshape(clips, frames)
+        return self.ctc(features.reshape(clips, frames, -1), padding), padding
 
     def prefill(self, batch: dict[str, jax.Array], capacity: int, beams: int) -> tuple[jax.Array, Cache]:
         """One prompt per row, of int32[B] `lengths` → logits float32[B, V], a cache for `capacity` tokens per beam."""

@@ -9,13 +9,15 @@ from viavsp_jax.data import lengths
 from viavsp_jax.data.clips import open_noise
 from viavsp_jax.data.lengths import Split
 from viavsp_jax.data.noise import BABBLE
-from viavsp_jax.data.packing import RowShape
+from viavsp_jax.data.packing import ClipUnits, RowShape
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import SplitSource
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
+from viavsp_jax.data.units import FILE, learn, read
 from viavsp_jax.preflight import rows, texts
 from viavsp_jax.preflight.findings import UNKNOWN, Findings
+from viavsp_jax.run_settings import CTCSettings
 from viavsp_jax.runtime.errors import InputError
 
 # Settings that these checks rest on; a folder's content fits or does not fit the encoder's.
@@ -24,11 +26,18 @@ _LENGTHS = ("data.row", "data.too_long", "data.augment", *_FOLDERS)
 
 
 def look_at_corpus(
-    found: Findings, data: DataSettings, prompt: Prompt, workdir: epath.Path, whole: DataSettings
-) -> LeftOut:
-    """All checks of what training reads. `prompt` and `workdir` may be UNKNOWN, and so may what is returned.
+    found: Findings,
+    data: DataSettings,
+    prompt: Prompt,
+    workdir: epath.Path,
+    whole: DataSettings,
+    ctc: CTCSettings,
+    init_from: str,
+) -> tuple[LeftOut, ClipUnits | None]:
+    """All checks of what training reads, and what it needs for a CTC head.
 
-    `whole` has the rows of the config, where those of `data` were made shorter for many devices.
+    `prompt` and `workdir` may be UNKNOWN, and so may what is returned. `whole` has the rows of the config, where those
+    of `data` were made shorter for many devices.
     """
     splits, complete = [], True
     for kind in ("train", "valid"):
@@ -42,7 +51,7 @@ def look_at_corpus(
                 found.ask(f"noise {kind}", open_noise, kind, "train", settings=("data.augment",))
     if not splits:
         found.passed_over += ["rows and window", "characters of the transcripts"]
-        return UNKNOWN
+        return UNKNOWN, None
     _count(found, splits)
     found.warnings += _twice(splits)
     _look_at_texts(found, prompt, splits)
@@ -52,7 +61,34 @@ def look_at_corpus(
     if training and prompt is not UNKNOWN:
         found.ask("filling of rows", _look_at_rows, found, data, whole, prompt, splits, training, left_out is UNKNOWN,
                   settings=_LENGTHS)  # fmt: skip
-    return left_out if complete else UNKNOWN
+    if not (complete and ctc.weight and workdir is not UNKNOWN):
+        return (left_out if complete else UNKNOWN), None
+    clip_units = found.ask(
+        "units of the CTC head", _clip_units, data, ctc, splits, _homes(workdir, init_from), settings=("ctc", *_LENGTHS)
+    )
+    if clip_units is not UNKNOWN:
+        found.fact("units of the CTC head", f"{len(clip_units.units):,}")
+    return left_out, clip_units
+
+
+def _homes(workdir: epath.Path, init_from: str) -> list[epath.Path]:
+    """Folders that may hold units already: of this run, then of the one whose weights it begins with."""
+    source = epath.Path(init_from)
+    return [workdir, source, source.parent.parent] if init_from else [workdir]
+
+
+def _clip_units(
+    data: DataSettings, ctc: CTCSettings, splits: Sequence[Split], folders: Sequence[epath.Path]
+) -> ClipUnits:
+    """With the units of the first folder that has any, or with new ones. Raises InputError if they are too many."""
+    units = next((read(folder) for folder in folders if (folder / FILE).exists()), None)
+    if units is None:
+        texts = (text for one in splits if one.source.split == "train" for text in one.records.transcripts)
+        units = learn(texts, ctc.units)
+    if len(units) > ctc.units:
+        raise InputError(f"config.ctc.units is {ctc.units}, expected at least {len(units)}, as the transcripts need")
+    longest = max(int(one.records.frames[one.records.frames <= data.row.frames].max()) for one in splits)
+    return ClipUnits(units, data.row.clip_frames if data.of_clips else longest)
 
 
 def _read(found: Findings, data: DataSettings, prompt: Prompt, name: str, kind: str) -> Split:

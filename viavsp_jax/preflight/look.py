@@ -16,6 +16,7 @@ from convert.avhubert import check_flax
 from viavsp_jax import experiment as models_of
 from viavsp_jax import llm_folder, run_settings, settings, sharding
 from viavsp_jax.data.ids import read_channels
+from viavsp_jax.data.packing import ClipUnits
 from viavsp_jax.data.pipeline import from_all
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.settings import DataSettings
@@ -41,6 +42,7 @@ class Ready:
 
     experiment: Experiment
     left_out: LeftOut
+    clip_units: ClipUnits | None  # None without a CTC head
 
 
 def before_training(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Ready:
@@ -75,10 +77,10 @@ def look(
     mesh = _look_at_mesh(found, c, devices)
     c, whole = _follow_devices(found, c, mesh, prompt)
     _look_at_rows(found, c, mesh)
-    left_out = look_at_corpus(found, c.data, prompt, folder, whole)
+    left_out, clip_units = look_at_corpus(found, c.data, prompt, folder, whole, c.ctc, c.training.init_from)
     experiment = found.ask(
         "model", models_of.assembled, mended, c, conversion, llama, prompt, encoder, mesh,
-        settings=("lora", "llm", "prompt", "encoder", "data.row", "data.feature_width", "dtype", "remat"),
+        settings=("lora", "llm", "prompt", "encoder", "ctc", "data.row", "data.feature_width", "dtype", "remat"),
     )  # fmt: skip
     found.ask("trackers", find_trackers, c.training.trackers, settings=("trackers",))
     found.ask("weights of the language model", Experiment.check_frozen, experiment)
@@ -88,7 +90,7 @@ def look(
     clips = _look_at_evaluation(found, c, mesh)
     _look_at_work(found, c, folder, experiment, clips)
     _share(found)
-    return found, Ready(experiment, left_out)
+    return found, Ready(experiment, left_out, clip_units)
 
 
 def _existing(llm: LanguageModelSettings) -> str:

@@ -377,7 +377,7 @@ def test_padding_on_many_devices_is_said(config, tmp_path):
     data = follow_devices(settings, AbstractMesh((64, 1, 1), sharding.AXES), 15).data
     whole = dataclasses.replace(settings.data, rows=8)
     assert data.rows == 64 and data.row.clips == 1
-    look_at_corpus(found, data, exp.prompt, tmp_path, whole)
+    look_at_corpus(found, data, exp.prompt, tmp_path, whole, exp.settings.ctc, "")
     assert not found.faults and found.facts[-2][1].startswith("64 of 64 positions")
     (warning,) = [one for one in found.warnings if "padding" in one]
     share = found.facts[-2][1].split(", ")[1]
