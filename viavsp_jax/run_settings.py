@@ -137,7 +137,8 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
         c.dtype,
         TrainingSettings(
             c.seed, c.updates, c.log_every, c.profile_steps, c.label_smoothing, c.ctc.weight, c.init_from, c.remat,
-            c.device_rows, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience, c.trackers,
+            c.device_rows, c.checkpoint.every, c.checkpoint.keep, c.checkpoint.best_by, c.checkpoint.patience,
+            c.trackers,
         ),
         LanguageModelSettings(**c.llm),
         PromptSettings(**c.prompt),
