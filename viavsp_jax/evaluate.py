@@ -18,6 +18,8 @@ from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
 from viavsp_jax.data.settings import DataSettings
+from viavsp_jax.data.units import read as read_units
+from viavsp_jax.decoding import frames
 from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.report import results
@@ -29,12 +31,18 @@ from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.tables import aligned, write_table
 
 Batch = dict[str, jax.Array]
+Tree = dict[str, Any]
 
 
 def decode_folder(
-    experiment: Experiment, decode_batch: Callable[[Batch], tuple[jax.Array, jax.Array]], name: str
+    experiment: Experiment,
+    decode_batch: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    name: str,
+    hear: Callable[[Batch, list[dict]], list[str]] | None = None,
 ) -> list[dict[str, str | float]]:
     """Decodes one shard folder: id, reference, hypothesis, score, languages and seconds of each clip, by id.
+
+    `hear` gives what the CTC head makes of each record of a batch, which is added as `ctc`.
 
     Every process reads all clips, decodes a part of each batch and returns all rows.
     """
@@ -45,7 +53,8 @@ def decode_folder(
     for records, batch in pipeline.decoding_batches(data, experiment.prompt, source, c.rows, c.bucket):
         batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
         tokens, scores = jax.device_get(decode_batch(batch))
-        for record, ids, score in zip(records, tokens[:, 0], scores[:, 0], strict=False):
+        heard = [{"ctc": scoring.normalize(text)} for text in hear(batch, records)] if hear else [{}] * len(records)
+        for record, ids, score, more in zip(records, tokens[:, 0], scores[:, 0], heard, strict=False):
             rows.append({
                 "id": record["id"],
                 "reference": scoring.normalize(record["transcript"]),
@@ -54,6 +63,7 @@ def decode_folder(
                 "source_language": record["source_language"],
                 "target_language": record["target_language"],
                 "seconds": int(record["cluster_counts"].sum()) / FRAME_RATE,
+                **more,
             })  # fmt: skip
     return sorted(rows, key=lambda row: row["id"])
 
@@ -105,9 +115,10 @@ def evaluate(
         results.take_over(workdir)
         folder = results.folder_of(workdir, about)
     decode_batch = functools.partial(decoder, trainable, frozen)
+    hear = _hearing(experiment, workdir, trainable, frozen) if experiment.model.ctc else None
     scores = {}
     for name in names:
-        rows = decode_folder(experiment, decode_batch, name)
+        rows = decode_folder(experiment, decode_batch, name, hear)
         report = make_report(about, {name: rows}, channels)
         scores[name] = report[results.key_of(name, about)]
         if is_first:
@@ -116,6 +127,20 @@ def evaluate(
     if is_first:
         print(f"{score_table(scores)}\nhypotheses and report: {folder}")
     return scores
+
+
+def _hearing(
+    experiment: Experiment, workdir: epath.Path, trainable: Tree, frozen: Tree
+) -> Callable[[Batch, list[dict]], list[str]]:
+    """What the CTC head makes of the clips of a decoding batch, by the likeliest unit of each frame."""
+    units, log_probs = read_units(workdir), frames.jit_log_probs(experiment.mesh, experiment.structure)
+
+    def hear(batch: Batch, records: list[dict]) -> list[str]:
+        found = jax.device_get(log_probs(trainable, frozen, batch))
+        lengths = [record["cluster_counts"].sum() for record in records]
+        return [units.words(frames.best_units(one[:length])) for one, length in zip(found, lengths, strict=False)]
+
+    return hear
 
 
 def _check_names(data: DataSettings, names: Sequence[str]) -> None:

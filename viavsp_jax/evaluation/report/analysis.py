@@ -29,12 +29,16 @@ _NO_CHANNEL = "not in the mapping"
 def score(rows: Sequence[Row]) -> dict[str, Any]:
     """`clips`, the rates of those that are recognised and BLEU of those that are translated.
 
-    Where there are any: what `scoring.rates` gives, what `scoring.score_translation` gives, and `translated_clips`.
+    Where there are any: what `scoring.rates` gives, what `scoring.score_translation` gives, and `translated_clips`;
+    and `ctc_wer` with its interval, of what a CTC head makes of the frames by itself.
     """
     recognised, translated = by_task(rows)
     result = {}
     if recognised:
         result |= scoring.score(*_texts(recognised))
+        if all("ctc" in row for row in recognised):
+            alone = scoring.score([row["reference"] for row in recognised], [row["ctc"] for row in recognised])
+            result |= {f"ctc_{name}": alone[name] for name in ("wer", "wer_interval")}
     if translated:
         result |= scoring.score_translation(*_texts(translated)) | {"translated_clips": len(translated)}
     return result | {"clips": len(rows)}
