@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from viavsp_jax.app import lettering
+from viavsp_jax.app.lettering import Run
 
 TONES = ["", "\u0300", "\u0301", "\u0303", "\u0309", "\u0323"]
 LOWER = {unicodedata.normalize("NFC", vowel + tone) for vowel in "aăâeêioôơuưy" for tone in TONES} | {"đ"}
@@ -14,11 +15,15 @@ SENTENCE = "sáng nay em gái vẫn nấu mười bát phở ngon ở nhà trư�
 UNKNOWN = "中"  # the font does not have it
 
 
+def line(text):
+    return ((Run(text),),)
+
+
 def drawn(text, width=320, height=240, brightness=235, colour=200):
     """The planes of a picture of one colour with a text."""
     planes = [np.full((height, width), brightness, np.uint8)]
     planes += [np.full((height // 2, width // 2), colour, np.uint8) for _ in range(2)]
-    lettering.lettering(text, width, height).lay_on(planes)
+    lettering.lettering(line(text), width, height).lay_on(planes)
     return planes
 
 
@@ -40,7 +45,7 @@ def test_letters_in_parts_are_put_together():
 @pytest.mark.parametrize("text", ["Ẵ", SENTENCE, "Ổ" * 90, " ".join([SENTENCE.upper()] * 6), "Ậ\u0302\u0323"])
 def test_text_stays_in_the_picture(text, size):
     width, height = size
-    found = lettering.lettering(text, width, height)
+    found = lettering.lettering(line(text), width, height)
     kept, added = found.layers[0]
     assert 0 <= found.top and found.top + len(kept) < height and kept.shape[1] == width
     # Nothing is cut off: around the letters and their edge there is a pixel at least.
@@ -56,11 +61,17 @@ def test_all_of_a_text_is_there():
     words = SENTENCE.split()
     one_by_one = sum((drawn(word, 1920, 1080, 16)[0] > 200).sum() for word in words)
     assert (drawn(SENTENCE, 1920, 1080, 16)[0] > 200).sum() == pytest.approx(one_by_one, rel=0.01)
-    lines = lettering._lines(words, lettering._font(20), 200)
+    lines = broken(words)
     assert " ".join(lines) == SENTENCE and len(lines) > 2
     assert max(lettering._font(20).getlength(line) for line in lines) <= 200
-    broken = lettering._lines(["x", "y" * 100], lettering._font(20), 200)
-    assert "".join(broken) == "x" + "y" * 100 and len(broken) > 3
+    parts = broken(["x", "y" * 100])
+    assert "".join(parts) == "x" + "y" * 100 and len(parts) > 3
+
+
+def broken(*lines):
+    """Lines of words as they fit into 200 pixels."""
+    runs = [[Run(word) for word in words] for words in lines]
+    return [" ".join(run.text for run in line) for line in lettering._lines(runs, lettering._font(20), 200)]
 
 
 @pytest.mark.parametrize("brightness", [235, 120, 16])
@@ -86,5 +97,6 @@ def test_letters_grow_with_the_picture():
 
 
 def test_nothing_to_write_and_no_room():
-    assert lettering.lettering("", 320, 240) is None and lettering.lettering(" \n\x00", 320, 240) is None
-    assert lettering.lettering("trường", 2, 2) is None
+    for empty in ((), ((),), line(""), line(" \n\x00")):
+        assert lettering.lettering(empty, 320, 240) is None
+    assert lettering.lettering(line("trường"), 2, 2) is None
