@@ -90,14 +90,13 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
 def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
     """The options that make a Style."""
     for name, meaning in (
-        ("max_line_width", "characters of a line of subtitles"),
-        ("max_line_count", "lines of a subtitle, with --max_line_width; it may then go beyond a segment"),
-        ("max_words_per_line", "words of a subtitle"),
+        ("max_line_width", "most characters of a line of subtitles (default: a subtitle is one line)"),
+        ("max_line_count", "most lines of a subtitle, with --max_line_width (default: all of a segment)"),
+        ("max_words_per_line", "most words of a subtitle (default: all of a segment)"),
     ):
-        what = f"at most so many {meaning} (default: all of the segment)"
-        parser.add_argument(f"--{name}", type=whole(f"--{name}", 1), metavar="N", help=what)
+        parser.add_argument(f"--{name}", type=whole(f"--{name}", 1), metavar="N", help=meaning)
     parser.add_argument(
-        "--highlight_words", action="store_true", help="subtitles in which each word is marked while it is spoken"
+        "--highlight_words", action="store_true", help="mark each word of the subtitles while it is spoken"
     )
     parser.add_argument("--word_timestamps", action="store_true", help="in vtt, when each word is said")
     parser.add_argument(

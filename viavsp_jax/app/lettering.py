@@ -67,7 +67,8 @@ def planes_of(colour: tuple[int, int, int], full: bool) -> Planes:
     black, white = (0, 255) if full else (16, 235)
     first = grey / 255 * (white - black) + black
     share = 1 if full else 224 / 255
-    return round(first), *(round(128 + share * one) for one in ((blue - grey) / 1.8556, (red - grey) / 1.5748))
+    tints = (blue - grey) / 1.8556, (red - grey) / 1.5748
+    return round(first), *(min(255, round(128 + share * one)) for one in tints)
 
 
 @functools.lru_cache(maxsize=2)  # a text stays for many pictures

@@ -41,6 +41,11 @@ def test_letters_in_parts_are_put_together():
     np.testing.assert_array_equal(drawn("một\x00\n hai\u200b")[0], drawn("một hai")[0])
 
 
+def test_lines_are_kept_and_broken_where_they_are_too_long():
+    assert broken(["một", "hai"], ["ba"]) == ["một hai", "ba"]
+    assert broken(["một"], ["y" * 30, "z"], ["hai"])[0::3] == ["một", "hai"]
+
+
 @pytest.mark.parametrize("size", [(160, 120), (1080, 1920), (1920, 1080), (3840, 2160), (96, 96), (640, 64), (24, 400)])
 @pytest.mark.parametrize("text", ["Ẵ", SENTENCE, "Ổ" * 90, " ".join([SENTENCE.upper()] * 6), "Ậ\u0302\u0323"])
 def test_text_stays_in_the_picture(text, size):
@@ -84,6 +89,39 @@ def test_letters_are_white_with_a_dark_edge_on_any_ground(brightness):
         assert np.abs(colour[tuple(white.T)].astype(int) - 128).mean() < 15 if len(white) else True
         assert (colour[:60] == 200).all()
     assert (grey[:120] == brightness).all()
+
+
+@pytest.mark.parametrize(("colour", "full", "expected"), [  # the colour bars of HD video
+    ((255, 255, 255), False, (235, 128, 128)), ((0, 0, 0), False, (16, 128, 128)),
+    ((255, 255, 0), False, (219, 16, 138)), ((0, 255, 0), False, (173, 42, 26)),
+    ((255, 0, 0), False, (63, 102, 240)), ((0, 0, 255), False, (32, 240, 118)),
+    ((255, 255, 255), True, (255, 128, 128)), ((0, 0, 255), True, (18, 255, 116)),
+])  # fmt: skip
+def test_colours_are_those_of_hd_video(colour, full, expected):
+    assert lettering.planes_of(colour, full) == expected
+
+
+def test_words_that_are_spoken_or_doubtful_have_colours_of_their_own():
+    runs = [Run("một"), Run("hai", spoken=True), Run("ba", doubtful=True), Run("bốn", spoken=True, doubtful=True)]
+    for text in (tuple((run,) for run in runs), (tuple(runs),)):
+        found = lettering.lettering(text, 1920, 1080)
+        plain = lettering.lettering(tuple(tuple(Run(run.text) for run in line) for line in text), 1920, 1080)
+        assert found.top == plain.top
+        for (kept, _), (other, _) in zip(found.layers, plain.layers, strict=True):
+            np.testing.assert_array_equal(kept, other)  # the letters stay where they are
+        shown = [added for _, added in found.layers]
+        # Where four pixels lie in a letter, they have its colour; the words stand side by side or one below another.
+        inside = (plain.layers[0][1] == 235).reshape(shown[1].shape[0], 2, -1, 2).all((1, 3))
+        places = np.argwhere(inside)
+        order = places[:, 0] if len(text) > 1 else places[:, 1]
+        colours = [tuple(int(plane[y, x]) for plane in (shown[0][::2, ::2], *shown[1:])) for y, x in places]
+        ends = []
+        for rgb in ((255, 255, 255), (255, 216, 0), (120, 200, 255)):
+            mine = [place for place, one in zip(order, colours, strict=True) if one == lettering.planes_of(rgb, False)]
+            ends.append((min(mine), max(mine), len(mine)))
+        (_, white, _), (yellow, last_yellow, many), (blue, last_blue, _) = ends
+        assert white < yellow < blue < last_blue < last_yellow  # of a word that is both, yellow is what is seen
+        assert sum(count for *_, count in ends) == len(places) and many > 100
 
 
 def test_letters_grow_with_the_picture():
