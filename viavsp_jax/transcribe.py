@@ -7,9 +7,16 @@ or, from Python,
     from viavsp_jax.transcribe import Transcriber
     transcript = Transcriber.from_pretrained("runs/demo")("clip.mp4")
     print(transcript.text, [(segment.times, segment.text) for segment in transcript.segments])
+
+and, with a model that tells when each word is said,
+
+    from viavsp_jax.transcribe import Style, render
+    print([(word.text, word.start, word.end, word.confidence) for word in transcript.words])
+    print(render(transcript, "vtt", Style(max_line_width=42, max_line_count=2, min_confidence=0.5)))
 """
 
 import argparse
+import dataclasses
 import functools
 import logging
 import sys
@@ -27,17 +34,19 @@ from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
 
 with needs_extra(__name__):
-    from viavsp_jax.app.captions import FORMATS, render
+    from viavsp_jax.app.captions import FORMATS, render, segment_text
+    from viavsp_jax.app.cues import Style, needs_words
     from viavsp_jax.app.files import outputs, recordings_in
     from viavsp_jax.app.inputs import USED
     from viavsp_jax.app.pictures import write_sheet, write_video
+    from viavsp_jax.app.recognizer import Word
     from viavsp_jax.app.transcriber import MAX_SNR, Clip, Segment, Transcriber, Transcript
     from viavsp_jax.data.features import FRAME_RATE
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
     from viavsp_jax.prepare.recordings.voice import THRESHOLD
     from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
-__all__ = ["Clip", "Segment", "Transcriber", "Transcript"]
+__all__ = ["Clip", "Segment", "Style", "Transcriber", "Transcript", "Word", "render"]
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +87,33 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
     )
 
 
+def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
+    """The options that make a Style."""
+    for name, meaning in (
+        ("max_line_width", "most characters of a line of subtitles (default: a subtitle is one line)"),
+        ("max_line_count", "most lines of a subtitle, with --max_line_width (default: all of a segment)"),
+        ("max_words_per_line", "most words of a subtitle (default: all of a segment)"),
+    ):
+        parser.add_argument(f"--{name}", type=whole(f"--{name}", 1), metavar="N", help=meaning)
+    parser.add_argument(
+        "--highlight_words", action="store_true", help="mark each word of the subtitles while it is spoken"
+    )
+    parser.add_argument("--word_timestamps", action="store_true", help="in vtt, when each word is said")
+    parser.add_argument(
+        "--min_confidence",
+        type=real("--min_confidence", at_least=0, at_most=1),
+        metavar="P",
+        help="mark words that are less likely right as [word?] (default: none)",
+    )
+
+
+def style_of(args: argparse.Namespace) -> Style:
+    """What the options of `add_subtitle_options` say; callers may leave them out."""
+    return Style(**{one.name: vars(args).get(one.name, one.default) for one in dataclasses.fields(Style)})
+
+
 def transcribe_file(
-    transcriber: Transcriber, file: Path, paths: dict[str, Path], args: argparse.Namespace
+    transcriber: Transcriber, file: Path, paths: dict[str, Path], args: argparse.Namespace, style: Style
 ) -> tuple[Transcript, list[Path]]:
     """Transcribes one file and writes what is asked for and can be. Returns also which of `paths` were written."""
     bar = tqdm(total=100, bar_format="{desc}{percentage:3.0f} %|{bar}| {elapsed}", leave=False)
@@ -100,7 +134,7 @@ def transcribe_file(
         lacks = lacking(transcript, paths)
         written = {form: path for form, path in paths.items() if form not in lacks}
         for form, path in written.items():
-            write_output(transcript, form, path, functools.partial(show, "writing the video"))
+            write_output(transcript, form, path, style, functools.partial(show, "writing the video"))
     if lacks:
         why = "only its sound was used" if transcript.recording.size else "it is sound only"
         print(f"note: {file}: {why}, so there is no {' and no '.join(lacks.values())}", file=sys.stderr)
@@ -114,29 +148,31 @@ def lacking(transcript: Transcript, forms: Iterable[str]) -> dict[str, str]:
     return {form: what for form, what in needed.items() if form in forms and there[form] is None}
 
 
-def write_output(transcript: Transcript, form: str, path: Path, progress: Callable[[float], None]) -> None:
+def write_output(
+    transcript: Transcript, form: str, path: Path, style: Style, progress: Callable[[float], None]
+) -> None:
     """Writes one of `outputs`, whole or not at all; `progress` is given the share of a video that is written.
 
-    Raises InputError where the disk or the name does not allow it.
+    Raises InputError where the disk or the name does not allow it, or the transcript lacks what `style` needs.
     """
     try:
         if form == "video":
-            write_video(transcript, path, progress)
+            write_video(transcript, path, progress, style)
         elif form == "sheet":
             write_sheet(transcript, path)
         else:
-            write_bytes(path, render(transcript, form).encode())
+            write_bytes(path, render(transcript, form, style).encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}), expected a folder with room for it") from error
 
 
-def print_transcript(transcript: Transcript) -> None:
+def print_transcript(transcript: Transcript, style: Style) -> None:
     """The text with its times, and what of the recording was used."""
     if transcript.note:
         print(f"note: {transcript.note}", file=sys.stderr)
     for segment in transcript.segments:
         start, end = segment.times
-        print(f"{start:8.2f} – {end:7.2f}  {segment.text}")
+        print(f"{start:8.2f} – {end:7.2f}  {segment_text(segment, style)}")
     used = ", ".join(f"{seconds:.1f} s by {USED[modality]}" for modality, seconds in transcript.seconds.items())
     print(f"speech: {used}" if used else "speech: none was found")
 
@@ -145,11 +181,16 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes all files; one that cannot be is reported, and the others are done. Returns the exit status."""
     files = recordings_in(args.files)
     paths = outputs(files, args.output, args.format, args.video, args.mouths)
+    style = style_of(args)
     transcriber = load_transcriber(args)
+    if style.needing_words and not transcriber.recognizer.knows_words:
+        raise needs_words(style)
+    if style.unused:
+        print(f"note: {style.unused}", file=sys.stderr)
     start, seconds, failed = time.monotonic(), 0.0, 0
     for file in files:
         try:
-            transcript, written = transcribe_file(transcriber, file, paths[file], args)
+            transcript, written = transcribe_file(transcriber, file, paths[file], args, style)
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -157,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         seconds += transcript.num_frames / FRAME_RATE
-        print_transcript(transcript)
+        print_transcript(transcript, style)
         print("→ " + ", ".join(map(str, written)))
     spent = time.monotonic() - start
     if seconds:
@@ -181,6 +222,7 @@ def main() -> None:
     parser.add_argument("--output", metavar="DIR", help="where to write them (default: beside the input)")
     parser.add_argument("--video", action="store_true", help="also write a copy with subtitles and the mouth's box")
     parser.add_argument("--mouths", action="store_true", help="also write a picture of the mouth as the model sees it")
+    add_subtitle_options(parser)
     parser.add_argument(
         "--modalities",
         choices=MODALITIES,

@@ -9,8 +9,10 @@ import odd_videos
 import pytest
 from odd_videos import scene, write
 from real_videos import SPEECH
+from spoken_words import transcript_of_words
 
 from viavsp_jax.app import lettering, painter, pictures
+from viavsp_jax.app.cues import Style
 from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.transcriber import Segment, Transcript
 from viavsp_jax.prepare.recordings.mouth import MouthTrack
@@ -70,6 +72,51 @@ def test_a_picture_that_stays_is_shown_again_where_the_text_changes(tmp_path):
     times, shown = odd_videos.pictures(copied(path, "trường", "", "ở"))
     assert [float(time) for time in times] == [0, 0.3, 1, 2, 2.6]
     assert [text_in(picture) > 5 for picture in shown] == [True, True, False, True, True]
+
+
+WORDS = ("một", 0.4, 0.8, 0.9), ("hai", 0.8, 1.2, 0.2), ("ba", 1.6, 2.0, 0.9)
+
+
+def with_words(path, style):
+    """Times and pictures of a copy with WORDS."""
+    copy = path.with_name("copy.mp4")
+    pictures.write_video(transcript_of_words([0, 3, *WORDS], recording=read_recording(path)), copy, style=style)
+    return odd_videos.pictures(copy)
+
+
+def test_highlighted_and_doubtful_words_are_in_colour_while_they_are(tmp_path):
+    path = write(tmp_path / "a.mp4", [np.zeros((540, 960, 3), np.uint8)] * 75)
+    times, shown = with_words(path, Style(99, highlight_words=True, min_confidence=0.5))
+    places = []
+    for time, picture in zip(map(float, times), shown, strict=True):
+        blue, green, red = np.moveaxis(picture.astype(int), -1, 0)
+        yellow = np.argwhere((red > 180) & (green > 150) & (blue < 90))
+        doubtful = np.argwhere((blue > 200) & (red < 170) & (red > 60))
+        spoken = [word for word, start, end, _ in WORDS if start <= time < end]
+        assert (len(yellow) > 20) == bool(spoken), time
+        assert (len(doubtful) > 20) == (0.4 <= time < 2 and spoken != ["hai"]), time
+        assert (picture.max() > 100) == (0.4 <= time < 2)
+        places += [(spoken[0], round(yellow[:, 1].mean() / 10))] if spoken else []
+    places = list(dict.fromkeys(places))
+    assert [word for word, _ in places] == ["một", "hai", "ba"] and places == sorted(places, key=lambda one: one[1])
+
+
+def test_words_change_while_a_picture_stays(tmp_path):
+    path = write(tmp_path / "a.mkv", scene(2), times=[0, 2.6])
+    times, _ = with_words(path, Style(highlight_words=True))
+    assert [float(time) for time in times] == [0, 0.4, 0.8, 1.2, 1.6, 2, 2.6]
+    times, _ = with_words(path, Style(max_words_per_line=2))
+    assert [float(time) for time in times] == [0, 0.4, 1.2, 1.6, 2, 2.6]
+
+
+def test_lines_of_subtitles_are_those_of_the_copy(tmp_path):
+    path = write(tmp_path / "a.mp4", [np.zeros((540, 960, 3), np.uint8)] * 75)
+    rows = []
+    for width in (7, 99):
+        _, shown = with_words(path, Style(width))
+        bright = (shown[25].min(-1) > 200).any(1)
+        rows.append(int(np.flatnonzero(bright)[0] < 540 - 60))
+    assert rows == [1, 0]  # two lines, one line
 
 
 @pytest.mark.parametrize(("count", "seconds", "expected"), [

@@ -61,7 +61,7 @@ class Answer:
     def text(self) -> str | None:
         """The transcript."""
         found = self.values and re.search(r'<p class="text" lang="vi">(.*?)</p>', self.values[3])
-        return found[1] if found else None
+        return re.sub("<[^>]*>", "", found[1]) if found else None  # words may be elements
 
 
 @contextlib.contextmanager

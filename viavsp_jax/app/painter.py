@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from viavsp_jax.app.lettering import lettering
+from viavsp_jax.app.cues import Cue, Style
+from viavsp_jax.app.lettering import Run, lettering, planes_of
 from viavsp_jax.app.transcriber import Transcript
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.prepare.recordings.upright import pixels
@@ -28,15 +29,19 @@ _SHIFT = 4  # bits of a coordinate behind its point
 class Painter:
     """Draws on the pictures of one recording."""
 
-    def __init__(self, transcript: Transcript, first: av.VideoFrame):
+    def __init__(self, transcript: Transcript, subtitles: Sequence[Cue], style: Style, first: av.VideoFrame):
         """Args:
+        subtitles, style: what is written, and which of its words are doubtful.
         first: picture of the recording; the copy has its colours' range and meaning.
         """
         self._transcript = transcript
         self._texts = {}  # of each of 25 frames a second
-        for segment in transcript.segments:
-            numbers = range(*(round(time * FRAME_RATE) for time in segment.times))
-            self._texts |= dict.fromkeys(numbers, segment.text)
+        for cue in subtitles:
+            numbers = range(*(round(time * FRAME_RATE) for time in (cue.start, cue.end)))
+            lines = (
+                tuple(Run(word.text, word is cue.spoken, style.doubts(word)) for word in line) for line in cue.lines
+            )
+            self._texts |= dict.fromkeys(numbers, tuple(lines))
         width, height = transcript.recording.size
         self._scale = min(1.0, _LONGEST_SIDE / max(width, height), math.sqrt(_MOST_PIXELS / (width * height)))
         if self._scale < 1:
@@ -47,7 +52,6 @@ class Painter:
         self._full = not first.format.is_rgb and (
             first.color_range == ColorRange.JPEG or first.format.name.startswith("yuvj")
         )
-        self._black, self._white = (0, 255) if self._full else (16, 235)
         self._wanted: dict[str, object] = {"format": "yuv420p", "interpolation": _SCALING}
         if self._full:
             self._wanted |= {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
@@ -79,7 +83,7 @@ class Painter:
         if mouth is not None and len(mouth.boxes):
             last = min(number, len(mouth.boxes) - 1)
             self._draw_box(planes, mouth.boxes[last], bool(mouth.found[last]))
-        text = lettering(self._texts.get(number, ""), self.width, self.height, self._black, self._white)
+        text = lettering(self._texts.get(number, ()), self.width, self.height, self._full)
         if text is not None:
             text.lay_on(planes)
         return picture
@@ -90,7 +94,7 @@ class Painter:
             step = 1 if number else 2  # in the first plane, each number of the others is of two by two
             top, left = ((whole - own) // 2 // step * step for whole, own in zip(plane.shape, part.shape, strict=True))
             if plane.shape[0] - part.shape[0] > 1 or plane.shape[1] - part.shape[1] > 1:
-                plane[:] = 128 if number else self._black
+                plane[:] = planes_of((0, 0, 0), self._full)[number]
             height, width = part.shape
             plane[top : top + height, left : left + width] = part
             if number == 0 and height % 2:
@@ -105,17 +109,10 @@ class Painter:
         x, y, side, angle = map(float, box)
         corners = cv2.boxPoints(((x, y), (side, side), angle)) * self._scale
         thickness = max(1, round(min(self.width, self.height) / 240))
-        for number, (plane, colour) in enumerate(zip(planes, self._colour(_GREEN if seen else _ORANGE), strict=True)):
+        colour = _GREEN if seen else _ORANGE
+        for number, (plane, value) in enumerate(zip(planes, planes_of(colour, self._full), strict=True)):
             # The centre of a square of four pixels lies half a pixel behind that of its first.
             points = corners if number == 0 else (corners - 0.5) / 2
             points = np.rint(points * 2**_SHIFT).astype(np.int32)
             wide = thickness if number == 0 else -(-thickness // 2)
-            cv2.polylines(plane, [points], True, colour, wide, cv2.LINE_AA, _SHIFT)
-
-    def _colour(self, rgb: tuple[int, int, int]) -> list[int]:
-        """What a colour is in each of the planes, by the formula of HD video; that of others is not far from it."""
-        red, green, blue = rgb
-        grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-        first = grey / 255 * (self._white - self._black) + self._black
-        share = 1 if self._full else 224 / 255
-        return [round(first), *(round(128 + share * one) for one in ((blue - grey) / 1.8556, (red - grey) / 1.5748))]
+            cv2.polylines(plane, [points], True, value, wide, cv2.LINE_AA, _SHIFT)

@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 
+from viavsp_jax.app.cues import PLAIN, Style, cues
 from viavsp_jax.app.own_sound import add_sound
 from viavsp_jax.app.painter import Painter
 from viavsp_jax.app.transcriber import Transcript
 from viavsp_jax.data.features import FRAME_RATE, SAMPLE_RATE
-from viavsp_jax.prepare.recordings.recording import Track
+from viavsp_jax.prepare.recordings.recording import Recording, Track
 from viavsp_jax.runtime.atomic import atomic_write, write_bytes
 from viavsp_jax.runtime.errors import InputError
 
@@ -33,19 +34,25 @@ _LONG = Fraction(1, 2)  # seconds: a picture that stays longer is shown again wh
 
 
 def write_video(
-    transcript: Transcript, path: os.PathLike, progress: Callable[[float], None] = lambda share: None
+    transcript: Transcript,
+    path: os.PathLike,
+    progress: Callable[[float], None] = lambda share: None,
+    style: Style = PLAIN,
 ) -> None:
-    """Writes a copy of the recording as mp4, with the text of each segment and a box around the mouth.
+    """Writes a copy of the recording as mp4, with its subtitles and a box around the mouth.
+
+    Letters are white; of a word that `style` highlights yellow, and of one that it doubts light blue.
 
     The pictures are the file's own, each at its own time, upright and with square pixels; larger ones than H.264 has
     are made smaller. Where sound goes on, the last one stays. The sound is the file's own, too.
 
     The box is orange where the face was not seen and its place was guessed. `progress` is given the share that is done.
-    Raises InputError without pictures.
+    Raises InputError without pictures, or if `style` needs words or their confidence, and the transcript has none.
     """
     recording = transcript.recording
     if recording is None or recording.size is None:
         raise InputError(f"{recording.path if recording else 'the arrays'}: has no pictures to write subtitles on")
+    subtitles = cues(transcript, style)
     # An open file, because FFmpeg takes names with a colon for addresses.
     with (
         recording.track("video") as track,
@@ -54,11 +61,12 @@ def write_video(
         av.open(file, "w", format="mp4") as container,
     ):
         unit = _unit(track.stream.time_base)
-        pictures = _shown(transcript, track, unit)
+        changes = [_in_units(Fraction(time), unit) for cue in subtitles for time in (cue.start, cue.end)]
+        pictures = _shown(recording, track, unit, changes)
         first = next(pictures, None)
         if first is None:
             raise InputError(f"{recording.path}: no picture of its video could be decoded.")
-        painter = Painter(transcript, first[0])
+        painter = Painter(transcript, subtitles, style, first[0])
         video = container.add_stream("libx264", rate=track.stream.average_rate or FRAME_RATE, options=_COPY)
         video.codec_context.time_base = unit
         video.codec_context.flags |= Flags.frame_duration
@@ -93,9 +101,13 @@ def _in_units(seconds: Fraction, unit: Fraction) -> Fraction:
     return round(seconds / unit) * unit
 
 
-def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
-    """The pictures, and from when to when they are shown: seconds in whole units, without gaps."""
-    changes = [_in_units(Fraction(time), unit) for segment in transcript.segments for time in segment.times]
+def _shown(
+    recording: Recording, track: Track, unit: Fraction, changes: Sequence[Fraction]
+) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    """The pictures, and from when to when they are shown: seconds in whole units, without gaps.
+
+    `changes` are when the text does.
+    """
     before, start, end, count = None, None, None, 0
     for frame, time, until in track.frames:
         time = _in_units(time, unit)
@@ -109,7 +121,7 @@ def _shown(transcript: Transcript, track: Track, unit: Fraction) -> Iterator[tup
         count += 1
     if before is None:
         return
-    samples = transcript.recording.samples
+    samples = recording.samples
     heard = 0 if samples is None else _in_units(Fraction(len(samples), SAMPLE_RATE), unit)
     length = end - start
     more = 0 if heard - end <= _LOOSE_END else (heard - end) // length

@@ -42,11 +42,27 @@ class Hypothesis:
 
 
 @dataclasses.dataclass(frozen=True)
+class Word:
+    """One of the best hypothesis, and when it is said."""
+
+    text: str
+    start: float  # seconds from the start of the utterance
+    end: float
+    confidence: float | None = None  # from 0 to 1: how likely it is right; None where the model cannot tell
+
+
+@dataclasses.dataclass(frozen=True)
 class Recognition:
     """What a model made of an utterance."""
 
     hypotheses: tuple[Hypothesis, ...]  # best first
     run_lengths: np.ndarray  # int32[U], of frames that were averaged; they sum to T
+    # Those of the best hypothesis, in its order and that of time; None: the model has no CTC head.
+    words: tuple[Word, ...] | None = None
+
+    def __post_init__(self):
+        if self.words is not None and [word.text for word in self.words] != self.hypotheses[0].text.split():
+            raise ValueError(f"the words {self.words} are not those of {self.hypotheses[0].text!r}")
 
 
 class Recognizer(Protocol):
@@ -57,6 +73,7 @@ class Recognizer(Protocol):
     tokenizer: epath.Path  # the file, which need not be there
     trained_on: tuple[str, ...]  # the names of the shard folders
     knows_lost_video: bool  # whether it was trained on clips of which a part is not seen
+    knows_words: bool  # whether it tells when each word is said
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

@@ -58,6 +58,7 @@ class JaxRecognizer:
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
         self.tokenizer, self.trained_on = epath.Path(opened.llm) / "tokenizer.json", tuple(self._settings.data.train)
         self.knows_lost_video = lost.is_in(config.to_dict())
+        self.knows_words = False
         # Of one length all, so that one program is compiled.
         self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)

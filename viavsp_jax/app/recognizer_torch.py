@@ -44,6 +44,7 @@ class TorchRecognizer:
             self.knows_lost_video = lost.is_in(config.training)
         except (AttributeError, KeyError, TypeError):
             self.knows_lost_video = False
+        self.knows_words = False
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int

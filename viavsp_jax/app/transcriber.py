@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from viavsp_jax.app.inputs import Clip, Progress, Source, read_source
-from viavsp_jax.app.recognizer import Hypothesis, Recognition, Recognizer, Utterance
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Recognizer, Utterance, Word
 from viavsp_jax.app.windows import Window, plan, samples_of
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import FRAME_RATE
@@ -42,6 +42,7 @@ class Segment:
     modality: str = "av"  # that was used: av, audio or video
     own: tuple[int, int] | None = None  # the frames that are not those of another, see windows.Window.cut; None: all
     own_text: str | None = None  # of them, where the best hypothesis begins with a word of the segment before
+    words: tuple[Word, ...] | None = None  # those of `text`, in seconds of the recording; None: the model tells none
 
     @property
     def text(self) -> str:
@@ -74,6 +75,12 @@ class Transcript:
     def text(self) -> str:
         """All of it."""
         return " ".join(segment.text for segment in self.segments if segment.text)
+
+    @property
+    def words(self) -> tuple[Word, ...] | None:
+        """All of them, in seconds of the recording; None: the model does not tell when they are said."""
+        spoken = [segment.words for segment in self.segments if segment.text]
+        return None if None in spoken else tuple(word for words in spoken for word in words)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -248,8 +255,9 @@ class Transcriber:
             text = one.hypotheses[0].text
             if segments and window.goes_on:
                 text = _without_repeated(text, segments[-1].text)
+            words = None if one.words is None else _placed(one.words[len(one.words) - len(text.split()) :], window)
             place = window.first, window.end
-            segments.append(Segment(*place, one.hypotheses, one.run_lengths, window.modality, window.cut, text))
+            segments.append(Segment(*place, one.hypotheses, one.run_lengths, window.modality, window.cut, text, words))
         return tuple(segments)
 
     def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:
@@ -271,3 +279,19 @@ def _without_repeated(text: str, before: str) -> str:
     """A text without its first word, if the one before ends with it: what both hear has room for one word."""
     words, last = text.split(), before.split()[-1:]
     return " ".join(words[1:] if words[:1] == last else words)
+
+
+def _placed(words: Sequence[Word], window: Window) -> tuple[Word, ...]:
+    """Words of a window in seconds of the recording, inside the frames that are its own, one after the other.
+
+    Each lasts a frame at least, if there are as many: what is heard beyond a cut ends up at it, and must be shown, too.
+    """
+    first, end = (frame / FRAME_RATE for frame in window.cut)
+    least = min(1 / FRAME_RATE, (end - first) / max(1, len(words)))
+    placed, free = [], first  # from when on no word is
+    for number, word in enumerate(words):
+        latest = end - (len(words) - number - 1) * least  # that it may end
+        start = min(max(free, window.first / FRAME_RATE + word.start), latest - least)
+        free = min(max(start + least, window.first / FRAME_RATE + word.end), latest)
+        placed.append(dataclasses.replace(word, start=start, end=free))
+    return tuple(placed)

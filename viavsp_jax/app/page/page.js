@@ -1,4 +1,4 @@
-// A click on a segment moves the players to its start; while one of them plays, a line moves over the strips.
+// A click on a word or a segment moves the players to its start; while one of them plays, a line moves over the strips.
 const players = () => document.querySelectorAll("#recording video, #mouth video");
 
 element.addEventListener("click", (event) => {
@@ -8,8 +8,10 @@ element.addEventListener("click", (event) => {
     getSelection().selectAllChildren(element.querySelector(".text"));
     if (document.execCommand("copy")) copy.textContent = copy.dataset.done;
   }
-  const segment = event.target.closest("summary")?.parentElement;
-  if (segment) players().forEach((player) => { player.currentTime = Number(segment.dataset.start); });
+  const word = event.target.closest(".word");
+  if (word) event.preventDefault(); // its segment stays open or closed
+  const place = word ?? event.target.closest("summary")?.parentElement;
+  if (place) players().forEach((player) => { player.currentTime = Number(place.dataset.start); });
 });
 
 const follow = (event) => {

@@ -58,6 +58,8 @@ SENTENCES = {
     ),
     "The mouth, a picture each 0.2 seconds": "Khuôn miệng, cứ 0,2 giây một hình",
     "The sound": "Âm thanh",
+    "{start}–{end} s": "{start}–{end} giây",
+    "{start}–{end} s, {percent} % likely right": "{start}–{end} giây, khả năng đúng {percent} %",
     "{start}–{end} s: 1 frame": "{start}–{end} giây: 1 khung hình",
     "{start}–{end} s: {frames} frames": "{start}–{end} giây: {frames} khung hình",
     "Each block is a run of frames in the same cluster, averaged into one vector for the language model: {frames} "

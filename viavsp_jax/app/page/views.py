@@ -15,6 +15,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from viavsp_jax.app.cues import Style
 from viavsp_jax.app.inputs import USED
 from viavsp_jax.app.page import language
 from viavsp_jax.app.transcriber import Segment, Transcript
@@ -24,6 +25,18 @@ _FOLDER = pathlib.Path(__file__).parent
 _THUMBNAIL = 56  # pixels
 _THUMBNAIL_FRAMES = 5  # one stands for so many frames
 _PEAKS = 4  # points of the waveform for each frame
+_STYLE = Style(min_confidence=0.5)  # words that are as likely wrong are shown as doubtful
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """A word of a segment as transcript.html shows it."""
+
+    text: str
+    start: float  # seconds
+    end: float
+    percent: int | None  # how likely it is right; None: the model cannot tell
+    doubtful: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +46,7 @@ class _View:
     times: tuple[float, float]
     used: str  # av, audio or video in words
     words: list[str]
+    said: list[_Said]  # the same words; empty where the model does not tell when they are said
     score: float
     # The other hypotheses: their words, each with whether the best one lacks it there, and scores.
     alternatives: list[tuple[list[tuple[str, bool]], float]]
@@ -98,6 +112,16 @@ def _view(transcript: Transcript, segment: Segment, loud: np.ndarray | None) -> 
         times=segment.times,
         used=USED[segment.modality],
         words=words,
+        said=[
+            _Said(
+                word.text,
+                word.start,
+                word.end,
+                None if word.confidence is None else round(100 * word.confidence),
+                _STYLE.doubts(word),
+            )
+            for word in segment.words or ()
+        ],
         score=segment.score,
         alternatives=[
             (list(marked(words, other.text.split())), other.score)
