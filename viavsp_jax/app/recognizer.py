@@ -10,7 +10,10 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
+from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.prompt import one_line
+from viavsp_jax.data.units import Units
+from viavsp_jax.decoding.alignment import word_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Recognition:
     def __post_init__(self):
         if self.words is not None and [word.text for word in self.words] != self.hypotheses[0].text.split():
             raise ValueError(f"the words {self.words} are not those of {self.hypotheses[0].text!r}")
+
+
+def timed_words(log_probs: np.ndarray, text: str, units: Units) -> tuple[Word, ...]:
+    """The words of a text, by the log-probabilities floating[T, V] of units that a CTC head has for the utterance."""
+    spans = word_spans(log_probs, units.of_words(text)) / FRAME_RATE
+    return tuple(Word(word, *map(float, span)) for word, span in zip(text.split(), spans, strict=True))
 
 
 class Recognizer(Protocol):

@@ -10,10 +10,12 @@ from etils import epath
 
 from convert.work_folder import open_work_folder, training_shards
 from viavsp_jax import sharding
-from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
 from viavsp_jax.data import lost, pipeline
 from viavsp_jax.data.features import AUDIO_DIM, FRAME_SIZE, audio_features, center_crop
+from viavsp_jax.data.units import read as read_units
 from viavsp_jax.decoding.decoder import Decoder, fill_up
+from viavsp_jax.decoding.frames import jit_log_probs
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.prepare.features import provenance
 from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
@@ -58,12 +60,14 @@ class JaxRecognizer:
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
         self.tokenizer, self.trained_on = epath.Path(opened.llm) / "tokenizer.json", tuple(self._settings.data.train)
         self.knows_lost_video = lost.is_in(config.to_dict())
-        self.knows_words = False
         # Of one length all, so that one program is compiled.
         self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
         opened.checkpoints.close()
+        self._units = read_units(workdir) if experiment.model.ctc else None
+        self.knows_words = self._units is not None
+        self._log_probs = jit_log_probs(experiment.mesh, experiment.structure)
         self._decoders: dict[int, Decoder] = {}  # by beams
         self._weights = trainable, experiment.load_frozen() | stats
 
@@ -77,11 +81,15 @@ class JaxRecognizer:
         for batch_records, batch in pipeline.decoding_batches(data, prompt, records, rows, bucket):
             batch = sharding.put_whole_batch(self._experiment.mesh, fill_up(batch, batch_records))
             tokens, scores = jax.device_get(decoder(*self._weights, batch))
-            for record, ids, values in zip(batch_records, tokens, scores, strict=False):
+            heard = jax.device_get(self._log_probs(*self._weights, batch)) if self._units else [None] * len(tokens)
+            for record, ids, values, frames in zip(batch_records, tokens, scores, heard, strict=False):
                 hypotheses = [
                     Hypothesis(prompt.text(one.tolist()), float(score)) for one, score in zip(ids, values, strict=True)
                 ]
-                found[record["id"]] = Recognition(tuple(hypotheses), record["cluster_counts"])
+                counts, words = record["cluster_counts"], None
+                if self._units and languages[0] == languages[1]:  # a translation is not what is said
+                    words = timed_words(frames[: counts.sum()], hypotheses[0].text, self._units)
+                found[record["id"]] = Recognition(tuple(hypotheses), counts, words)
         return [found[record["id"]] for record in records]
 
     def _decoder(self, num_beams: int) -> Decoder:
