@@ -159,7 +159,7 @@ def test_language_models(kind, name, prompts, tmp_path):
 def test_an_encoder_that_is_trained(prompts, tmp_path):
     prompt = prompts["chat"]
     llm_kinds.make("llama", vocab_size=len(prompt.tokenizer), initializer_range=0.1).save_pretrained(tmp_path)
-    encoder = dataclasses.replace(PRE_LN, audio_dim=104)
+    encoder = dataclasses.replace(PRE_LN, audio_dim=104, frontend_channels=2, resnet_channels=(2, 2, 2, 2))
     config = ModelConfig(llama_config(tmp_path), LoRAConfig(2, 4.0), E, jnp.float32, encoder=encoder)
     compare(config, make_weights(config, jax.tree.map(jnp.asarray, load_params(tmp_path))), prompt, of_clips=True)
 
