@@ -77,8 +77,8 @@ def write_encoder(folder: Path, seed: int = 0) -> AVHubert:
         num_layers=LAYERS,
         num_heads=4,
         ffn_dim=48,
-        frontend_channels=4,
-        resnet_channels=(4, 6, 8, 10),
+        frontend_channels=2,
+        resnet_channels=(2, 3, 4, 5),
         conv_pos=8,
         conv_pos_groups=4,
     )

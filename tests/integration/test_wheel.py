@@ -103,12 +103,19 @@ def test_from_nothing_to_a_transcript(run, installed):
     models = pathlib.Path(made(run("python", "-c", "import viavsp_jax; print(*viavsp_jax.__path__)")).strip())
     models /= "demo_models"
     sizes = ["--num_train", 6, "--num_valid", 2, "--num_test", 2, "--workers", 1]
-    made(run("viavsp-prepare", "demo", "--output", "corpus", *sizes))
-    made(run("viavsp-prepare", "manifest", "--data", "corpus", "--output", "manifest"))
     encoder = ["--manifest", "manifest", "--encoder", models / "avhubert", "--workers", 0, "--device", "cpu"]
-    made(run("viavsp-prepare", "kmeans", *encoder, "--output", "kmeans.safetensors", "--layer", 2, "--num_clusters", 9))
-    made(run("viavsp-prepare", "shards", *encoder, "--kmeans", "kmeans.safetensors", "--output", "shards",
-             "--modalities", "av"))  # fmt: skip
+    stages = [
+        ["demo", "--output", "corpus", *sizes],
+        ["manifest", "--data", "corpus", "--output", "manifest"],
+        ["kmeans", *encoder, "--output", "kmeans.safetensors", "--layer", 2, "--num_clusters", 9],
+        ["shards", *encoder, "--kmeans", "kmeans.safetensors", "--output", "shards", "--modalities", "av"],
+    ]
+    made(run("viavsp-prepare", *stages[0]))
+    # The libraries are imported once for the others.
+    code = (
+        "import sys, json; from viavsp_jax.prepare.__main__ import main; [main(one) for one in json.loads(sys.argv[1])]"
+    )
+    made(run("python", "-c", code, json.dumps([[str(word) for word in stage] for stage in stages[1:]])))
     made(run("python", "-m", "convert.from_hf", models / "llama", "--output", "llm", "--dtype", "float32"))
     write_own(package=True)
     settings = ["--config=configs/mine.py", "--workdir=work", "--config.llm.path=llm", "--config.data.path=shards"]

@@ -135,8 +135,13 @@ TPU_CASES = {
 }
 
 
-@pytest.mark.parametrize("heads, groups, width", [(2, 2, 128), (4, 2, 128), (2, 1, 256)])
-@pytest.mark.parametrize("case", TPU_CASES)
+TPU_SHAPES = ((2, 2, 128), (4, 2, 128), (2, 1, 256))
+
+
+@pytest.mark.parametrize("case, heads, groups, width", [
+    pytest.param(case, *shape, marks=() if place % 3 == number else pytest.mark.full)  # in the suite each case once
+    for place, case in enumerate(TPU_CASES) for number, shape in enumerate(TPU_SHAPES)
+])  # fmt: skip
 def test_the_tpu_kernel(case, heads, groups, width):
     """The kernel itself, run by Pallas' interpreter, rotation included."""
     lengths, size, window, instruction, sees = TPU_CASES[case]

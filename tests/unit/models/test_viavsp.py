@@ -43,6 +43,12 @@ def batch_of(llm, counts, rows):
     return records, next(iter(pipeline.packed_batches(grain.MapDataset.source(records), to_utterance, rows)))
 
 
+def compiled(model):
+    """As one program, or each operation would be compiled by itself."""
+    graph, state = nnx.split(model)
+    return jax.jit(lambda *inputs: nnx.merge(graph, state)(*inputs))
+
+
 def test_reads_projected_means_where_there_is_speech_and_tokens_elsewhere(model, llm):
     (record,), batch = batch_of(llm, [[3, 1, 4]], 1)
     found = np.asarray(model.embed(batch))[0]
@@ -56,7 +62,8 @@ def test_reads_projected_means_where_there_is_speech_and_tokens_elsewhere(model,
 def test_logits_do_not_depend_on_the_packing(model, llm):
     counts = [[2, 5], [1, 1, 3], [7]]
     one_row, apart = (batch_of(llm, counts, rows)[1] for rows in (1, 3))
-    together, alone = (np.asarray(model(batch))[batch["weights"] > 0] for batch in (one_row, apart))
+    run = compiled(model)
+    together, alone = (np.asarray(run(batch))[batch["weights"] > 0] for batch in (one_row, apart))
     np.testing.assert_allclose(together, alone, atol=1e-4)
     assert np.abs(together).max() > 1
 
@@ -64,8 +71,10 @@ def test_logits_do_not_depend_on_the_packing(model, llm):
 def test_nothing_is_read_from_other_utterances_or_the_future(model, llm):
     _, batch = batch_of(llm, [[2, 5], [1, 1, 3]], 1)
 
+    run = compiled(model)
+
     def one_logit(features):
-        return model(batch | {"features": features})[0, 0, 3]
+        return run(batch | {"features": features})[0, 0, 3]
 
     gradient = np.abs(jax.grad(one_logit)(jnp.asarray(batch["features"])))[0].sum(-1)
     assert (gradient[:7] > 0).all() and not gradient[7:].any()
@@ -73,6 +82,7 @@ def test_nothing_is_read_from_other_utterances_or_the_future(model, llm):
 
 def test_a_key_turns_dropout_on(model, llm):
     _, batch = batch_of(llm, [[2, 5]], 1)
-    first, second = (np.asarray(model(batch, jax.random.key(seed))) for seed in (0, 1))
+    run = compiled(model)
+    first, second = (np.asarray(run(batch, jax.random.key(seed))) for seed in (0, 1))
     assert np.abs(first - second).max() > 1e-3
-    np.testing.assert_array_equal(first, model(batch, jax.random.key(0)))
+    np.testing.assert_array_equal(first, run(batch, jax.random.key(0)))
