@@ -4,9 +4,10 @@
         [--kmeans FILE] [--merge]
 
 HF_DIR is what `transformers.AutoModel.from_pretrained(HF_DIR, trust_remote_code=True)` loads: `config.json`, the code
-of `convert/hub`, `adapter/` (for peft), `projector.safetensors`, the tokenizer and a model card. `encoder/` and
-`kmeans.safetensors` take it from media to text; where the encoder was trained, clusters still come from the one it
-grew from, in `cluster_encoder/`. With --merge it gets `merged/`: the language model with the adapter folded in.
+of `convert/hub`, `adapter/` (for peft), `projector.safetensors`, the tokenizer and a model card; of a training with a
+CTC head also `ctc.safetensors` and `ctc_units.json`. `encoder/` and `kmeans.safetensors` take it from media to text;
+where the encoder was trained, clusters still come from the one it grew from, in `cluster_encoder/`. With --merge it
+gets `merged/`: the language model with the adapter folded in.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from convert import safetensors_files
 from convert.avhubert import to_torch_names
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.hub.configuration_viavsp import CODE, ViAVSPConfig
+from convert.hub.ctc_viavsp import FILE as CTC_FILE
 from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
 from convert.safetensors_files import HEADER, Piece
@@ -35,6 +37,9 @@ from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, t
 from viavsp_jax import encoder_folder
 from viavsp_jax.data import features, prompt_ids
 from viavsp_jax.data.prompt import Prompt, load_prompt
+from viavsp_jax.data.units import Units
+from viavsp_jax.data.units import read as read_units
+from viavsp_jax.data.units import write as write_units
 from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -197,6 +202,14 @@ def write_encoders(
     return settings
 
 
+def write_ctc(folder: pathlib.Path, head: Tree, units: Units) -> None:
+    """Writes the CTC head and what it writes words in; `head` is float32, in our layout."""
+    weights = {f"{name}.weight": np.ascontiguousarray(head[name].T) for name in ("hidden", "output")}
+    weights |= {f"{name}.bias": np.asarray(head[f"{name}_bias"]) for name in ("hidden", "output")}
+    save_file(weights, folder / CTC_FILE, HEADER)
+    write_units(folder, units)
+
+
 def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encoders: dict[str, Any]) -> None:
     """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
     settings = opened.settings
@@ -214,6 +227,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encod
         "chat": prompt.wording.chat,
         "dtype": settings.dtype,
         "longest_clip": longest_clip(training_shards(settings.data)),
+        "ctc": {"units": settings.ctc.units, "width": settings.ctc.width} if settings.ctc.weight else None,
         **encoders,
         "step": opened.step,
         "llm_sha256": opened.conversion["sha256"],
@@ -254,6 +268,8 @@ def export(
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, settings.lora, opened.conversion["source"])
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
+        if "ctc" in trainable:
+            write_ctc(folder, trainable["ctc"], read_units(workdir))
         write_config(folder, opened, prompt, write_encoders(folder, opened, trained, found))
         if merge:
             (folder / "merged").mkdir()

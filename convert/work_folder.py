@@ -22,7 +22,7 @@ from viavsp_jax.llm_folder import llama_config, read_conversion
 from viavsp_jax.models.avhubert.config import AVHubertConfig
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.lora import LoRAConfig
-from viavsp_jax.models.viavsp import ModelConfig
+from viavsp_jax.models.viavsp import CTCConfig, ModelConfig
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.run_settings import Settings, read_settings
 from viavsp_jax.runtime.backends import start_devices
@@ -95,7 +95,8 @@ def open_work_folder(
     fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
     checkpoints.check_fits(chosen, fits | prompt_fits(prompt))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
-    model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes)
+    ctc = CTCConfig(settings.ctc.units, settings.ctc.width) if settings.ctc.weight else None
+    model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes, ctc=ctc)
     _, trainable, frozen = abstract_model(model)
     batch_stats = {"encoder": frozen.pop("encoder")} if sizes else {}
     shapes = trainable, frozen, batch_stats
@@ -130,5 +131,5 @@ def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:
 
 
 def adapters(trainable: Tree) -> Tree:
-    """What is trained besides the encoder: adapters and projector."""
-    return {name: tree for name, tree in trainable.items() if name != "encoder"}
+    """What the reference's formats hold besides the encoder: adapters and projector, no CTC head."""
+    return {name: tree for name, tree in trainable.items() if name not in ("encoder", "ctc")}

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from .configuration_viavsp import ViAVSPConfig
+from .ctc_viavsp import FILE as CTC_FILE
+from .ctc_viavsp import UNITS, CTCHead
 from .encoders_viavsp import load_encoders
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
@@ -50,6 +52,7 @@ class ViAVSPModel(PreTrainedModel):
         super().__init__(config)
         self.llm, self.projector, self.tokenizer = llm.eval(), projector, tokenizer
         self.encoder = self.cluster_encoder = self.centers = None
+        self.ctc: CTCHead | None = None  # of a training with one
         self.origin: Origin | None = None  # of from_pretrained, for save_pretrained
         if getattr(llm, "is_quantized", False):  # transformers then says which of half() and to() cannot be
             self.is_quantized, self.quantization_method = True, llm.quantization_method
@@ -103,7 +106,8 @@ class ViAVSPModel(PreTrainedModel):
         config = config or ViAVSPConfig.from_pretrained(root)
         check_outputs(config)
         merged = (root / "merged").exists() if merged is None else merged
-        for name in ("projector.safetensors", "merged" if merged else "adapter/adapter_model.safetensors"):
+        parts = ("projector.safetensors", "merged" if merged else "adapter/adapter_model.safetensors")
+        for name in (*parts, *(CTC_FILE, UNITS) * bool(config.ctc)):
             if not (root / name).exists():
                 raise ExportError(f"{root / name} does not exist: expected an export of python -m convert.to_hf")
         dtype = weights_dtype(torch_dtype if dtype is None else dtype, config)
@@ -127,6 +131,10 @@ class ViAVSPModel(PreTrainedModel):
         base = os.path.abspath(base) if os.path.isdir(base) else os.fspath(base)
         model.origin = Origin(root, merged, base)
         model.encoder, model.cluster_encoder, model.centers = load_encoders(config, root, llm.device, dtype)
+        if config.ctc:
+            model.ctc = CTCHead(config.feature_width, config.ctc["width"], config.ctc["units"])
+            model.ctc.load_state_dict(load_file(root / CTC_FILE))
+            model.ctc.to(llm.device, dtype).eval()
         return (model, NOTHING_MISSING) if output_loading_info else model
 
     @classmethod

@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .configuration_viavsp import CODE
+from .ctc_viavsp import FILE as CTC_FILE
+from .ctc_viavsp import UNITS
 from .language_model_viavsp import ExportError
 
 _HEADER = {"format": "pt"}
 # The parts that some exports have and others not.
-_PARTS = ("adapter", "merged", "encoder", "cluster_encoder", "kmeans.safetensors")
+_PARTS = ("adapter", "merged", "encoder", "cluster_encoder", "kmeans.safetensors", CTC_FILE, UNITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,9 @@ def _write(model: Any, folder: pathlib.Path, max_shard_size: int | str) -> None:
         _write_adapter(model, folder / "adapter")
     projector = {f"avfeat_to_llm.{name}": value for name, value in model.projector.state_dict().items()}
     _save(projector, folder / "projector.safetensors")
+    if model.ctc is not None:
+        _save(model.ctc.state_dict(), folder / CTC_FILE)
+        shutil.copy(model.origin.root / UNITS, folder)
     if model.encoder is not None:
         _write_encoder(model.encoder, model.config, folder / "encoder")
     if model.cluster_encoder is not model.encoder:

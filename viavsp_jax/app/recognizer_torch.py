@@ -9,8 +9,9 @@ from etils import epath
 from torch import Tensor
 
 from convert.decode_hf import ExportError, load_model, read_config
-from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
 from viavsp_jax.data import lost
+from viavsp_jax.data.units import read as read_units
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -44,7 +45,8 @@ class TorchRecognizer:
             self.knows_lost_video = lost.is_in(config.training)
         except (AttributeError, KeyError, TypeError):
             self.knows_lost_video = False
-        self.knows_words = False
+        self._units = None if self._model.ctc is None else read_units(folder)
+        self.knows_words = self._units is not None
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
@@ -61,7 +63,13 @@ class TorchRecognizer:
             found = self._decode(features, counts, languages, num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None
-        return [Recognition(one, lengths.cpu().numpy()) for one, lengths in zip(found, counts, strict=True)]
+        words = [None] * len(found)
+        if self._units and languages[0] == languages[1]:  # a translation is not what is said
+            heard = [self._model.ctc.log_probs(frames).cpu().numpy() for frames in features]
+            words = [timed_words(one, best[0].text, self._units) for one, best in zip(heard, found, strict=True)]
+        return [
+            Recognition(one, lengths.cpu().numpy(), own) for one, lengths, own in zip(found, counts, words, strict=True)
+        ]
 
     def _decode(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: tuple[str, str], num_beams: int
