@@ -71,14 +71,26 @@ class Units:
 
 
 def learn(transcripts: Iterable[str], size: int) -> Units:
-    """At most `size` units, by which the words of these texts are written with few of them."""
+    """At most `size` units, by which the words of these texts are written with few of them.
+
+    Raises InputError if there are more letters than that.
+    """
+    transcripts = list(transcripts)
+    letters = {letter for text in transcripts for letter in text if not letter.isspace()}
+    if (least := len(letters) + 2) > size:  # with the blank and the mark of a word's beginning; the trainer would hang
+        raise InputError(
+            f"config.ctc.units is {size}, expected at least {least}, as the {len(letters)} letters of the "
+            "transcripts need"
+        )
     tokenizer = Tokenizer(Unigram())
     tokenizer.pre_tokenizer, tokenizer.decoder = Metaspace(), Joined()
     trainer = UnigramTrainer(vocab_size=size, special_tokens=[_BLANK], unk_token=_BLANK, show_progress=False)
     tokenizer.train_from_iterator(transcripts, trainer)
     found = json.loads(tokenizer.to_str())
-    # Threads add in any order, and letters that are no piece otherwise are put at the end in any.
-    pieces = {piece: round(score, _DIGITS) for piece, score in found["model"]["vocab"]}
+    # Threads add in any order, and letters that are no piece otherwise come last in any, each less likely than the one
+    # before: they all get the score of the least likely piece of several letters.
+    last = min((score for piece, score in found["model"]["vocab"] if len(piece) > 1 and piece != _BLANK), default=0.0)
+    pieces = {piece: round(max(score, last), _DIGITS) for piece, score in found["model"]["vocab"]}
     order = sorted(pieces, key=lambda piece: (piece != _BLANK, -pieces[piece], piece))
     found["model"]["vocab"] = [[piece, pieces[piece]] for piece in order]
     return Units(json.dumps(found, ensure_ascii=False))

@@ -33,8 +33,9 @@ class CTCHead(nnx.Module):
         frames = jnp.where(padding[..., None], 0, frames)
         wide = jnp.pad(frames, ((0, 0), (_NEIGHBOURS, _NEIGHBOURS), (0, 0)))
         seen = jnp.concatenate([wide[:, i : i + length] for i in range(2 * _NEIGHBOURS + 1)], -1)
-        hidden = jax.nn.gelu(seen @ self.hidden[...].astype(seen.dtype) + self.hidden_bias[...].astype(seen.dtype))
-        return (hidden @ self.output[...].astype(seen.dtype)).astype(jnp.float32) + self.output_bias[...]
+        bias = self.hidden_bias[...].astype(seen.dtype)[None, None]
+        hidden = jax.nn.gelu(seen @ self.hidden[...].astype(seen.dtype) + bias)
+        return (hidden @ self.output[...].astype(seen.dtype)).astype(jnp.float32) + self.output_bias[...][None, None]
 
 
 def ctc_loss(logits: jax.Array, padding: jax.Array, units: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -86,7 +86,7 @@ def _clip_units(
         texts = (text for one in splits if one.source.split == "train" for text in one.records.transcripts)
         units = learn(texts, ctc.units)
     if len(units) > ctc.units:
-        raise InputError(f"config.ctc.units is {ctc.units}, expected at least {len(units)}, as the transcripts need")
+        raise InputError(f"config.ctc.units is {ctc.units}, expected at least {len(units)}, as there are already")
     longest = max(int(one.records.frames[one.records.frames <= data.row.frames].max()) for one in splits)
     return ClipUnits(units, data.row.clip_frames if data.of_clips else longest)
 
