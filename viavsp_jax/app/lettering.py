@@ -208,9 +208,8 @@ def _colours(
     planes = [np.full((tall, width), value, np.uint8) for value in planes_of(_WHITE, full)]
     space = font.getlength(" ") / 2
     for number, line in enumerate(lines):
-        # Below what hangs down from the line above, and above what stands on that below.
-        above, below = (round(first + (number + one) * step + font.size / 4) for one in (-1, 0))
-        rows = slice(max(0, above), None if number + 1 == len(lines) else below)
+        # From below what hangs down from the line above; the lines below come later.
+        rows = slice(max(0, round(first + (number - 1) * step + font.size / 4)), None)
         left = width // 2 - font.getlength(_joined(line)) / 2
         for index, run in enumerate(line):
             end = left + font.getlength(_joined(line[: index + 1])) + space
