@@ -34,6 +34,7 @@ class ViAVSPConfig(PretrainedConfig):
         trained_encoder: bool = False,
         cluster_layer: int | None = None,
         longest_clip: int = 76,
+        compression: str = "clusters",
         **settings: Any,
     ):
         """
@@ -51,6 +52,7 @@ class ViAVSPConfig(PretrainedConfig):
           trained_encoder: whether it was trained. Then clusters come from the encoder as it was before.
           cluster_layer: the encoder block, from 1, whose output is clustered.
           longest_clip: frames of the longest clip that it was trained on.
+          compression: how frames become positions, see compression_viavsp.py.
         """
         self.feature_width = feature_width
         self.end_token = end_token
@@ -65,6 +67,7 @@ class ViAVSPConfig(PretrainedConfig):
         self.trained_encoder = trained_encoder
         self.cluster_layer = cluster_layer
         self.longest_clip = longest_clip
+        self.compression = compression
         super().__init__(**settings)
 
     def to_dict(self) -> dict[str, Any]:
