@@ -85,6 +85,11 @@ def get_config() -> ml_collections.ConfigDict:
             "train": ("av_clean",),
             # How often a clip of each of them is drawn, in proportion: (2, 1). (): in every epoch each clip once.
             "weights": (),
+            # How the frames of a clip become positions of the language model, each the mean of a run of frames.
+            # "clusters": of one K-Means cluster. "clusters+max:K": of one cluster, at most K frames. "pool:K": K
+            # frames, whatever they are, so that shards need no K-Means. Of several one is drawn for each training clip,
+            # from its id, the epoch and `seed`: the model then decodes by any of them. Validation is by the first.
+            "compression": ("clusters",),
             # With encoder.train, what happens to a clip besides a random crop and flip; drawn from its id, the epoch
             # and `seed`.
             "augment": {
@@ -142,6 +147,8 @@ def get_config() -> ml_collections.ConfigDict:
         # Clips of the validation split that are decoded greedily then; their texts are shown.
         "samples": {"clips": 8, "max_new_tokens": 100},
         "evaluate": {
+            # As in `data.train`. av_clean_pool3, av_clean_max2 and av_clean_clusters are av_clean by `data.compression`
+            # pool:3, clusters+max:2 and clusters.
             "names": ("av_clean",),
             "split": "test",
             "mapping": "",  # mapping.json of the corpus, for scores by channel
@@ -149,7 +156,8 @@ def get_config() -> ml_collections.ConfigDict:
             # model in bfloat16). -1: two for each device.
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
-            # The fields of decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
+            # `compression` of what is decoded, as in `data.compression`; "": the first one there. The others are the
+            # fields of decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
             # length_penalty=0.0, and top_k=50, which is transformers' default.
             "decoding": {
                 "max_new_tokens": 300,
@@ -163,6 +171,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "top_k": 0,
                 "top_p": 1.0,
                 "seed": 0,
+                "compression": "",
             },
         },
     })  # fmt: skip

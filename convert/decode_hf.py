@@ -3,8 +3,10 @@
     python -m convert.decode_hf --model HF_DIR --data SHARDS [--modality av|audio|video] [--split test] [--merged]
         [--device cuda]
 
-An export with an encoder of its own decodes shards of media, and takes their clips by --modality; any other one
-decodes shards of features. Prints word and character error rates and writes a table of hypotheses.
+SHARDS may end with _pool3, _max2 or _clusters, as names in config.evaluate.names do: then frames are averaged in that
+way, else as the export says. An export with an encoder of its own decodes shards of media, and takes their clips by
+--modality; any other one decodes shards of features. Prints word and character error rates and writes a table of
+hypotheses.
 
 Letters: T frames, E encoder width.
 """
@@ -21,9 +23,11 @@ from convert.hub.configuration_viavsp import ViAVSPConfig
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.data import media
+from viavsp_jax.data.compression import Compression, split_name
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, Example
 from viavsp_jax.data.features import audio_features, video_input
 from viavsp_jax.data.records import SplitSource, complete_splits, open_split
+from viavsp_jax.data.sources import check_clusters
 from viavsp_jax.evaluation.scoring import normalize, score
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import new_file, whole
@@ -44,6 +48,7 @@ def read_config(folder: str) -> ViAVSPConfig:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf")
     try:
         check_decoding(settings["decoding"])
+        Compression.of(settings.get("compression", "clusters"))
         return ViAVSPConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not that of an export of python -m convert.to_hf: {error!r}") from None
@@ -109,13 +114,22 @@ def with_features(model: ViAVSPModel, modality: str, clips: list[Example], folde
     ]
 
 
-def decode(model: ViAVSPModel, source: SplitSource, batch_size: int, modality: str = "av") -> list[dict[str, str]]:
+def decode(
+    model: ViAVSPModel,
+    source: SplitSource,
+    batch_size: int,
+    modality: str = "av",
+    compression: Compression | None = None,
+) -> list[dict[str, str]]:
     """Decodes all clips as the training's config says: rows of id, reference and hypothesis, by id.
 
-    `modality` says how an encoder that was trained takes them. Raises InputError when features have another width than
-    the model was trained on, and for a video that cannot be decoded.
+    `modality` says how an encoder that was trained takes them, `compression` how frames become positions (None: as the
+    export says). Raises InputError when features have another width than the model was trained on or no clusters that
+    are needed, and for a video that cannot be decoded.
     """
     config = model.config
+    compression = compression or Compression.of(config.compression)
+    check_clusters(source.folder, compression)
     if not config.trained_encoder and source.width != config.feature_width:
         raise InputError(
             f"{source.folder} holds features of width {source.width}, the model expects {config.feature_width}"
@@ -127,10 +141,8 @@ def decode(model: ViAVSPModel, source: SplitSource, batch_size: int, modality: s
             examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
             if config.trained_encoder:
                 examples = with_features(model, modality, examples, source.folder)
-            features, counts = (
-                [torch.tensor(np.asarray(example[name])) for example in examples]
-                for name in ("features", "cluster_counts")
-            )
+            features = [torch.tensor(np.asarray(example["features"])) for example in examples]
+            counts = [torch.tensor(compression.run_lengths(example["cluster_counts"])) for example in examples]
             languages = [(example["source_language"], example["target_language"]) for example in examples]
             found = model.recognize(features, counts, languages)
             for example, hypotheses in zip(examples, found, strict=True):
@@ -145,7 +157,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m convert.decode_hf", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, metavar="HF_DIR", help="an export of convert.to_hf")
-    parser.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")
+    parser.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder, see above")
     parser.add_argument("--modality", choices=MODALITIES, help="how to take clips of media shards (default: av)")
     parser.add_argument("--split", default="test")
     parser.add_argument("--llm", metavar="HF_LLM", help="the base language model (default: as recorded in the export)")
@@ -161,14 +173,15 @@ def main() -> None:
     )
     args = parser.parse_args()
     trained_encoder = read_config(args.model).trained_encoder
-    source = open_data(args.data, args.split, trained_encoder)
+    data, compression = split_name(args.data.rstrip("/"))
+    source = open_data(data, args.split, trained_encoder)
     if args.modality and not trained_encoder:
         raise InputError(
             f"--modality {args.modality} is for shards of media only: {args.data} holds features of one modality"
         )
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_model(args.model, args.llm, args.merged, args.device, dtype)
-    rows = decode(model, source, args.batch_size, args.modality or "av")
+    rows = decode(model, source, args.batch_size, args.modality or "av", compression)
     write_table(args.output, rows)
     rates = score([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
     print(json.dumps(rates, indent=2))

@@ -7,6 +7,7 @@ from etils import epath
 
 from convert.work_folder import WorkFolder
 from viavsp_jax import __version__
+from viavsp_jax.data.compression import CLUSTERS, Compression
 from viavsp_jax.evaluation.report.results import name_of, read_all, search_of
 from viavsp_jax.runtime.errors import InputError
 
@@ -45,12 +46,13 @@ for hypotheses in model.recognize([features], [counts], [("vi", "vi")]):
 """
 
 
-def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: bool) -> str:
+def model_card(opened: WorkFolder, workdir: epath.Path, compression: Compression, merged: bool, media: bool) -> str:
     """Markdown with the metadata of the Hugging Face hub.
 
     Args:
       opened: the checkpoint that was exported.
       workdir: its work folder, where reports of evaluations may lie.
+      compression: how its frames become positions.
       merged: whether the language model is part of the export.
       media: whether the export goes from media to text.
     """
@@ -60,7 +62,7 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
     parts = [
         _metadata(media),
         "# ViAVSP: Vietnamese speech from mouth video and sound\n\n"
-        "AV-HuBERT encodes a speaking face, runs of frames in the same K-Means cluster are averaged, and a language "
+        f"AV-HuBERT encodes a speaking face, {_averaged(compression)} are averaged, and a language "
         "model with a LoRA adapter reads the averages and writes what was said. Trained and exported with "
         f"viavsp_jax {__version__}.\n",
         "## How to load it\n\nIt needs `torch`, `transformers` and `peft`"
@@ -80,6 +82,13 @@ def model_card(opened: WorkFolder, workdir: epath.Path, merged: bool, media: boo
     return "\n".join(parts)
 
 
+def _averaged(compression: Compression) -> str:
+    if not compression.by_clusters:
+        return f"every {compression.most} frames"
+    most = f", at most {compression.most}," if compression.most else ""
+    return f"runs of frames in the same K-Means cluster{most}"
+
+
 def _metadata(media: bool) -> str:
     lines = [
         "---", "language: vi", "library_name: transformers",
@@ -97,6 +106,7 @@ def _training(opened: WorkFolder) -> str:
         ("updates", f"{opened.step} of {s.training.updates}, the best by validation accuracy"),
         ("encoder", f"trained from update {s.optimizer.freeze_updates} on" if opened.encoder else "frozen"),
         ("LoRA", f"rank {s.lora.rank}, alpha {s.lora.alpha}, dropout {s.lora.dropout}, on {', '.join(s.lora.targets)}"),
+        *([("speech positions by", ", ".join(map(str, ways)))] if (ways := s.data.compression) != (CLUSTERS,) else []),
         *([("instruction", repr(s.prompt.instruction))] if s.prompt.instruction else []),
         *([("prompt", "in the chat template of the language model")] if s.prompt.chat else []),
         ("peak learning rate", s.optimizer.peak_lr),

@@ -1,13 +1,14 @@
 """Exports a training checkpoint in Hugging Face form.
 
     python -m convert.to_hf --workdir DIR --output HF_DIR [--step best|latest|N] [--llm FOLDER] [--encoder FOLDER]
-        [--kmeans FILE] [--merge]
+        [--kmeans FILE] [--compression TEXT] [--merge]
 
 HF_DIR is what `transformers.AutoModel.from_pretrained(HF_DIR, trust_remote_code=True)` loads: `config.json`, the code
 of `convert/hub`, `adapter/` (for peft), `projector.safetensors`, the tokenizer and a model card; of a training with a
 CTC head also `ctc.safetensors` and `ctc_units.json`. `encoder/` and `kmeans.safetensors` take it from media to text;
-where the encoder was trained, clusters still come from the one it grew from, in `cluster_encoder/`. With --merge it
-gets `merged/`: the language model with the adapter folded in.
+where the encoder was trained, clusters still come from the one it grew from, in `cluster_encoder/`. An export for
+`pool:K` needs no clusters, and holds them only if --kmeans is given. With --merge it gets `merged/`: the language model
+with the adapter folded in.
 """
 
 import argparse
@@ -33,9 +34,10 @@ from convert.hub.ctc_viavsp import FILE as CTC_FILE
 from convert.model_card import model_card
 from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
 from convert.safetensors_files import HEADER, Piece
-from convert.work_folder import WorkFolder, encoder_weights, open_work_folder, training_shards
+from convert.work_folder import WorkFolder, chosen_compression, encoder_weights, open_work_folder, training_shards
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import features, prompt_ids
+from viavsp_jax.data import compression, features, prompt_ids
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.units import Units
 from viavsp_jax.data.units import read as read_units
@@ -55,6 +57,7 @@ from viavsp_jax.runtime.options import checkpoint_step, new_folder_on_disk
 
 _HUB = pathlib.Path(__file__).parent / "hub"
 _SHARED = {
+    "compression_viavsp": compression,
     "feature_extraction_viavsp": features,
     "modeling_avhubert": modeling_avhubert,
     "prompt_viavsp": prompt_ids,
@@ -164,14 +167,18 @@ def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -
 
 
 def find_encoder_and_centers(
-    opened: WorkFolder, encoder: epath.PathLike | None, kmeans: epath.PathLike | None
-) -> tuple[epath.Path, epath.Path] | None:
+    opened: WorkFolder, encoder: epath.PathLike | None, kmeans: epath.PathLike | None, clustered: bool
+) -> tuple[epath.Path, epath.Path | None] | None:
     """What the training's shards were made with; None, with a note to the user, if it is not where they say.
+
+    Without `clustered` frames there are no centres, unless they are given; and nothing is needed of a trained encoder.
 
     Raises InputError if `kmeans` was asked for and does not do.
     """
+    if opened.encoder and not (clustered or kmeans):
+        return None
     try:
-        return encoder_and_centers(training_shards(opened.settings.data), encoder, kmeans)
+        return encoder_and_centers(training_shards(opened.settings.data), encoder, kmeans, clustered)
     except InputError as error:
         if kmeans:
             raise
@@ -180,7 +187,7 @@ def find_encoder_and_centers(
 
 
 def write_encoders(
-    folder: pathlib.Path, opened: WorkFolder, trained: Tree | None, found: tuple[epath.Path, epath.Path] | None
+    folder: pathlib.Path, opened: WorkFolder, trained: Tree | None, found: tuple[epath.Path, epath.Path | None] | None
 ) -> dict[str, Any]:
     """Writes the encoder, that of the clusters if it is another, and the centres; returns their part of config.json.
 
@@ -196,9 +203,10 @@ def write_encoders(
         target.mkdir()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (source / name).copy(target / name)
-        centers.copy(folder / "kmeans.safetensors")
         settings["encoder"] = dataclasses.asdict(encoder_folder.read_config(source))
-        settings["cluster_layer"] = load_centers(str(folder / "kmeans.safetensors"))[1]
+        if centers:
+            centers.copy(folder / "kmeans.safetensors")
+            settings["cluster_layer"] = load_centers(str(folder / "kmeans.safetensors"))[1]
     return settings
 
 
@@ -210,7 +218,9 @@ def write_ctc(folder: pathlib.Path, head: Tree, units: Units) -> None:
     write_units(folder, units)
 
 
-def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encoders: dict[str, Any]) -> None:
+def write_config(
+    folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encoders: dict[str, Any], compression: Compression
+) -> None:
     """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
     settings = opened.settings
     config = {
@@ -220,6 +230,7 @@ def write_config(folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encod
         "end_token": prompt.end_token,
         "other_end_ids": prompt.end_ids[1:],
         "decoding": dataclasses.asdict(settings.evaluation.decoding),
+        "compression": str(compression),
         "quantization": settings.llm.quantization,
         "recognition_instruction": prompt.wording.recognition,
         "translation_instruction": prompt.wording.translation,
@@ -247,22 +258,27 @@ def export(
     merge: bool = False,
     encoder: epath.PathLike | None = None,
     kmeans: epath.PathLike | None = None,
+    compression: str | None = None,
 ) -> None:
     """Writes the export; see the module's docstring.
 
     `llm` and `encoder` replace the config's folders: of the language model, and of what the shards were made with or a
-    trained encoder grew from; `kmeans` is the file of the centres, where it does not lie where it did.
+    trained encoder grew from; `kmeans` is the file of the centres, where it does not lie where it did. `compression`
+    replaces the config's for decoding.
 
-    Raises InputError when there is no such checkpoint, no converted language model or no config of the encoder.
+    Raises InputError when there is no such checkpoint, no converted language model or no config of the encoder, or the
+    shards of the training have no clusters that are needed.
     """
     output = pathlib.Path(output).absolute()
     check_output(output)
     opened = open_work_folder(workdir, step, llm, encoder)
     settings = opened.settings
+    way = chosen_compression(opened, compression)
     trainable, batch_stats = opened.read_weights()
     opened.checkpoints.close()
     prompt = load_prompt(opened.llm, settings.llm.end_token, settings.prompt)
-    found = find_encoder_and_centers(opened, encoder or (opened.encoder_path if opened.encoder else None), kmeans)
+    grown_from = encoder or (opened.encoder_path if opened.encoder else None)
+    found = find_encoder_and_centers(opened, grown_from, kmeans, way.by_clusters)
     trained = encoder_weights(trainable, batch_stats) if opened.encoder else None
     with replacing(output) as folder:
         write_adapter(folder / "adapter", {"llm": trainable["llm"]}, settings.lora, opened.conversion["source"])
@@ -270,7 +286,7 @@ def export(
         save_file(projector, folder / "projector.safetensors", HEADER)
         if "ctc" in trainable:
             write_ctc(folder, trainable["ctc"], read_units(workdir))
-        write_config(folder, opened, prompt, write_encoders(folder, opened, trained, found))
+        write_config(folder, opened, prompt, write_encoders(folder, opened, trained, found), way)
         if merge:
             (folder / "merged").mkdir()
             adapter, quantization = flatten({"llm": trainable["llm"]}), settings.llm.quantization
@@ -279,7 +295,8 @@ def export(
             )
             safetensors_files.write(folder / "merged", pieces(opened.frozen, read))
             write_merged_configs(folder / "merged", opened.llm, prompt, opened.conversion["dtype"])
-        card = model_card(opened, epath.Path(workdir), merge, media=found is not None)
+        media = found is not None or (trained is not None and not way.by_clusters)
+        card = model_card(opened, epath.Path(workdir), way, merge, media)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -298,6 +315,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--kmeans", metavar="FILE", help="the centres of the shards (default: their location during training)"
+    )
+    parser.add_argument(
+        "--compression",
+        metavar="TEXT",
+        help="how frames become positions: clusters, clusters+max:K or pool:K (default: as the config decodes)",
     )
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()

@@ -32,6 +32,7 @@ from convert.pretrained import PRETRAINING_FILE
 from convert.safetensors_files import DTYPES, Piece, opened
 from convert.work_folder import WorkFolder, adapters, check_reference_holds, encoder_weights, open_work_folder
 from viavsp_jax import encoder_folder
+from viavsp_jax.data.compression import CLUSTERS
 from viavsp_jax.data.prompt import REFERENCE
 from viavsp_jax.encoder_folder import WEIGHTS_FILE
 from viavsp_jax.llm_folder import llama_config, read_layer
@@ -168,6 +169,11 @@ def export(
         raise InputError("nothing to write: expected --fairseq, --hf or both")
     work = open_work_folder(workdir, step, llm, encoder)
     check_reference_holds(llama_config(work.llm), work.settings.lora)
+    if CLUSTERS not in (ways := work.settings.data.compression):
+        raise InputError(
+            "the reference's code averages the frames of one cluster, and this model was trained with "
+            f"config.data.compression={', '.join(map(str, ways))}: expected clusters among them"
+        )
     state, settings, trained = work.read_state(), work.settings, None
     if settings.encoder.train:
         encoder, trained = work.encoder_path, encoder_weights(state.trainable, state.batch_stats)

@@ -13,9 +13,10 @@ from flax import traverse_util
 from convert.names import Tree, flatten
 from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import folder_of
+from viavsp_jax.data.sources import check_clusters, folder_of
 from viavsp_jax.encoder_folder import CONFIG_FILE
 from viavsp_jax.experiment import encoder_fits, prompt_fits
 from viavsp_jax.llm_folder import llama_config, read_conversion
@@ -123,6 +124,19 @@ def check_reference_holds(llama: LlamaConfig, lora: LoRAConfig) -> None:
 def training_shards(data: DataSettings) -> epath.Path:
     """The first shard folder that a run was trained on."""
     return folder_of(data, data.train[0])
+
+
+def chosen_compression(opened: WorkFolder, text: str | None) -> Compression:
+    """How frames become positions, as a text says or, without one, the config decodes.
+
+    Raises InputError if it is no such text, or the shards of the training have no clusters that are needed.
+    """
+    try:
+        found = Compression.of(text) if text else opened.settings.evaluation.compression
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    check_clusters(training_shards(opened.settings.data), found)
+    return found
 
 
 def encoder_weights(trainable: Tree, batch_stats: Tree) -> Tree:

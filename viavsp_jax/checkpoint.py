@@ -177,8 +177,10 @@ class Checkpoints:
         Its batches have to go on where they were, and its checkpoints to be compared with those that are there.
         """
         saved = completed(self.restore_config(step))
-        by_samples = saved.checkpoint.best_by == "wer"
-        for name, before, now in changes(saved, config, ("checkpoint.best_by", *["samples"] * by_samples)):
+        scored_by = ("checkpoint.best_by",)
+        if saved.checkpoint.best_by == "wer":
+            scored_by += ("samples", "evaluate.decoding.compression")
+        for name, before, now in changes(saved, config, scored_by):
             raise InputError(
                 f"checkpoint {step} in {self.folder} was saved with config.{name} {before}, not {now}: continue with "
                 "the same, or the best would be sought among scores of two kinds"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from viavsp_jax import settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import lengths, pipeline, sources
+from viavsp_jax.data.compression import CLUSTERS
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
@@ -40,7 +41,7 @@ def decode_folder(
     name: str,
     hear: Callable[[Batch, list[dict]], list[str]] | None = None,
 ) -> list[dict[str, str | float]]:
-    """Decodes one shard folder: id, reference, hypothesis, score, languages and seconds of each clip, by id.
+    """Decodes one set: id, reference, hypothesis, score, languages, seconds and positions of each clip, by id.
 
     `hear` gives what the CTC head makes of each record of a batch, which is added as `ctc`.
 
@@ -48,7 +49,7 @@ def decode_folder(
     """
     progress = functools.partial(tqdm, desc=name, unit="clip", disable=jax.process_index() > 0)
     rows = []
-    data, c = experiment.settings.data, experiment.settings.evaluation
+    data, c = experiment.settings.data_to_decode, experiment.settings.evaluation
     source = progress(pipeline.evaluation_records(data, name, c.split))
     for records, batch in pipeline.decoding_batches(data, experiment.prompt, source, c.rows, c.bucket):
         batch = sharding.put_whole_batch(experiment.mesh, fill_up(batch, records))
@@ -63,6 +64,7 @@ def decode_folder(
                 "source_language": record["source_language"],
                 "target_language": record["target_language"],
                 "seconds": int(record["cluster_counts"].sum()) / FRAME_RATE,
+                "positions": len(record["cluster_counts"]),
                 **more,
             })  # fmt: skip
     return sorted(rows, key=lambda row: row["id"])
@@ -87,9 +89,10 @@ def evaluate(
     experiment = load_experiment(config)
     if set(names) & set(results.RESERVED):
         raise InputError(f"config.evaluate.names is {tuple(names)}, expected names of shard folders")
-    _check_names(experiment.settings.data, names)
+    data = experiment.settings.data_to_decode
+    _check_names(data, names)
     for name in names:
-        lengths.check_languages(experiment.settings.data, experiment.prompt, name, c.split)
+        lengths.check_languages(data, experiment.prompt, name, c.split)
     sharding.check_rows(experiment.mesh, c.rows, "config.evaluate.rows")
     decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_ids)
     checkpoints = Checkpoints(workdir)
@@ -104,6 +107,8 @@ def evaluate(
     }
     if (quantization := experiment.settings.llm.quantization) != "none":  # else as in reports of earlier versions
         about["quantization"] = quantization
+    if c.compression != CLUSTERS:
+        about["compression"] = c.compression.suffix
     # Every process asks: Orbax lets them wait for each other.
     changed = settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)

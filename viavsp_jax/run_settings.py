@@ -6,6 +6,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from viavsp_jax import settings, sharding
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
@@ -92,6 +93,7 @@ class EvaluationSettings:
     rows: int
     bucket: int
     decoding: DecodingConfig
+    compression: Compression  # of what is decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Settings:
     samples: SampleSettings
     evaluation: EvaluationSettings
 
+    @property
+    def data_to_decode(self) -> DataSettings:
+        """The data as decoding reads them: their frames become positions as it is told."""
+        return dataclasses.replace(self.data, compression=(self.evaluation.compression,))
+
 
 def read_settings(config: ml_collections.ConfigDict) -> Settings:
     """Raises InputError that lists every setting with a wrong value, too many or missing; reads no file."""
@@ -128,7 +135,12 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
         lengths[name] = optimizer.pop(name)
     lengths = {name: round(x * c.updates) if isinstance(x, float) else x for name, x in lengths.items()}
     data["row"], data["seconds"] = RowShape(**c.data.row), ClipSeconds(**c.data.seconds)
-    augment = c.data.augment
+    augment, decoding = c.data.augment, dict(c.evaluate.decoding)
+    data["compression"] = tuple(map(Compression.of, c.data.compression))
+    if chosen := decoding.pop("compression", ""):
+        evaluate["compression"] = Compression.of(chosen)
+    else:
+        evaluate["compression"] = data["compression"][0]
     data["augment"] = Augmentation(
         noise.probability, noise.kinds, noise.snr_db, noise.talkers,
         augment.drop_audio, augment.drop_video, DropFrames(**augment.drop_frames), Masks(**augment.mask),
@@ -149,7 +161,7 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
         OptimizerSettings(**optimizer, **lengths),
         MeshSettings(**c.mesh),
         SampleSettings(**c.samples),
-        EvaluationSettings(**evaluate | {"decoding": DecodingConfig(**c.evaluate.decoding)}),
+        EvaluationSettings(**evaluate | {"decoding": DecodingConfig(**decoding)}),
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def _spread(experiment: Experiment, name: str, count: int, place: int, left_out:
 
     Sets often have the same clips: the `place` of this one among them shifts where its records begin.
     """
-    data = experiment.settings.data
+    data = experiment.settings.data_to_decode
     records = pipeline.evaluation_records(data, name, "valid")
     ids = left_out.get((name, "valid"), ())
     step = max(1, len(records) // max(1, count))

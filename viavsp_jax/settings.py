@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import ml_collections
 
 from configs import base
+from viavsp_jax.data.compression import EXPECTED, Compression, split_name
 from viavsp_jax.data.features import NUM_FILTERS
 from viavsp_jax.data.units import MOST
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
@@ -87,6 +88,7 @@ INSTRUCTION = Rule(
     "nothing for the reference's, or text in which braces stand around source and target alone",
     lambda x: x == "" or WORD.holds(x) and not re.search("[{}]", re.sub("{(source|target)}", "", x)),
 )
+COMPRESSION = Rule(EXPECTED, lambda x: type(x) is str and _is_compression(x))
 ABOVE_0 = number("above 0", lambda x: x > 0)
 AT_LEAST_0 = number("of at least 0", lambda x: x >= 0)
 ANY_NUMBER = number("that is finite", lambda x: True)
@@ -150,6 +152,7 @@ TABLE = {
     "data.path": TEXT,
     "data.train": each(FOLDER),
     "data.weights": each(ABOVE_0, least=0),
+    "data.compression": each(COMPRESSION),
     "data.augment.noise.probability": SHARE,
     "data.augment.noise.kinds": each(WORD, least=0),
     "data.augment.noise.snr_db": each(ANY_NUMBER, least=0),
@@ -198,18 +201,19 @@ TABLE = {
     "evaluate.rows": ROWS,
     "evaluate.bucket": COUNT,
     **{f"evaluate.decoding.{name}": rule for name, rule in DECODING.items()},
+    "evaluate.decoding.compression": Rule(f"nothing, or {EXPECTED}", lambda x: x == "" or COMPRESSION.holds(x)),
 }
 
 # What may change between training and evaluation, and is told.
-OF_THE_MODEL = ("dtype", "llm", "prompt", "lora", "encoder")
+OF_THE_MODEL = ("dtype", "llm", "prompt", "lora", "encoder", "data.compression")
 # Which clips a batch holds follows from these: a run goes on with the same, or clips would be read twice, or never.
-ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.weights", "data.rows", "data.row")
+ORDER_OF_DATA = ("seed", "encoder.train", "data.train", "data.weights", "data.compression", "data.rows", "data.row")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputErrors that lists every setting with a wrong value, too many or missing; reads no file."""
     values = flat(config)
-    optional = {f"evaluate.decoding.{name}" for name in DECODING.keys() - {"max_new_tokens"}}
+    optional = {name for name in TABLE if name.startswith("evaluate.decoding.")} - {"evaluate.decoding.max_new_tokens"}
     rules = {name: rule for name, rule in TABLE.items() if name not in optional - values.keys()}
     if problems := _wrong(values, rules, "config.") or _inconsistent(config):
         raise InputErrors(problems)
@@ -286,6 +290,12 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
             f"config.data.weights are {len(config.data.weights)}, expected none or one for each of the "
             f"{len(config.data.train)} of config.data.train"
         )
+    for name in config.data.train:
+        if (named := split_name(name))[1]:
+            problems.append(
+                f"config.data.train holds {name!r}, a name for evaluation: expected {named[0]!r}, and "
+                f"config.data.compression={named[1]}"
+            )
     if config.optimizer.weight_decay and config.optimizer.name != "adamw":
         problems.append("config.optimizer.weight_decay is for adamw, expected 0 or config.optimizer.name=adamw")
     if tuple(config.train.parts) == ("encoder",) and not config.encoder.train:
@@ -301,6 +311,13 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
     if config.encoder.train and config.data.row.frames < config.data.row.clips:
         problems.append("config.data.row: frames is below clips, expected a frame for each clip of a row at least")
     return problems
+
+
+def _is_compression(text: str) -> bool:
+    try:
+        return bool(Compression.of(text))
+    except ValueError:
+        return False
 
 
 def no_setting(name: str, known: Sequence[str]) -> str:

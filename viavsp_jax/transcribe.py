@@ -61,6 +61,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="of an export: cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="for computation (default: as in training)")
     parser.add_argument(
+        "--compression",
+        metavar="TEXT",
+        help="how frames become positions: clusters, clusters+max:K or pool:K (default: as the model's config decodes)",
+    )
+    parser.add_argument(
         "--server", metavar="URL", help="of a vLLM server of the export's merged/, which decodes (default: none)"
     )
     parser.add_argument(
@@ -82,6 +87,7 @@ def load_transcriber(args: argparse.Namespace) -> Transcriber:
         device=args.device,
         dtype=args.dtype,
         server=vars(args).get("server"),  # callers may leave the newer options out
+        compression=vars(args).get("compression"),
         batch_size=args.batch_size,
         mean_face=args.mean_face and load_mean_face(args.mean_face),
     )

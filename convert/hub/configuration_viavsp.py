@@ -35,6 +35,7 @@ class ViAVSPConfig(PretrainedConfig):
         cluster_layer: int | None = None,
         longest_clip: int = 76,
         ctc: dict[str, int] | None = None,
+        compression: str = "clusters",
         **settings: Any,
     ):
         """
@@ -54,6 +55,7 @@ class ViAVSPConfig(PretrainedConfig):
           longest_clip: frames of the longest clip that it was trained on.
           ctc: sizes of the CTC head: its units, which ctc_units.json holds, and the width of its hidden layer; None:
             there is none.
+          compression: how frames become positions, see compression_viavsp.py.
         """
         self.feature_width = feature_width
         self.end_token = end_token
@@ -69,6 +71,7 @@ class ViAVSPConfig(PretrainedConfig):
         self.cluster_layer = cluster_layer
         self.longest_clip = longest_clip
         self.ctc = ctc
+        self.compression = compression
         super().__init__(**settings)
 
     def to_dict(self) -> dict[str, Any]:

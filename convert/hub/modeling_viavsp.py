@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from .configuration_viavsp import ViAVSPConfig
 from .ctc_viavsp import FILE as CTC_FILE
 from .ctc_viavsp import UNITS, CTCHead
-from .encoders_viavsp import load_encoders
+from .encoders_viavsp import chosen_compression, load_encoders
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
 from .loading_viavsp import NOTHING_MISSING, check_outputs, find_export, placement, sorted_keywords, weights_dtype
@@ -197,6 +197,7 @@ class ViAVSPModel(PreTrainedModel):
         source_language: str = "vi",
         target_language: str = "vi",
         num_frames: Sequence[int] | None = None,
+        compression: str | None = None,
         **search: Any,
     ) -> list[list[dict[str, Any]]]:
         """What is said in clips.
@@ -206,14 +207,15 @@ class ViAVSPModel(PreTrainedModel):
           audio: speech int16[n] of each clip, 16 kHz; None: video alone.
           source_language, target_language: what is spoken and what is wanted, e.g. vi and vi.
           num_frames: T of each clip; None: as many as it has pictures or, without video, as its speech takes.
+          compression: how frames become positions, see compression_viavsp.py; None: as config.json says.
           search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5.
 
         Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
         the search), "tokens"}.
 
-        Raises ExportError if the export has no encoder or no clusters, or nothing is given.
+        Raises ExportError if the export has no encoder, or no clusters where they are needed, or nothing is given.
         """
-        features, counts = self.encode(video, audio, num_frames)
+        features, counts = self.encode(video, audio, num_frames, compression=compression)
         return self.recognize(features, counts, [(source_language, target_language)] * len(features), **search)
 
     @torch.inference_mode()
@@ -223,16 +225,13 @@ class ViAVSPModel(PreTrainedModel):
         audio: Clips | None,
         num_frames: Sequence[int] | None = None,
         shown: Clips | None = None,
+        compression: str | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of runs of equal clusters, of each.
+        """Clips as in `transcribe` → features float[T, E] and lengths int64[U] of the runs to be averaged, of each.
 
         `shown` is bool[T] of each clip, False where the mouth is not seen; None: it is everywhere.
         """
-        if self.centers is None:
-            raise ExportError(
-                f"{self.config.name_or_path} was exported without encoder and clusters: give convert.to_hf --encoder "
-                "and --kmeans"
-            )
+        way = chosen_compression(self.config, compression)
         if video is None and audio is None:
             raise ExportError("neither video nor audio is given: expected at least one of them")
         lengths = num_frames or [
@@ -243,15 +242,19 @@ class ViAVSPModel(PreTrainedModel):
         ]
         seen = video and [video_input(frames) for frames in video]
         modality = "av" if audio and video else "audio" if audio else "video"
-        inputs, layer = (heard, seen, lengths, (modality,)), self.config.cluster_layer
-        clusters, final = self.cluster_encoder.encode_clips(*inputs, layer, shown)[modality]
-        if self.config.trained_encoder:
-            final = self.encoder.encode_clips(*inputs, None, shown)[modality][1]
+        inputs, device = (heard, seen, lengths, (modality,)), self.projector.weight.device
+        if way.by_clusters:
+            clusters, final = self.cluster_encoder.encode_clips(*inputs, self.config.cluster_layer, shown)[modality]
+            runs = [
+                run_lengths(nearest(x[:t], self.centers.to(x.device))) for x, t in zip(clusters, lengths, strict=True)
+            ]
         else:
+            runs = [torch.tensor([t]) for t in lengths]
+        if self.config.trained_encoder or not way.by_clusters:
+            final = self.encoder.encode_clips(*inputs, None, shown)[modality][1]
+        if not self.config.trained_encoder:
             final = final.half()  # as in the shards that the model was trained on
-        counts = [
-            run_lengths(nearest(x[:t], self.centers.to(x.device))) for x, t in zip(clusters, lengths, strict=True)
-        ]
+        counts = [torch.tensor(way.run_lengths(one.cpu().numpy()), device=device).long() for one in runs]
         return [x[:t] for x, t in zip(final, lengths, strict=True)], counts
 
     @torch.inference_mode()

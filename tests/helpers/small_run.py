@@ -72,7 +72,8 @@ def check_lengths(config: ml_collections.ConfigDict, prompt: Prompt, workdir: pa
     data, splits = read_settings(config).data, []
     for split in ("train", "valid"):
         for name, source in zip(data.train, open_sources(data, data.train, split), strict=True):
-            listed = lengths.read_lengths(source, count_fields(data, name, split))
+            ways = data.compression if split == "train" else data.compression[:1]
+            listed = lengths.read_lengths(source, count_fields(data, name, split), ways)
             splits.append(lengths.Split(name, source, listed, lengths.instructions(prompt, listed)))
     return lengths.check(data, prompt, splits, workdir)
 

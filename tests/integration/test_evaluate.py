@@ -323,6 +323,7 @@ def test_settings_hold_in_transformers_too(run, exported, settings):
     """As in the export's config.json, which holds those of the training."""
     recorded = json.loads((exported / "config.json").read_text())
     base = run[1].evaluate.decoding.to_dict()
+    assert base.pop("compression") == "" and recorded["compression"] == "clusters"
     assert recorded["decoding"] == base and set(settings) < set(base)
     rows = decoded(run, **base | settings)
     (exported / "config.json").write_text(json.dumps(recorded | {"decoding": base | settings}))

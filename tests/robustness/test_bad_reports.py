@@ -60,6 +60,12 @@ REPORTS = [
     bad("a row with too many values", "fewer or more values than there are columns", TABLE, HEAD + b"x\ta\ta\t1\t2\n"),
     bad("a row with too few values", "fewer or more values than there are columns", TABLE, HEAD + b"x\ta\ta\n"),
     bad("seconds are not a number", "the seconds of 'x' are 'nan'", TABLE, HEAD + b"x\ta\ta\tnan\n"),
+    bad(
+        "positions are not a number",
+        "the positions of 'x' are '-1'",
+        TABLE,
+        HEAD.replace(b"seconds", b"positions") + b"x\ta\ta\t-1\n",
+    ),
     bad("overlong value", "not a table (field larger than", TABLE, HEAD + b"x\t" + b"a" * 200_000 + b"\ta\t1\n"),
     bad("no mapping.json", "mapping.json: no such file", MAPPING, None),
     bad("mapping.json is cut off", "mapping.json: not a JSON table", MAPPING, "["),

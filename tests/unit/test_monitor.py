@@ -79,6 +79,9 @@ def test_the_best_is_not_sought_among_scores_of_other_clips(watched):
     other.samples.clips, other.updates = 9, 6
     with pytest.raises(InputError, match="was saved with config.samples.clips 5, not 9"):
         train.train(other, watched[1])
+    other.samples.clips, other.evaluate.decoding.compression = 5, "pool:2"
+    with pytest.raises(InputError, match="was saved with config.evaluate.decoding.compression , not pool:2"):
+        train.train(other, watched[1])
 
 
 def test_numbers_of_speed(watched):

@@ -32,6 +32,7 @@ WRONG = {
     "encoder.layer_drop": (1.0,),
     "data.train": ((), "av_clean", ("av_clean/",), ("",), (1,)),
     "data.weights": ((0.0,), (-1,), 1.0, ("1",)),
+    "data.compression": ((), "clusters", ("pool",), ("clusters", "pool:0"), ("max:2",), (2,)),
     "data.augment.mask.times": (-1,),
     "data.augment.mask.bands": (0, 27),
     "init_from": (None,),
@@ -71,6 +72,7 @@ WRONG = {
     "evaluate.decoding.num_beams": (0, 5000),
     "evaluate.decoding.early_stopping": ("always", 1, None),
     "evaluate.decoding.top_p": (1.5,),
+    "evaluate.decoding.compression": ("pool:", None, ("pool:2",)),
 }
 TOGETHER = [
     ({"profile_steps": (2, 9), "updates": 5}, "config.profile_steps ends at 9, beyond config.updates=5"),
@@ -83,6 +85,10 @@ TOGETHER = [
     ({"train.parts": ("encoder",)}, "train.parts is the encoder alone"),
     ({"checkpoint.best_by": "wer", "samples.clips": 0}, "best_by is wer, expected config.samples.clips"),
     ({"encoder.train": True, "data.row.frames": 4}, "frames is below clips"),
+    (
+        {"data.train": ("av_clean_max2",)},
+        "holds 'av_clean_max2', a name for evaluation: expected 'av_clean', and config.data.compression=",
+    ),
 ]
 
 

@@ -259,6 +259,7 @@ def test_throughput_and_wall_time_are_written(whole):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"seed": 5}, "was saved with config.seed 0, not 5: continue with the same"),
     ({"data.train": ("audio_clean", "av_clean")}, "was saved with config.data.train .*'av_clean'.*, not .*'audio"),
+    ({"data.compression": ("pool:2",)}, r"was saved with config.data.compression \['clusters'\], not \['pool:2'\]"),
     ({"data.rows": 4}, "was saved with config.data.rows 2, not 4"),
     ({"data.row.positions": 300, "data.row.labels": 90}, "config.data.row.positions 128, not 300, .*labels 40, not 90"),
     ({"llm.end_token": "<s>"}, "was trained with config.llm.end_token </s>, not <s>"),

@@ -1,7 +1,10 @@
 """Random clips as long as a corpus's, to reckon with where the real ones are not at hand."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from viavsp_jax.data.compression import CLUSTERS, Compression
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.packing import Arrays
 from viavsp_jax.data.settings import ClipSeconds
@@ -41,8 +44,10 @@ def draw_frames(count: int, seconds: ClipSeconds, seed: int = 0) -> np.ndarray:
     return np.maximum(1, np.round(longest * shares)).astype(int)
 
 
-def draw_clips(count: int, seconds: ClipSeconds, seed: int = 0) -> list[Arrays]:
-    """Records as the shards hold them, but with features of width 1, all zero."""
+def draw_clips(
+    count: int, seconds: ClipSeconds, compressions: Sequence[Compression] = (CLUSTERS,), seed: int = 0
+) -> list[Arrays]:
+    """Records as the pipeline hands them on, but with features of width 1, all zero; each compression in its turn."""
     rng = np.random.default_rng(seed)
     (mean, deviation), typical = KEPT, sum(LABEL_TOKENS) / 2
     clips = []
@@ -51,11 +56,12 @@ def draw_clips(count: int, seconds: ClipSeconds, seed: int = 0) -> list[Arrays]:
         share = rng.normal(mean, deviation / clips_of_vasr**0.5)
         segments = int(np.clip(round(frames * share), 1, frames))
         cuts = np.sort(rng.choice(np.arange(1, frames), segments - 1, replace=False))
+        counts = np.diff(cuts, prepend=0, append=frames).astype(np.int32)
         more = (rng.integers(LABEL_TOKENS[0], LABEL_TOKENS[1] + 1) - typical) * clips_of_vasr**0.5
         clips.append({
             "id": f"clip{number}",
             "features": np.zeros((frames, 1), np.float16),
-            "cluster_counts": np.diff(cuts, prepend=0, append=frames).astype(np.int32),
+            "cluster_counts": compressions[number % len(compressions)].run_lengths(counts),
             "transcript": "chữ " * max(1, round(typical * clips_of_vasr + more) - 2),
             "source_language": "vi",
             "target_language": "vi",

@@ -114,7 +114,7 @@ def pack(data: DataSettings) -> list[tuple[range, int]]:
 
     Of the instruction of each row, which has no label, then of its utterances. Clips that fit no row are left out.
     """
-    clips = draw_clips((SIMULATED_ROWS + OPEN_ROWS) * data.row.clips, data.seconds)
+    clips = draw_clips((SIMULATED_ROWS + OPEN_ROWS) * data.row.clips, data.seconds, data.compression)
     fitting = [clip for clip in clips if not data.row.too_small(*_sizes(clip), data.of_clips)]
     if not fitting:
         raise InputError(
@@ -140,18 +140,18 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
     """Batches of prompts: of the longest clip, with a cache that holds all that beams may remember, for the memory; and
     of a clip of middle length, for the time, with a search that ends with the longest label of its batch.
     """
-    settings, prompt = experiment.settings.evaluation, TypicalPrompt()
+    settings, data, prompt = experiment.settings.evaluation, experiment.settings.data_to_decode, TypicalPrompt()
     sharding.check_rows(experiment.mesh, settings.rows, "config.evaluate.rows")
     decoder = Decoder(experiment.mesh, experiment.structure, settings.decoding, prompt.end_ids)
-    clips = draw_clips(SIMULATED_ROWS * settings.rows, experiment.settings.data.seconds)
+    clips = draw_clips(SIMULATED_ROWS * settings.rows, data.seconds, data.compression)
     clips.sort(key=lambda clip: len(clip["features"]))
     prompts = [packing.speech_prompt(clip, prompt) for clip in clips]
     labels = [len(prompt.label(clip["transcript"])) for clip in clips]
     weights = experiment.trainable, experiment.frozen | experiment.batch_stats
     longest = np.array(labels).reshape(-1, settings.rows).max(1)
     read = round(min(longest.mean(), decoder.config.max_new_tokens)) - 1
-    batch = on_rows(experiment, settings.rows, _typical_prompt(experiment.settings.data, settings.bucket, prompts))
-    largest = on_rows(experiment, settings.rows, longest_prompt(experiment.settings.data, settings.bucket, prompts))
+    batch = on_rows(experiment, settings.rows, _typical_prompt(data, settings.bucket, prompts))
+    largest = on_rows(experiment, settings.rows, longest_prompt(data, settings.bucket, prompts))
     prefill = decoder.prefill.trace(*weights, batch)
     programs = [Program(prefill), *_largest_programs(decoder, weights, largest, read)]
     if shapes_of(largest) != shapes_of(batch):
@@ -168,7 +168,7 @@ def decoding(experiment: Experiment) -> tuple[list[Program], Work]:
         clips_per_step=settings.rows,
         flops=flops.of_program(prefill.jaxpr.jaxpr) + flops.of_program(search.jaxpr.jaxpr, read),
         useful_flops=flops.useful_in_decoding(experiment.model.llama, lengths, beams) / SIMULATED_ROWS
-        + settings.rows * encoder_flops(experiment.model.encoder, mean_frames(experiment.settings.data)),
+        + settings.rows * encoder_flops(experiment.model.encoder, mean_frames(data)),
         bytes_read=bytes_per_device(weights) + read * bytes_per_device((weights, remembered)),
         facts={
             "clips": TEST_CLIPS,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from convert.work_folder import open_work_folder, training_shards
+from convert.work_folder import chosen_compression, open_work_folder, training_shards
 from viavsp_jax import sharding
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
 from viavsp_jax.data import lost, pipeline
@@ -37,10 +37,12 @@ class JaxRecognizer:
         encoder: epath.PathLike | None = None,
         kmeans: epath.PathLike | None = None,
         dtype: str | None = None,
+        compression: str | None = None,
     ):
         """Loads the checkpoint and what it was trained around, to decode at most `batch_size` utterances at a time.
 
-        The rest is as in Transcriber.from_pretrained; encoder and centres are those that the shards were made with.
+        The rest is as in Transcriber.from_pretrained; encoder and centres are those that the shards were made with, as
+        far as they are needed: frames that are pooled have no clusters, and a trained encoder then does alone.
 
         Raises InputError if one of them is not there or does not fit.
         """
@@ -55,13 +57,19 @@ class JaxRecognizer:
         config.evaluate.rows = -(-batch_size // jax.device_count()) * jax.device_count()
         self._experiment = experiment = load_experiment(config)
         shards, self._settings = training_shards(experiment.settings.data), experiment.settings
-        folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
-        self._centers, self._layer = load_centers(str(centers))
+        self._compression = way = chosen_compression(opened, compression)
         self.longest, self.num_beams = provenance.longest_clip(shards), self._settings.evaluation.decoding.num_beams
         self.tokenizer, self.trained_on = epath.Path(opened.llm) / "tokenizer.json", tuple(self._settings.data.train)
         self.knows_lost_video = lost.is_in(config.to_dict())
-        # Of one length all, so that one program is compiled.
-        self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
+        self._encoder = self._centers = self._layer = None
+        if way.by_clusters:
+            folder, centers = provenance.encoder_and_centers(shards, encoder, kmeans)
+            self._centers, self._layer = load_centers(str(centers))
+        elif not self._settings.data.of_clips:
+            folder, _ = provenance.encoder_and_centers(shards, encoder, clustered=False)
+        if way.by_clusters or not self._settings.data.of_clips:
+            # Of one length all, so that one program is compiled.
+            self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
         opened.checkpoints.close()
@@ -102,22 +110,26 @@ class JaxRecognizer:
 
     def _records(self, utterances: Sequence[Utterance], languages: tuple[str, str]) -> list[dict[str, Any]]:
         """What the pipeline reads, as shards would hold it: features, or clips where the encoder is trained."""
-        modality = utterances[0].modality
-        items = [_media(one, self._encoder.config.waveform) for one in utterances]
-        lengths = [one.num_frames for one in utterances]
-        outputs = self._encoder.encode(items, lengths, (modality,), self._layer)[modality]
-        clusters, final = map(self._encoder.to_host, outputs)
+        modality, clusters, final = utterances[0].modality, None, None
+        if self._encoder is not None:
+            items = [_media(one, self._encoder.config.waveform) for one in utterances]
+            lengths = [one.num_frames for one in utterances]
+            outputs = self._encoder.encode(items, lengths, (modality,), self._layer)[modality]
+            clusters, final = (None if output is None else self._encoder.to_host(output) for output in outputs)
         records = []
-        for row, (one, item) in enumerate(zip(utterances, items, strict=True)):
+        for row, one in enumerate(utterances):
+            runs = np.array([one.num_frames])
+            if clusters is not None:
+                runs = run_lengths(assign(clusters[row, : one.num_frames], self._centers))
             record = {
                 "id": str(row),
                 "source_language": languages[0],
                 "target_language": languages[1],
-                "cluster_counts": run_lengths(assign(clusters[row, : one.num_frames], self._centers)),
+                "cluster_counts": self._compression.run_lengths(runs),
             }
             if self._settings.data.of_clips:
                 record |= {
-                    "video": center_crop(item.frames),
+                    "video": center_crop(_frames(one)),
                     "audio": _audio(one, self._settings.data.waveform),
                     "has_audio": modality != "video",
                     "has_video": np.full(one.num_frames, modality != "audio") if one.seen is None else one.seen,
@@ -130,10 +142,13 @@ class JaxRecognizer:
 
 def _media(utterance: Utterance, waveform: str) -> Media:
     """What an encoder of that waveform takes; what is missing is zeros."""
-    frames = utterance.frames
-    if frames is None:
-        frames = np.zeros((utterance.num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
-    return Media(frames, _audio(utterance, waveform), b"", utterance.samples, utterance.seen)
+    return Media(_frames(utterance), _audio(utterance, waveform), b"", utterance.samples, utterance.seen)
+
+
+def _frames(utterance: Utterance) -> np.ndarray:
+    if utterance.frames is None:
+        return np.zeros((utterance.num_frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
+    return utterance.frames
 
 
 def _audio(utterance: Utterance, waveform: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from convert.decode_hf import ExportError, load_model, read_config
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
 from viavsp_jax.data import lost
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.units import read as read_units
 from viavsp_jax.runtime.errors import InputError
 
@@ -18,17 +19,30 @@ from viavsp_jax.runtime.errors import InputError
 class TorchRecognizer:
     """A recognizer.Recognizer of a folder that convert.to_hf wrote; runs no code that lies there."""
 
-    def __init__(self, folder: str, llm: str | None, device: str | None, dtype: str | None = None):
+    def __init__(
+        self,
+        folder: str,
+        llm: str | None,
+        device: str | None,
+        dtype: str | None = None,
+        compression: str | None = None,
+    ):
         """Loads an export; the rest is as in Transcriber.from_pretrained.
 
         Raises InputError if the export is not usable.
         """
         config = read_config(folder)
-        if not config.cluster_layer:
+        try:
+            way = Compression.of(compression or config.compression)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if not config.encoder or (way.by_clusters and not config.cluster_layer):
             raise InputError(
-                f"{folder} was exported without encoder and clusters, so it takes no media: export it again with "
-                "--encoder and --kmeans"
+                f"{folder} was exported without encoder and clusters, so it takes no media"
+                f"{f' by compression {compression}' if compression else ''}: export it again with --encoder and "
+                "--kmeans"
             )
+        self._compression = str(way)
         device = device or default_device()
         merged = llm is None and (pathlib.Path(folder) / "merged").exists()
         try:
@@ -59,7 +73,7 @@ class TorchRecognizer:
         if video and any(one.seen is not None for one in utterances):
             seen = [np.ones(one.num_frames, bool) if one.seen is None else one.seen for one in utterances]
         try:
-            features, counts = self._model.encode(video, audio, lengths, seen)
+            features, counts = self._model.encode(video, audio, lengths, seen, self._compression)
             found = self._decode(features, counts, languages, num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None

@@ -21,7 +21,9 @@ class VLLMRecognizer(TorchRecognizer):
     """A recognizer.Recognizer that keeps encoder, projector and table of embeddings; utterances of a batch are decoded
     at the same time, by the likeliest token at each step."""
 
-    def __init__(self, folder: str, url: str, device: str | None, dtype: str | None = None):
+    def __init__(
+        self, folder: str, url: str, device: str | None, dtype: str | None = None, compression: str | None = None
+    ):
         """Asks the server, and loads an export; `device` and `dtype` are those of the encoder.
 
         Raises InputError if the server cannot be reached or the export is not usable.
@@ -39,7 +41,7 @@ class VLLMRecognizer(TorchRecognizer):
         if not (pathlib.Path(folder) / "merged").exists():
             raise InputError(f"{folder} holds no merged/, which the server must have: export it again with --merge")
         # By way of the CPU: the GPU may be full of the server's memory, and most of the language model is let go.
-        super().__init__(folder, None, "cpu", dtype)
+        super().__init__(folder, None, "cpu", dtype, compression)
         self._model.llm = _Embeddings(self._model.llm.get_input_embeddings())
         self._model.to(device)
         self.num_beams = 1

@@ -127,6 +127,7 @@ class Transcriber:
         device: str | None = None,
         dtype: str | None = None,
         server: str | None = None,
+        compression: str | None = None,
         batch_size: int = 8,
         mean_face: np.ndarray | None = None,
     ) -> "Transcriber":
@@ -140,6 +141,8 @@ class Transcriber:
           device: of an export: cpu, cuda or cuda:N; None: cuda if there is one.
           dtype: that the model computes in, float32 or bfloat16; None: that of the training.
           server: of an export: the address of a vLLM server that decodes, see recognizer_vllm; None: it decodes here.
+          compression: how frames become positions, as in config.data.compression; None: as the training's config, or
+            the export, says.
           batch_size, mean_face: see the class.
 
         Raises InputError if the folder is neither, or a part of it is missing.
@@ -159,8 +162,9 @@ class Transcriber:
 
                 if llm:
                     raise InputError(f"--server {server} has a language model, expected no --llm with it")
-                return cls(VLLMRecognizer(path, server, device, dtype), batch_size, mean_face, THRESHOLD)
-            return cls(TorchRecognizer(path, llm, device, dtype), batch_size, mean_face, THRESHOLD)
+                by_server = VLLMRecognizer(path, server, device, dtype, compression)
+                return cls(by_server, batch_size, mean_face, THRESHOLD)
+            return cls(TorchRecognizer(path, llm, device, dtype, compression), batch_size, mean_face, THRESHOLD)
         if "://" not in path and not (pathlib.Path(path) / "checkpoints").is_dir():
             raise InputError(
                 f"{path} is no model: expected the work folder of a training, or an export of python -m convert.to_hf"
@@ -173,7 +177,8 @@ class Transcriber:
             )
         from viavsp_jax.app.recognizer_jax import JaxRecognizer
 
-        return cls(JaxRecognizer(path, batch_size, step, llm, encoder, kmeans, dtype), batch_size, mean_face, THRESHOLD)
+        by_jax = JaxRecognizer(path, batch_size, step, llm, encoder, kmeans, dtype, compression)
+        return cls(by_jax, batch_size, mean_face, THRESHOLD)
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 A name in the config, MODALITY_CONDITION, is a way to take the clips of a shard folder (see viavsp_jax/data/sources.py):
 with audio and video (av), or one of them alone (audio, video). The cluster counts are those for that modality, whatever
-is lost of the video.
+is lost of the video, or what the set's compression makes of them.
 
 What is drawn for a clip follows from its id, the epoch and the seed alone: a rerun sees and hears the same, whatever
 the number of rows, processes and threads.
@@ -18,11 +18,20 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.data import lost, media, noise, records
+from viavsp_jax.data.compression import split_name
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.features import AUDIO_DIM, CENTER, CROP_SIZE, FRAME_SIZE, audio_features
 from viavsp_jax.data.masks import masked
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import LeftOut, endless, modality_of, open_sources, records_of
+from viavsp_jax.data.sources import (
+    LeftOut,
+    compressions_of,
+    drawn,
+    endless,
+    modality_of,
+    open_sources,
+    records_of,
+)
 from viavsp_jax.runtime.errors import InputError
 
 Arrays = dict[str, Any]
@@ -55,7 +64,8 @@ class ClipLoader:
         """Raises InputError for a name, folder or setting that is not usable."""
         self.names, self.left_out = names, left_out
         self.modalities, self.sources = list(map(modality_of, names)), open_sources(data, names, split)
-        self.lost = [lost.split_name(name)[1] for name in names]
+        self.lost = [lost.split_name(split_name(name)[0])[1] for name in names]
+        self.compressions = [compressions_of(data, name) for name in names]
         self.seed, self.weights, self.augmentation = data.seed, data.weights, data.augment
         self.waveform = data.waveform
         self.recordings = {}  # of noise, where clips are augmented
@@ -85,6 +95,7 @@ class ClipLoader:
         video cannot be decoded.
         """
         number, record = numbered
+        compression = self.compressions[number][0]
         modality, samples, place = self.modalities[number], record["audio"], (CENTER, CENTER, False)
         if epoch is not None:
             rng = noise.rng_for(record["id"], self.seed, epoch)
@@ -109,6 +120,7 @@ class ClipLoader:
             audio = masked(audio, self.augmentation.mask, rng)
         if epoch is not None:  # last, so that the rest is drawn as without it
             has_video &= self.augmentation.drop_frames.seen(frames, rng)
+            compression = drawn(self.compressions[number], rng)
         texts = {name: record[name] for name in ("id", "transcript", "source_language", "target_language")}
         return texts | {
             "video": video,
@@ -116,7 +128,7 @@ class ClipLoader:
             "has_audio": has_audio,
             "has_video": has_video,
             "modality": MODALITIES.index(modality),
-            "cluster_counts": counts,
+            "cluster_counts": compression.run_lengths(counts),
         }
 
     def _kept(self, modality: str, rng: np.random.Generator) -> str:

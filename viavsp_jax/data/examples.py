@@ -8,7 +8,7 @@ frozen encoder made of it, MEDIA the clip itself, for training that runs the enc
   source_language, target_language  text, e.g. vi and vi
 
   features         float16[T, D] last-layer encoder features, FEATURES only
-  cluster_counts   int32[S]      lengths of the runs of equal clusters; they sum to T
+  cluster_counts   int32[S]      lengths of the runs of equal clusters, all 1 without K-Means; they sum to T
 
   video            bytes         the mouth video as the corpus' mp4 file holds it (media.decode_video), MEDIA only
   audio            int16[n]      the waveform, 16 kHz

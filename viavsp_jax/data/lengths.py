@@ -14,12 +14,13 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.examples import Example
 from viavsp_jax.data.packing import Size
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import SplitSource
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
+from viavsp_jax.data.sources import LeftOut, compressions_of, count_fields, open_sources
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError, InputErrors
 
@@ -38,7 +39,7 @@ class Records:
     languages: list[tuple[str, str]]  # source, target
     transcripts: list[str]
     frames: np.ndarray  # int[N]
-    segments: np.ndarray  # int[N], by the clustering that makes most of them
+    segments: np.ndarray  # int[N], by the clustering and the compression that make most of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +97,18 @@ def check(data: DataSettings, prompt: Prompt, splits: Sequence[Split], workdir: 
 def check_languages(data: DataSettings, prompt: Prompt, name: str, split: str) -> None:
     """InputError if a shard folder has no such split, or the split a record of a language that is not known."""
     for source in open_sources(data, (name,), split):
-        instructions(prompt, read_lengths(source, count_fields(data, name, source.split)))
+        listed = read_lengths(source, count_fields(data, name, source.split), compressions_of(data, name))
+        instructions(prompt, listed)
 
 
-def read_lengths(source: SplitSource, counts: Sequence[str]) -> Records:
-    """The lengths of all records of a split, whose cluster counts are in these fields."""
-    listed = _from_lists(source, counts) if len(source) > _FEW else None
+def read_lengths(source: SplitSource, counts: Sequence[str], compressions: Sequence[Compression]) -> Records:
+    """The lengths of all records of a split.
+
+    `counts` are the fields with cluster counts by which frames may be averaged, `compressions` the ways to do it.
+    """
+    listed = _from_lists(source, counts, compressions) if len(source) > _FEW else None
     if listed is None:
-        return _from_records(source, counts)
+        return _from_records(source, counts, compressions)
     for _ in grain.MapDataset.source(source.firsts).map(source.__getitem__).to_iter_dataset(_READ):
         pass  # a shard that is damaged cannot even be opened, mostly
     if without := [id for id, text in zip(listed.ids, listed.transcripts, strict=True) if not text.strip()]:
@@ -157,7 +162,7 @@ def _label_lengths(prompt: Prompt, transcripts: Sequence[str], room: np.ndarray)
     return labels
 
 
-def _from_lists(source: SplitSource, counts: Sequence[str]) -> Records | None:
+def _from_lists(source: SplitSource, counts: Sequence[str], compressions: Sequence[Compression]) -> Records | None:
     """By the lists beside the shards; None if one is missing or damaged, or they are not those of these shards."""
     folder = epath.Path(source.folder)
     paths = [folder / f"{source.split}.{name}" for name in ("tsv", "wrd", *counts)]
@@ -169,7 +174,7 @@ def _from_lists(source: SplitSource, counts: Sequence[str]) -> Records | None:
             return None
         names = [clip.partition("\t")[0].rsplit("-", 2) for clip in clips]
         pairs = {(source, target): (source, target) for _, source, target in names}  # one of each is kept
-        lengths = [_run_lengths(lines, f"{folder.name}, {source.split}") for lines in runs]
+        lengths = [_run_lengths(lines, compressions, f"{folder.name}, {source.split}") for lines in runs]
     except ValueError:  # not UTF-8, no languages, no numbers
         return None
     frames, segments = zip(*lengths, strict=True)
@@ -184,28 +189,35 @@ def _as_written(source: SplitSource) -> bool:
     return sum(epath.Path(path).stat().length for path in source.shards) == recorded
 
 
-def _run_lengths(lines: Sequence[str], desc: str) -> tuple[np.ndarray, np.ndarray]:
-    """(int[N] sums, int[N] how many) of the counts in each line. Raises ValueError if they are no numbers."""
-    sums, sizes = [], []
+def _run_lengths(lines: Sequence[str], compressions: Sequence[Compression], desc: str) -> tuple[np.ndarray, np.ndarray]:
+    """(int[N] sums of the counts in each line, int[N] positions). Raises ValueError if they are no numbers."""
+    sums, positions = [], []
     with tqdm(total=len(lines), desc=desc, unit="clip", delay=3, disable=jax.process_index() > 0) as bar:
         for block in (lines[start : start + _BLOCK] for start in range(0, len(lines), _BLOCK)):
-            sizes.append(np.array([line.count(" ") + 1 for line in block]))
+            runs = np.array([line.count(" ") + 1 for line in block])
             text = " ".join(block)
             if not (text.isascii() and text.replace(" ", "").isdecimal()):
                 raise ValueError("expected numbers")
             counts = np.fromstring(text, np.int64, sep=" ")
-            if len(counts) != sizes[-1].sum():
+            if len(counts) != runs.sum():
                 raise ValueError("expected a number between two spaces")
-            sums.append(np.add.reduceat(counts, np.cumsum(sizes[-1]) - sizes[-1]))
+            sums.append(np.add.reduceat(counts, np.cumsum(runs) - runs))
+            positions.append(_most_positions(counts, runs, compressions))
             bar.update(len(block))
-    return np.concatenate(sums), np.concatenate(sizes)
+    return np.concatenate(sums), np.concatenate(positions)
 
 
-def _from_records(source: SplitSource, counts: Sequence[str]) -> Records:
+def _most_positions(counts: np.ndarray, runs: np.ndarray, compressions: Sequence[Compression]) -> np.ndarray:
+    """int[N], by the one that makes most of a record; see `Compression.positions`."""
+    return np.max([one.positions(counts, runs) for one in compressions], 0)
+
+
+def _from_records(source: SplitSource, counts: Sequence[str], compressions: Sequence[Compression]) -> Records:
     """By the records, all of which are read. Raises InputError if one of them is damaged."""
 
     def lengths(record: Example) -> tuple:
-        segments = max(len(record[name]) for name in counts)
+        runs = np.array([len(record[name]) for name in counts])
+        segments = _most_positions(np.concatenate([record[name] for name in counts]), runs, compressions).max()
         languages = record["source_language"], record["target_language"]
         return record["id"], languages, record["transcript"], int(record[counts[0]].sum()), segments
 

@@ -1,5 +1,6 @@
 """From records to batches of packed rows (see viavsp_jax/data/packing.py), with Grain."""
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from viavsp_jax.data.clips import ClipLoader
+from viavsp_jax.data.compression import Compression
+from viavsp_jax.data.noise import rng_for
 from viavsp_jax.data.packer import PackedRows
 from viavsp_jax.data.packing import (
     Arrays,
@@ -24,7 +27,15 @@ from viavsp_jax.data.packing import (
 )
 from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.settings import DataSettings
-from viavsp_jax.data.sources import LeftOut, endless, folder_of, open_sources, records_of
+from viavsp_jax.data.sources import (
+    LeftOut,
+    compressions_of,
+    drawn,
+    endless,
+    folder_of,
+    open_sources,
+    records_of,
+)
 
 # Shared by the streams of a process: enough to hide the latency of a bucket.
 READ_THREADS = 32
@@ -82,7 +93,10 @@ def _dataset(data: DataSettings, names: Sequence[str], split: str, left_out: Lef
     """The records of these shard folders, one after the other, without augmentation."""
     if data.of_clips:
         return ClipLoader(data, names, split, left_out).clips()
-    return grain.MapDataset.concatenate(_features(data, names, split, left_out))
+    by_set = zip(names, _features(data, names, split, left_out), strict=True)
+    return grain.MapDataset.concatenate(
+        [records.map(functools.partial(_averaged, compressions_of(data, name)[0])) for name, records in by_set]
+    )
 
 
 def _features(data: DataSettings, names: Sequence[str], split: str, left_out: LeftOut | None) -> list[grain.MapDataset]:
@@ -94,7 +108,16 @@ def _endless(data: DataSettings, left_out: LeftOut | None) -> grain.MapDataset:
     """The training records in the order in which they are read; clips are augmented."""
     if data.of_clips:
         return ClipLoader(data, data.train, "train", left_out).augmented()
-    return endless(_features(data, data.train, "train", left_out), data.weights, data.seed)
+
+    def load(record: Arrays, epoch: int) -> Arrays:
+        return _averaged(drawn(data.compression, rng_for(record["id"], data.seed, epoch)), record)
+
+    return endless(_features(data, data.train, "train", left_out), data.weights, data.seed, load)
+
+
+def _averaged(compression: Compression, record: Arrays) -> Arrays:
+    """A record of features with the run lengths by which it is averaged."""
+    return record | {"cluster_counts": compression.run_lengths(record["cluster_counts"])}
 
 
 def _to_utterance(data: DataSettings, prompt: Prompt, clip_units: ClipUnits | None) -> ToUtterance:

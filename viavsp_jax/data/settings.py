@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.lost import DropFrames
 from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
@@ -36,6 +37,8 @@ class DataSettings:
     path: str
     train: tuple[str, ...]  # names of shard folders in `path`, or paths of others
     weights: tuple[float, ...]  # shares of these in what is drawn; empty: an epoch is all of their records
+    # How frames become positions: in training one of these, drawn for each clip, else the first.
+    compression: tuple[Compression, ...]
     of_clips: bool  # records are clips, for an encoder that is trained; else features
     feature_width: int
     dtype: str  # of features in batches

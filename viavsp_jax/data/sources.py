@@ -2,21 +2,27 @@
 
 With a frozen encoder a name is that of a folder of features. Where the encoder is trained it is MODALITY_CONDITION: a
 way to take the clips of `media_CONDITION`, and one that ends with _lostPERCENT takes them with so much of the video
-lost (see viavsp_jax/data/lost.py). A name may have a path in front, of another folder than `config.data.path`.
+lost (see viavsp_jax/data/lost.py). One that ends with _pool3 or the like is of the same records as without it, whose
+frames become positions in another way (see viavsp_jax/data/compression.py). A name may have a path in front, of another
+folder than `config.data.path`.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 from etils import epath
 
 from viavsp_jax.data import lost, records
+from viavsp_jax.data.compression import Compression, split_name
 from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
 
+PROVENANCE = "provenance.json"  # of a shard folder, see viavsp_jax/prepare/features/provenance.py
 _WINDOW = 1_000  # records, so many times more than the rows of a batch
 
 # The ids of records that are left out, by name in the config and split.
@@ -33,7 +39,7 @@ def modality_of(name: str) -> str:
 
 def folder_of(data: DataSettings, name: str) -> epath.Path:
     """Where the records of a name lie."""
-    place, name = os.path.split(name)
+    place, name = os.path.split(split_name(name)[0])
     folder = f"media_{lost.split_name(name)[0].partition('_')[2]}" if data.of_clips else name
     return (epath.Path(place) if "://" in place else epath.Path(data.path) / place) / folder
 
@@ -49,6 +55,8 @@ def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[r
     for name in names:
         if data.of_clips:
             modality_of(name)
+        for one in compressions_of(data, name):
+            check_clusters(folder_of(data, name), one)
         source = records.open_split(folder_of(data, name), split, kind)
         if source.width not in (None, data.feature_width):
             raise InputError(
@@ -57,6 +65,34 @@ def open_sources(data: DataSettings, names: Sequence[str], split: str) -> list[r
             )
         sources.append(source)
     return sources
+
+
+def compressions_of(data: DataSettings, name: str) -> tuple[Compression, ...]:
+    """The ways in which the frames of a set's clips may become positions: its name's own, or those of the config."""
+    own = split_name(name)[1]
+    return (own,) if own else data.compression
+
+
+def drawn(compressions: Sequence[Compression], rng: np.random.Generator) -> Compression:
+    """One of them; where there is only one nothing is drawn."""
+    return compressions[rng.integers(len(compressions)) if len(compressions) > 1 else 0]
+
+
+def check_clusters(folder: epath.PathLike, compression: Compression) -> None:
+    """InputError if frames are to be averaged by clusters, and a shard folder was written without K-Means centres."""
+    path = epath.Path(folder) / PROVENANCE
+    if not compression.by_clusters or not path.exists():
+        return
+    try:
+        known = json.loads(path.read_bytes()).get("kmeans", "") is not None
+    except (ValueError, AttributeError, RecursionError):  # who prepares, or transcribes, is told that it is damaged
+        return
+    if not known:
+        raise InputError(
+            f"{folder} was written without --kmeans, so its frames have no clusters, by which compression "
+            f"{str(compression)!r} averages them: expected pool:K in config.data.compression, or in "
+            "config.evaluate.decoding.compression where it is for decoding alone"
+        )
 
 
 def count_fields(data: DataSettings, name: str, split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Segment means with static shapes: runs of frames of one K-Means cluster become one vector.
+"""Segment means with static shapes: runs of frames become one vector each.
 
 Letters: B rows, T frames, S row positions, E encoder width.
 """

@@ -21,7 +21,7 @@ from viavsp_jax.run_settings import CTCSettings
 from viavsp_jax.runtime.errors import InputError
 
 # Settings that these checks rest on; a folder's content fits or does not fit the encoder's.
-_FOLDERS = ("data.path", "data.train", "data.feature_width", "encoder.train")
+_FOLDERS = ("data.path", "data.train", "data.compression", "data.feature_width", "encoder.train")
 _LENGTHS = ("data.row", "data.too_long", "data.augment", *_FOLDERS)
 
 
@@ -109,7 +109,8 @@ def _instructions(prompt: Prompt, what: str, records: lengths.Records) -> np.nda
 
 
 def _records(data: DataSettings, name: str, source: SplitSource) -> lengths.Records:
-    return lengths.read_lengths(source, count_fields(data, name, source.split))
+    ways = data.compression if source.split == "train" else data.compression[:1]
+    return lengths.read_lengths(source, count_fields(data, name, source.split), ways)
 
 
 def _count(found: Findings, splits: Sequence[Split]) -> None:

@@ -158,13 +158,19 @@ def _look_at_schedule(found: Findings, c: Settings) -> None:
 
 
 def _look_at_evaluation(found: Findings, c: Settings, mesh: Mesh) -> int:
-    """What --mode=eval will need: it may be made later, so nothing here keeps training from starting.
+    """What --mode=eval will need: it may be made later, so but for samples nothing keeps training from starting.
 
     Returns how many clips there are to decode.
     """
     e = c.evaluation
-    rests_on = ("evaluate.names", "evaluate.split", "data.path", "data.feature_width", "encoder.train")
+    rests_on = (
+        "evaluate.names", "evaluate.split", "evaluate.decoding.compression", "data.path", "data.compression",
+        "data.feature_width", "encoder.train",
+    )  # fmt: skip
     clips = found.ask("folders to evaluate", _clips_to_decode, c, settings=rests_on, warn=True)
+    if c.samples.clips and c.evaluation.compression not in c.data.compression:  # else the corpus was looked at for it
+        for name in c.data.train:
+            found.ask(f"{name} (valid)", open_sources, c.data_to_decode, (name,), "valid", settings=rests_on)
     found.ask("rows of the evaluation", sharding.check_rows, mesh, e.rows, "config.evaluate.rows",
               settings=("evaluate.rows",), warn=True)  # fmt: skip
     found.ask("channels", read_channels, e.mapping, settings=("evaluate.mapping",), warn=True)
@@ -180,7 +186,7 @@ def _clips_to_decode(c: Settings) -> int:
         try:
             if name in RESERVED:
                 raise InputError(f"config.evaluate.names holds {name!r}, expected names of shard folders")
-            (source,) = open_sources(c.data, (name,), c.evaluation.split)
+            (source,) = open_sources(c.data_to_decode, (name,), c.evaluation.split)
             clips += len(source)
         except InputError as error:
             bad[name] = error

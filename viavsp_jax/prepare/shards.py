@@ -2,7 +2,8 @@
 
 Features, which training reads with a frozen encoder: for each modality a dataset folder `<modality>_<condition>`, as
 av_clean, audio_clean, video_clean, audio_babble_0db, av_wild, av_lost25, …. The counts of a modality come from that
-modality's own encoder pass: when only audio can be heard, nothing else is known to cluster by.
+modality's own encoder pass: when only audio can be heard, nothing else is known to cluster by. Without K-Means centres
+every frame is a run of its own, which provenance.json tells.
 
 Media, which training reads when it runs the encoder: a folder `media_<condition>` with the clips themselves and the
 counts of all three modalities.
@@ -46,7 +47,10 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the stage."""
     extract.add_arguments(parser)
-    parser.add_argument("--kmeans", required=True, help="file that the kmeans stage wrote")
+    parser.add_argument(
+        "--kmeans",
+        help="file that the kmeans stage wrote (default: none, for trainings with config.data.compression=pool:K)",
+    )
     parser.add_argument(
         "--output", type=new_folder("--output"), required=True, help="folder that holds the dataset folders"
     )
@@ -102,9 +106,8 @@ def run(args: argparse.Namespace) -> None:
     shards = {split: cut_into_shards(split, len(clips[split]), args.num_shards) for split in clips}
     process, processes = _join_processes(args)
     chosen = chosen_shards(shards, args.shard_index)[process::processes]
-    centers, layer = load_centers(args.kmeans)
     config = encoder_folder.read_config(args.encoder)
-    _check_centers(args, config, centers, layer)
+    centers, layer = _load_centers(args, config)
     folders = {split: _folders(args, condition.name_of(condition_of(split)[1])) for split in clips}
     make_writer = functools.partial(Writer, args, centers, layer)
     writer = make_writer() if args.runner == "local" else None  # an encoder that is not usable is known by now
@@ -167,12 +170,18 @@ def _read_manifests(manifest: epath.Path, splits: Sequence[str] | None) -> dict[
     return {split: read_manifest(manifest, split) for split in splits}
 
 
-def _check_centers(args: argparse.Namespace, config: AVHubertConfig, centers: np.ndarray, layer: int) -> None:
+def _load_centers(args: argparse.Namespace, config: AVHubertConfig) -> tuple[np.ndarray | None, int | None]:
+    """The centres and their layer; (None, None) where none are given."""
+    if not args.kmeans:
+        log.info("without --kmeans every frame is a run of its own: train with config.data.compression=pool:K")
+        return None, None
+    centers, layer = load_centers(args.kmeans)
     if centers.shape[1] != config.embed_dim or not 0 <= layer <= config.num_layers:
         raise InputError(
             f"{args.kmeans}: has centres of layer {layer}, width {centers.shape[1]}, expected a layer up to "
             f"{config.num_layers} and width {config.embed_dim}, as {args.encoder} has."
         )
+    return centers, layer
 
 
 def _folders(args: argparse.Namespace, condition: str) -> list[Folder]:
@@ -188,7 +197,7 @@ def _check_provenance(
     args: argparse.Namespace,
     condition: Condition,
     folders: dict[str, list[Folder]],
-    layer: int,
+    layer: int | None,
     clips: dict[str, list[Clip]],
     shards: dict[str, list[Shard]],
 ) -> None:
@@ -198,7 +207,7 @@ def _check_provenance(
         "encoder": provenance.encoder_hash(args.encoder),
         "backend": args.backend,
         "dtype": args.dtype,
-        "kmeans": provenance.sha256(epath.Path(args.kmeans)),
+        "kmeans": provenance.sha256(epath.Path(args.kmeans)) if args.kmeans else None,
         "layer": layer,
     } | condition.record()
     made_from = {
@@ -209,10 +218,11 @@ def _check_provenance(
         }
         for split in shards
     }
+    paths = {"encoder": args.encoder} | ({"kmeans": args.kmeans} if args.kmeans else {})
     for folder in dict.fromkeys(folder for group in folders.values() for folder in group):
         splits = {condition_of(split)[0]: made_from[split] for split in shards if folder in folders[split]}
         own = {"schema": folder.kind.version, "modality": folder.modality}
-        provenance.check(folder.path, settings | own, splits, {"encoder": args.encoder, "kmeans": args.kmeans})
+        provenance.check(folder.path, settings | own, splits, paths)
 
 
 def _tasks(

@@ -15,6 +15,7 @@ from viavsp_jax import experiment, sharding, update
 from viavsp_jax.aot import flops, workload
 from viavsp_jax.aot.typical_clips import TypicalPrompt
 from viavsp_jax.data import packing
+from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.settings import ClipSeconds
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.models.attention import PackedAttention
@@ -233,6 +234,16 @@ def test_memory_is_that_of_the_longest_clips_and_time_that_of_most():
     assert usual <= 192 < 256 <= largest <= 384
     prefills = [program for program in programs if program.runs == 1 and not program.resident]
     assert [program.timed for program in prefills] == [True, False]
+
+
+def test_prompts_are_as_long_as_decoding_makes_them():
+    """By its own compression, whatever the training's are."""
+    exp = make_experiment(make_llama(2), "none")
+    for text, longest in (("pool:1", 128), ("pool:4", 64)):  # 76 frames and an instruction of 15 tokens
+        evaluation = dataclasses.replace(exp.settings.evaluation, rows=1, compression=Compression.of(text))
+        settings = dataclasses.replace(exp.settings, evaluation=evaluation)
+        _, work = workload.decoding(dataclasses.replace(exp, settings=settings))
+        assert work.facts["prompt_positions"] == work.facts["largest_prompt_positions"] == longest
 
 
 def test_rows_that_hold_no_typical_clip():

@@ -13,6 +13,7 @@ from small_shards import options
 from small_shards import prepared as prepared
 
 from viavsp_jax.data import lengths, pipeline, records
+from viavsp_jax.data.compression import CLUSTERS, Compression
 from viavsp_jax.data.examples import FEATURES, MEDIA, Kind
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.sources import count_fields, open_sources
@@ -185,7 +186,9 @@ def test_lists_of_the_shards_stage_say_what_its_records_say(prepared, tmp_path):
     for folder, kind in (("av_clean", FEATURES), ("media_clean", MEDIA)):
         for split in ("train", "test"):
             source = records.open_split(tmp_path / folder, split, kind)
-            listed, read = (make(source, kind.counts) for make in (lengths._from_lists, lengths._from_records))
+            listed, read = (
+                make(source, kind.counts, (CLUSTERS,)) for make in (lengths._from_lists, lengths._from_records)
+            )
             assert columns(listed) == columns(read) and len(columns(read)) == len(source)
 
 
@@ -204,12 +207,12 @@ def test_lists_that_are_not_those_of_the_shards_are_not_taken(tmp_path, change, 
     monkeypatch.setattr(lengths, "_FEW", 0)
     folder = make_shards(tmp_path / "av_clean")
     write_lists(folder)
-    assert lengths._from_lists(records.open_split(folder, "train"), ["cluster_counts"])
+    assert lengths._from_lists(records.open_split(folder, "train"), ["cluster_counts"], (CLUSTERS,))
     change(folder)
     source = records.open_split(folder, "train")
-    assert lengths._from_lists(source, ["cluster_counts"]) is None
+    assert lengths._from_lists(source, ["cluster_counts"], (CLUSTERS,)) is None
     expected = {one["id"]: one["transcript"] for one in source}
-    found = lengths.read_lengths(source, ["cluster_counts"])
+    found = lengths.read_lengths(source, ["cluster_counts"], (CLUSTERS,))
     assert dict(zip(found.ids, found.transcripts, strict=True)) == expected
 
 
@@ -222,11 +225,11 @@ def test_what_lists_do_not_say_is_looked_at_too(tmp_path, monkeypatch):
     (folder / "train.wrd").write_text("".join(f"{line}\n" for line in [*lines[:7], " ", *lines[8:]]), encoding="utf-8")
     named = sorted(one["id"] for one in records.open_split(folder, "train"))[7]
     with pytest.raises(InputError, match=f"record {named} of split 'train' has an empty transcript, and so have 0 oth"):
-        lengths.read_lengths(records.open_split(folder, "train"), ["cluster_counts"])
+        lengths.read_lengths(records.open_split(folder, "train"), ["cluster_counts"], (CLUSTERS,))
     shard = records.shard_path(folder, "valid", 0, 1)
     shard.write_bytes(bytes(shard.stat().length))
     with pytest.raises(InputError, match="viavsp-valid.array_record-00000-of-00001: record 0 .* cannot be read"):
-        lengths.read_lengths(records.open_split(folder, "valid"), ["cluster_counts"])
+        lengths.read_lengths(records.open_split(folder, "valid"), ["cluster_counts"], (CLUSTERS,))
 
 
 def test_clips_have_an_equal_share_of_the_row(media_folders, prompt, tmp_path):
@@ -282,3 +285,55 @@ def test_a_label_is_never_longer_than_its_bound(prompt, text):
     assert prompt.label_lengths([text]) == [exact]
     none, plenty = (lengths._label_lengths(prompt, [text], np.array([room])) for room in (0, 10**6))
     assert none == [exact] and plenty >= exact
+
+
+@pytest.mark.parametrize(
+    "texts", [("pool:2",), ("clusters+max:2",), ("pool:3", "clusters"), ("pool:3", "clusters+max:1")]
+)
+def test_the_most_positions_that_any_compression_makes(prepared, tmp_path, texts):
+    """By lists and by records: of media, those of the modality that makes most of them."""
+    prepare(options(prepared, tmp_path, "--kind", "both"))
+    ways = tuple(map(Compression.of, texts))
+    for folder, kind in (("av_clean", FEATURES), ("media_clean", MEDIA)):
+        source = records.open_split(tmp_path / folder, "train", kind)
+        expected = {
+            one["id"]: max(len(way.run_lengths(one[name])) for way in ways for name in kind.counts) for one in source
+        }
+        for read in (lengths._from_lists, lengths._from_records):
+            found = read(source, kind.counts, ways)
+            assert dict(zip(found.ids, found.segments.tolist(), strict=True)) == expected
+            frames = {one["id"]: int(one[kind.counts[0]].sum()) for one in source}
+            assert dict(zip(found.ids, found.frames.tolist(), strict=True)) == frames
+
+
+@pytest.mark.parametrize("texts", [("pool:4",), ("clusters", "clusters+max:1"), ("pool:1", "pool:4")])
+def test_a_row_has_to_hold_what_any_compression_makes(folders, prompt, tmp_path, texts):
+    """No more and no less: with one position fewer no update could be made of some clip."""
+    config = small_config(*folders)
+    config.data.compression = texts
+    config.data.row = {"positions": 256, "frames": 96, "labels": 60, "clips": 4, "window": 256}
+    data = read_settings(config).data
+    assert check_lengths(config, prompt, tmp_path) == {}
+    start = len(prompt.instruction("vi", "vi"))
+    (train,), (valid,) = (open_sources(data, ("av_clean",), split) for split in ("train", "valid"))
+
+    def longest(source, ways):
+        label = {one["id"]: len(prompt.label(one["transcript"])) - 1 for one in source}
+        return max(start + label[one["id"]] + len(x.run_lengths(one["cluster_counts"])) for one in source for x in ways)
+
+    def read_all():
+        batches = pipeline.training_batches(read_settings(config).data, prompt)
+        for _ in range(60):
+            next(batches)
+        batches.close()
+        list(pipeline.validation_batches(read_settings(config).data, prompt))
+
+    needed = max(longest(train, data.compression), longest(valid, data.compression[:1]))
+    config.data.row.window = needed
+    assert check_lengths(config, prompt, tmp_path) == {}
+    read_all()
+    config.data.row.window = needed - 1
+    with pytest.raises(InputError, match=f"config.data.row.window={needed}, or"):
+        check_lengths(config, prompt, tmp_path)
+    with pytest.raises(InputError, match=rf"needs {needed} positions, a row holds {needed - 1}: raise"):
+        read_all()

@@ -124,3 +124,57 @@ def test_a_report_that_knows_less_of_its_sets_opens(of_corpus):
         part["condition"] = {} if "interferers" in known else {x: known[x] for x in ("modality", "noise", "snr_db")}
     found = cells(Page(render(report, {})))
     assert "babble 0 5.00" in found and "talkers" not in found
+
+
+@pytest.mark.parametrize("name, text", {
+    "av_clean_pool3": "pool:3", "video_clean_max2": "clusters+max:2", "av_babble2_0db_lost25held_clusters": "clusters",
+    "audio_snr_n5_interferer_2_pool1": "pool:1",
+}.items())  # fmt: skip
+def test_compression_by_the_name(name, text):
+    assert analysis.condition(name) == analysis.condition(name.rpartition("_")[0]) | {"compression": text}
+
+
+def compressed(errors, positions):
+    """Clips of three seconds."""
+    return [one | {"positions": positions} for one in rows_with(errors)]
+
+
+def test_sets_of_several_compressions(of_corpus):
+    tables = {
+        "av_clean": compressed(10, 45), "av_clean_pool3": compressed(13, 26), "av_clean_max2": compressed(9, 54),
+        "video_clean": compressed(55, 48), "video_clean_pool3": compressed(60, 26), "audio_clean": compressed(14, 45),
+        "av_lost25": compressed(15, 45), "av_lost25_pool3": compressed(18, 26),
+    }  # fmt: skip
+    report = make_report(ABOUT, tables, {})
+    rates = {name: part["positions_per_second"] for name, part in report["analysis"].items()}
+    assert (
+        rates["av_clean"] == 15
+        and rates["av_clean_max2"] == 18
+        and rates["av_clean_pool3"] == pytest.approx(8.667, 1e-3)
+    )
+    text = render(report, {})
+    found = cells(Page(text)).split(
+        "WER % against speech positions a second, text as written set positions a second WER % "
+    )
+    (before, table) = found
+    lines = ["av_clean_pool3 8.67 13.00", "av_clean 15.00 10.00", "av_clean_max2 18.00 9.00",
+             "video_clean_pool3 8.67 60.00", "video_clean 16.00 55.00", "av_lost25_pool3 8.67 18.00",
+             "av_lost25 15.00 15.00"]  # fmt: skip
+    assert re.match(r" [\d.]+–[\d.]+ ".join(map(re.escape, lines)), table)
+    assert "audio_clean 15.00" not in table
+    figures = re.findall(r'aria-label="WER over speech positions a second, (\w+)".*?</svg>', text, re.DOTALL)
+    assert figures == ["clean", "lost25"]
+    figure = text[text.index('aria-label="WER over speech positions a second, clean"') :].split("</svg>")[0]
+    assert re.findall(r">((?:av|audio|video)[^<]*)<", figure) == ["av", "video"]
+    # They have no part in the other tables.
+    of_lost = before.split("share of the video lost, text as written")[1]
+    assert re.findall(r"\d+\.00", of_lost) == ["10.00", "14.00", "55.00", "15.00"]
+    # Without positions, as in results of earlier versions, and without other compressions there is no such table.
+    assert "against speech positions" not in render(make_report(ABOUT, of_corpus, {}), {})
+    plain = {
+        name: rows for name, rows in tables.items() if "clean" in name and "_pool" not in name and "_max" not in name
+    }
+    assert "against speech positions" not in render(make_report(ABOUT, plain, {}), {})
+    older = {name: rows_with(9) for name in tables}
+    assert "positions_per_second" not in make_report(ABOUT, older, {})["analysis"]["av_clean"]
+    assert "against speech positions" not in render(make_report(ABOUT, older, {}), {})

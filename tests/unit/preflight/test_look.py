@@ -89,6 +89,10 @@ def drop_valid(folder):
     records.write_metadata(folder, WIDTH, ["train", "test"])
 
 
+def without_clusters(folder):
+    (folder / "provenance.json").write_text(json.dumps({"kmeans": None}))
+
+
 def too_wide(folder):
     rng = np.random.default_rng(0)
     for split in ("train", "valid"):
@@ -152,6 +156,13 @@ FAULTS = {
     "no split 'valid', expected one of ['test', 'train']: give some clips": shards(drop_valid),
     "holds features of width 9, but config.data.feature_width is 12": shards(too_wide),
     "viavsp-valid.array_record-00000-of-00001": shards(lambda folder: cut(records.shard_path(folder, "valid", 0, 1))),
+    "av_clean was written without --kmeans, so its frames have no clusters, by which compression 'clusters+max:2'": (
+        both(shards(without_clusters), given(data__compression=("pool:2", "clusters+max:2")))
+    ),
+    "averages them: expected pool:K in config.data.compression, or in config.evaluate.decoding.compression": both(
+        shards(without_clusters),
+        given(data__compression=("pool:2",), evaluate__decoding__compression="clusters", samples__clips=1),
+    ),
     "language 'xx' is unknown": shards(lambda folder: rewrite(folder, "valid", to_foreign)),
     "records do not fit a row": given(data__row__window=20),
     "none of the 24 records of split 'train' fits a row": given(data__row__window=20, data__too_long="skip"),

@@ -62,9 +62,9 @@ SENTENCES = {
     "{start}–{end} s, {percent} % likely right": "{start}–{end} giây, khả năng đúng {percent} %",
     "{start}–{end} s: 1 frame": "{start}–{end} giây: 1 khung hình",
     "{start}–{end} s: {frames} frames": "{start}–{end} giây: {frames} khung hình",
-    "Each block is a run of frames in the same cluster, averaged into one vector for the language model: {frames} "
+    "Each block is a run of frames, averaged into one vector for the language model: {frames} "
     "frames, {vectors} vectors.": (
-        "Mỗi ô là một chuỗi khung hình liền nhau thuộc cùng một cụm, được lấy trung bình thành một vectơ cho mô hình "
+        "Mỗi ô là một chuỗi khung hình liền nhau, được lấy trung bình thành một vectơ cho mô hình "
         "ngôn ngữ: {frames} khung hình, {vectors} vectơ."
     ),
     "score": "điểm",

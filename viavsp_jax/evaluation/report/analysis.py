@@ -1,7 +1,7 @@
 """What goes wrong, and where: the scores of one shard folder, taken apart.
 
 Recognition is compared, text in the language that is spoken; translation is scored by BLEU. Rows of hypotheses hold id,
-reference and hypothesis, and may hold source_language, target_language (else: recognition) and seconds.
+reference and hypothesis, and may hold source_language, target_language (else: recognition), seconds and positions.
 """
 
 import collections
@@ -49,6 +49,7 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
 
     Returns:
       condition: see `conditions.condition`.
+      positions_per_second: what the language model reads of these clips, on average; missing where that is not known.
       spoken_form: rates of these clips. What follows is missing where there are none.
       lengths: {unit: seconds or words, groups: [{from, to, and rates}]}; `to` is None in the last, and not part of it.
       channels: [{channel, and rates}], the worst first; missing without a mapping.
@@ -60,6 +61,9 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     rows, result = by_task(rows)[0], {"condition": condition(name)}
     if not rows:
         return result
+    seconds, positions = ([float(row.get(name) or 0) for row in rows] for name in ("seconds", "positions"))
+    if all(seconds) and all(positions):
+        result["positions_per_second"] = sum(positions) / sum(seconds)
     # What is left of a reference must not be empty: a rate is errors by its words.
     references = [spoken_form(row["reference"]) or scoring.normalize(row["reference"]) for row in rows]
     counts, clips = scoring.align(references, [spoken_form(row["hypothesis"]) for row in rows])

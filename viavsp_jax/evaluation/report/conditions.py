@@ -3,12 +3,14 @@
 av_clean                     audio_babble_0db             eight people talk at 0 dB
 av_babble2_0db               two do                       av_snr_-5_interferer_1: one, in test sets of ViCocktail
 av_lost25, av_babble_0db_lost50held                       see viavsp_jax/data/lost.py
+av_clean_pool3, av_lost25_max2                            see viavsp_jax/data/compression.py
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from viavsp_jax.data import compression
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.data.lost import split_name
@@ -27,9 +29,11 @@ _OF_CORPUS = re.compile(rf"{_MODALITY}_snr_(?P<snr_db>[-n]?{_NUMBER})_interferer
 def condition(name: str) -> dict[str, Any]:
     """`modality`, `noise` (None: clean) and `snr_db` by the name of a set; nothing for names of other kinds.
 
-    Where the name tells them: `interferers`, how many people talk, and `lost_percent` of the frames with `lost_policy`.
+    Where the name tells them: `interferers`, how many people talk, `lost_percent` of the frames with `lost_policy`, and
+    `compression`.
     """
-    rest, lost = split_name(id_text(name))
+    rest, way = compression.split_name(id_text(name))
+    rest, lost = split_name(rest)
     if match := _OF_CORPUS.fullmatch(rest):
         snr_db, interferers = float(match["snr_db"].replace("n", "-")), int(match["interferers"])
         found = {"modality": match["modality"], "noise": INTERFERERS, "snr_db": snr_db, "interferers": interferers}
@@ -39,7 +43,8 @@ def condition(name: str) -> dict[str, Any]:
             found |= {"noise": BABBLE, "interferers": int(few[1])}
     else:
         return {}
-    return found | ({"lost_percent": lost.percent, "lost_policy": lost.policy} if lost else {})
+    found |= {"lost_percent": lost.percent, "lost_policy": lost.policy} if lost else {}
+    return found | ({"compression": str(way)} if way else {})
 
 
 class Condition(NamedTuple):
@@ -50,6 +55,7 @@ class Condition(NamedTuple):
     snr_db: float | None
     lost_percent: float
     lost_policy: str
+    compression: str = ""  # that the name tells
 
     @property
     def talkers(self) -> int | None:
@@ -74,13 +80,45 @@ def sets_of(report: Mapping[str, Any]) -> dict[Condition, dict[str, str]]:
     for name, part in report["analysis"].items():
         if (known := part["condition"]) and "wer" in report[name]:
             lost = known.get("lost_percent", 0), known.get("lost_policy", "")
-            one = Condition(known["noise"], known.get("interferers"), known["snr_db"], *lost)
+            way = known.get("compression", "")
+            one = Condition(known["noise"], known.get("interferers"), known["snr_db"], *lost, way)
             found.setdefault(one, {})[known["modality"]] = name
 
     def order(one: Condition) -> tuple:
-        return one.noise or "", one.talkers or 0, -(one.snr_db or 0.0), one.lost_percent, one.lost_policy == "held"
+        lost = one.lost_percent, one.lost_policy == "held"
+        return one.noise or "", one.talkers or 0, -(one.snr_db or 0.0), *lost, one.compression
 
     return {one: found[one] for one in sorted(found, key=order)}
+
+
+class Point(NamedTuple):
+    """A set among those that differ from it in their compression alone."""
+
+    name: str
+    positions: float  # a second, of the language model
+    scores: Mapping[str, Any]
+
+
+def by_positions(
+    report: Mapping[str, Any], sets: Mapping[Condition, Mapping[str, str]]
+) -> dict[Condition, dict[str, list[Point]]]:
+    """Of `sets_of`, those that differ in their compression alone, from few positions a second to many.
+
+    By what else tells them apart: condition and modality. They are at least two, of which it is known how many
+    positions they have.
+    """
+    groups: dict[Condition, dict[str, list[Point]]] = {}
+    for one, names in sets.items():
+        for modality, name in names.items():
+            if (rate := report["analysis"][name].get("positions_per_second")) is not None:
+                group = groups.setdefault(one._replace(compression=""), {}).setdefault(modality, [])
+                group.append(Point(name, rate, report[name]))
+    several = {
+        one: {modality: sorted(points, key=lambda point: point.positions) for modality, points in group.items()
+              if len(points) > 1}
+        for one, group in groups.items()
+    }  # fmt: skip
+    return {one: group for one, group in several.items() if group}
 
 
 def theirs_of(report: Mapping[str, Any], sets: Mapping[Condition, Mapping[str, str]]) -> dict[str, float]:

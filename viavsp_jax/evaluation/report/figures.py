@@ -82,6 +82,8 @@ def _draw_training(axes: Axes, title: str, unit: str, curves: Mapping[str, Curve
 
 # (SNR in dB or None for clean, rate, [low, high])
 NoisePoint = tuple[float | None, float, Sequence[float]]
+# (place on the axis, rate, [low, high])
+RatePoint = tuple[float, float, Sequence[float]]
 # Modality, and how many people talk; None: that is the same in the whole figure, or nobody does.
 Line = tuple[str, int | None]
 _THEIRS = ", theirs"  # in labels
@@ -109,10 +111,7 @@ def _draw_noise(
             axes.axhline(100 * points[0][1], **(style | {"marker": ""}))
             continue
         points = sorted(points, key=lambda point: ticks.index(point[0]))
-        x, y = [ticks.index(snr) for snr, _, _ in points], [100 * rate for _, rate, _ in points]
-        reach = [[100 * max(0, rate - low) for _, rate, (low, _) in points],
-                 [100 * max(0, high - rate) for _, rate, (_, high) in points]]  # fmt: skip
-        axes.errorbar(x, y, yerr=reach, **style, elinewidth=0.8, capsize=2)
+        _draw_rates(axes, [(ticks.index(snr), rate, ends) for snr, rate, ends in points], style)
     colours = {modality: style["color"] for (modality, _), style in styles.items()}
     for modality, rate in theirs.items():
         style = {"color": colours[modality], "marker": "D", "markersize": 7, "markerfacecolor": "none"}
@@ -133,6 +132,28 @@ def _draw_noise(
     axes.figure.legend(
         [drawn[label] for label in labels], labels, loc="outside lower center", ncols=columns, columnspacing=1
     )
+
+
+def _draw_rates(axes: Axes, points: Iterable[RatePoint], style: Mapping[str, Any]) -> None:
+    """A line through rates, with their intervals, in percent."""
+    x, rates, ends = zip(*points, strict=True)
+    reach = [[100 * max(0, rate - low) for rate, (low, _) in zip(rates, ends, strict=True)],
+             [100 * max(0, high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]]  # fmt: skip
+    axes.errorbar(x, [100 * rate for rate in rates], yerr=reach, **style, elinewidth=0.8, capsize=2)
+
+
+def compression_figure(condition: str, lines: Mapping[str, Sequence[RatePoint]]) -> Markup:
+    """WER over the speech positions a second of sets of one condition, a line for each modality."""
+    return _figure(f"WER over speech positions a second, {condition}", _draw_compression, condition, lines)
+
+
+def _draw_compression(axes: Axes, condition: str, lines: Mapping[str, Sequence[RatePoint]]) -> None:
+    for (modality, points), style in zip(lines.items(), _STYLES, strict=False):
+        _draw_rates(axes, points, style | {"label": modality})
+    axes.set_title(f"WER, %: {condition}")
+    axes.set_xlabel("speech positions a second")
+    axes.set_ylim(bottom=0)
+    axes.legend()
 
 
 def _line_styles(lines: Iterable[Line]) -> dict[Line, dict[str, Any]]:

@@ -13,10 +13,20 @@ import jinja2
 from etils import epath
 from markupsafe import Markup
 
+from viavsp_jax.data.compression import split_name
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.evaluation.report import analysis, figures, results
 from viavsp_jax.evaluation.report.comparison import Evaluation, compare
-from viavsp_jax.evaluation.report.conditions import CLEAN, INTERFERERS, THEIR_SOURCE, Condition, sets_of, theirs_of
+from viavsp_jax.evaluation.report.conditions import (
+    CLEAN,
+    INTERFERERS,
+    THEIR_SOURCE,
+    Condition,
+    Point,
+    by_positions,
+    sets_of,
+    theirs_of,
+)
 from viavsp_jax.evaluation.report.events import Curve, read_curves
 from viavsp_jax.evaluation.report.results import About, Report, Reports
 from viavsp_jax.evaluation.vietnamese import TONES
@@ -88,7 +98,9 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
     details = report["analysis"]
-    sets = sets_of(report)
+    all_sets = sets_of(report)
+    compressed = by_positions(report, all_sets)
+    sets = {one: names for one, names in all_sets.items() if not one.compression}
     seen = {one: names for one, names in sets.items() if one == one.seen}
     with_lost, theirs = {one.seen for one in sets if one != one.seen}, theirs_of(report, sets)
     own = [results.name_of(key, about) for key, about in report["evaluations"].items()]
@@ -104,6 +116,8 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
         compared_sets=list(dict.fromkeys(own + sorted({name for one in compared for name in one.scores}))),
         conditions=seen,
         lost={one: names for one, names in sets.items() if one.seen in with_lost},
+        compressed=compressed,
+        compression_figures=[_compression_figure(group) for group in compressed.values()],
         modalities=[x for x in MODALITIES if any(x in names for names in sets.values())],
         theirs=theirs,
         their_source=THEIR_SOURCE,
@@ -112,6 +126,16 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
         tones=list(TONES.values()),
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
     )
+
+
+def _compression_figure(group: Mapping[str, Sequence[Point]]) -> Markup:
+    """Of sets that differ in compression, or modality, alone."""
+    first = next(iter(group.values()))[0].name
+    lines = {
+        modality: [(one.positions, one.scores["wer"], one.scores["wer_interval"]) for one in points]
+        for modality, points in group.items()
+    }
+    return figures.compression_figure(split_name(first)[0].partition("_")[2], lines)
 
 
 def _noise_figures(

@@ -35,7 +35,8 @@ Reports = dict[str, Report]  # of a work folder, by the names of their folders
 
 FILE, PLACE = "report.json", "evaluations"
 # Checkpoint and split are in every version, quantization where there is one.
-ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "decoding")
+ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "compression", "decoding")
+_PLACES = ("dtype", "quantization", "compression")  # in names; the last two only where they are not as usual
 RESERVED = (*ABOUT, "evaluations", "analysis")
 _COLUMNS = ("id", "reference", "hypothesis")
 _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?", re.ASCII)
@@ -62,13 +63,13 @@ def search_of(about: About) -> str:
         return "not recorded"
     usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
     search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
-    return ", ".join([*search, *(str(about[name]) for name in ("dtype", "quantization") if name in about)])
+    return ", ".join([*search, *(str(about[name]) for name in _PLACES if name in about)])
 
 
 def folder_name(about: About, kept: Mapping[str, Report]) -> str:
     """What the folder of an evaluation is called, or is to be called beside those that are kept."""
     beams = [f"beam{about['decoding']['num_beams']}"] if about.get("decoding") else []
-    places = [about[name] for name in ("dtype", "quantization") if name in about]
+    places = [about[name] for name in _PLACES if name in about]
     name = "-".join([f"{about['checkpoint']:08}", about["split"], *beams, *places])
     if name not in kept or about_of(kept[name]) == about:
         return name
@@ -172,7 +173,7 @@ def read_table(path: epath.PathLike) -> list[Row]:
     """Rows of hypotheses, each of its own id.
 
     Raises InputError if columns or values are missing or too many, or there is no row, an id twice or missing, a
-    reference missing, or no number where `seconds` are.
+    reference missing, or no number where `seconds` or `positions` are.
     """
     if not epath.Path(path).is_file():
         raise InputError(f"{path}: no such file, expected the hypotheses that --mode=eval wrote.")
@@ -188,6 +189,7 @@ def read_table(path: epath.PathLike) -> list[Row]:
             raise InputError(f"{path}: id {row['id']!r} occurs twice, expected a clip to be scored once.")
         if not row["reference"].strip():
             raise InputError(f"{path}: the reference of {row['id']!r} is empty, expected what is said.")
-        if row.get("seconds") and not _NUMBER.fullmatch(row["seconds"]):
-            raise InputError(f"{path}: the seconds of {row['id']!r} are {row['seconds']!r}, expected a number.")
+        for name in ("seconds", "positions"):
+            if row.get(name) and not _NUMBER.fullmatch(row[name]):
+                raise InputError(f"{path}: the {name} of {row['id']!r} are {row[name]!r}, expected a number.")
     return rows

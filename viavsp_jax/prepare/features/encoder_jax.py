@@ -52,8 +52,8 @@ class JaxEncoder:
         self._forward = programs.jit(mesh, forward, static_argnames=("modalities", "layer"))
 
     def encode(
-        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int | None
+    ) -> dict[str, tuple[jax.Array | None, jax.Array]]:
         frames = padded_length(max(self._least_frames, *lengths))
         # Rows that fill up the batch are of full length: what they hold is of no use, but has to be numbers.
         batch = {"lengths": np.full(self._rows, frames, np.int32)}
@@ -88,8 +88,8 @@ def padded_length(frames: int) -> int:
 
 
 def _forward(
-    graph: nnx.GraphDef, weights: dict, batch: dict[str, jax.Array], modalities: Sequence[str], layer: int
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+    graph: nnx.GraphDef, weights: dict, batch: dict[str, jax.Array], modalities: Sequence[str], layer: int | None
+) -> dict[str, tuple[jax.Array | None, jax.Array]]:
     """{modality: (output of the layer, of the last one)}, each [B, T, D].
 
     The batch holds lengths [B] and audio, or video and bool[B, T] seen, or all of them.

@@ -29,8 +29,8 @@ class TorchEncoder:
         return cls(load_encoder(folder, getattr(torch, dtype), device))
 
     def encode(
-        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int | None
+    ) -> dict[str, tuple[torch.Tensor | None, torch.Tensor]]:
         heard, pictures = [item and item.audio for item in items], None
         if {"av", "video"} & set(modalities):
             pictures = [item and video_input(item.frames) for item in items]

@@ -52,7 +52,7 @@ class Encoder(Protocol):
     config: AVHubertConfig
 
     def encode(
-        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int
+        self, items: Sequence[Media | None], lengths: Sequence[int], modalities: Sequence[str], layer: int | None
     ) -> dict[str, tuple[Any, Any]]:
         """Encodes a batch: each clip goes once through the frontends, then once for each modality.
 
@@ -60,10 +60,10 @@ class Encoder(Protocol):
           items: the clips; None is taken as zeros.
           lengths: their frames.
           modalities: some of examples.MODALITIES.
-          layer: the block whose raw output is wanted besides the last, counted from 1.
+          layer: the block whose raw output is wanted besides the last, counted from 1; None: no other.
 
-        Returns {modality: (output of the layer, of the last one, normed)}, arrays of the backend, [B, T, D] or padded
-        to more. They may still be computed when they are returned.
+        Returns {modality: (output of the layer or None, of the last one, normed)}, arrays of the backend, [B, T, D] or
+        padded to more. They may still be computed when they are returned.
         """
 
     def to_host(self, array: Any) -> np.ndarray:
@@ -88,7 +88,7 @@ def load_encoder(args: argparse.Namespace) -> Encoder:
 class Encoded:
     """One clip in one modality: raw output of the wanted layer, and the last layer, normed; both float32[T, D]."""
 
-    layer: np.ndarray
+    layer: np.ndarray | None  # None where none is wanted
     final: np.ndarray
 
 
@@ -100,7 +100,7 @@ def encode_clips(
     encoder: Encoder,
     clips: Sequence[Clip],
     modalities: Sequence[str],
-    layer: int,
+    layer: int | None,
     batch_size: int,
     reader: Reader,
     changes: Changes = UNCHANGED,
@@ -128,10 +128,16 @@ def encode_clips(
 def _each_clip(
     encoder: Encoder, batch: Sequence[int], items: Sequence[Media | str], outputs: dict[str, tuple[Any, Any]]
 ) -> Iterator[EncodedClip]:
-    arrays = {name: [encoder.to_host(array) for array in both] for name, both in outputs.items()}
+    arrays = {
+        name: [None if array is None else encoder.to_host(array) for array in both] for name, both in outputs.items()
+    }
     for row, (index, item) in enumerate(zip(batch, items, strict=True)):
         if isinstance(item, str):
             yield index, item
             continue
         length = len(item.frames)
-        yield index, (item, {name: Encoded(*(one[row, :length] for one in both)) for name, both in arrays.items()})
+        own = {
+            name: Encoded(*(None if one is None else one[row, :length] for one in both))
+            for name, both in arrays.items()
+        }
+        yield index, (item, own)

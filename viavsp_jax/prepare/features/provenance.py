@@ -1,7 +1,7 @@
 """What the shards of a dataset folder were made from, so that a resumed run cannot mix two kinds.
 
 `provenance.json` holds content hashes and settings of the whole folder, under `splits` those of each split, and under
-`paths` where the encoder and the K-Means centres lay.
+`paths` where the encoder and the K-Means centres lay. Where frames were not clustered, `kmeans` is null.
 """
 
 import hashlib
@@ -10,10 +10,11 @@ import os
 
 from etils import epath
 
+from viavsp_jax.data.sources import PROVENANCE
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
-FILE = "provenance.json"
+FILE = PROVENANCE
 VASR_CLIP = 76  # frames
 ENCODER_FILES = ("config.json", "model.safetensors")
 
@@ -52,16 +53,22 @@ def _read(path: epath.Path) -> dict:
 
 
 def encoder_and_centers(
-    folder: epath.PathLike, encoder: epath.PathLike | None = None, kmeans: epath.PathLike | None = None
-) -> tuple[epath.Path, epath.Path]:
+    folder: epath.PathLike,
+    encoder: epath.PathLike | None = None,
+    kmeans: epath.PathLike | None = None,
+    clustered: bool = True,
+) -> tuple[epath.Path, epath.Path | None]:
     """The encoder's folder and the file of centres that a shard folder was made with.
 
-    They lie where they did then, if `encoder` and `kmeans` say nothing else. Raises InputError if one of them is not
-    there, or not the one.
+    They lie where they did then, if `encoder` and `kmeans` say nothing else. Where frames are not `clustered`, there
+    are no centres unless they are given. Raises InputError if one of them is not there, or not the one.
     """
     path, found = epath.Path(folder) / FILE, []
     recorded = _read(path)
     for name, given in (("encoder", encoder), ("kmeans", kmeans)):
+        if name == "kmeans" and not (clustered or given):
+            found.append(None)
+            continue
         place = given or recorded.get("paths", {}).get(name)
         if not place:
             raise InputError(f"{path} does not say where the {name} lies that the shards were made with: give --{name}")

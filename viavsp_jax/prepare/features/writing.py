@@ -31,9 +31,9 @@ class Task:
 
 
 class Writer:
-    """Holds what all shards need: the encoder, and the centres float32[K, D] of one of its layers."""
+    """Holds what all shards need: the encoder and, if frames are to be clustered, centres of one of its layers."""
 
-    def __init__(self, args: argparse.Namespace, centers: np.ndarray, layer: int):
+    def __init__(self, args: argparse.Namespace, centers: np.ndarray | None, layer: int | None):
         """Loads the encoder. Raises InputError if it or the device is not usable."""
         self._encoder = extract.load_encoder(args)
         self._batch_size, self._workers = args.batch_size, args.workers
@@ -58,8 +58,15 @@ class Writer:
             _write_shard(todo, task, self._centers, bar)
 
 
+def _counts(encoded: extract.Encoded, centers: np.ndarray | None) -> np.ndarray:
+    """The lengths of the runs of one cluster, float32[K, D]; without clusters each frame is a run of its own."""
+    if centers is None:
+        return np.ones(len(encoded.final), np.int32)
+    return run_lengths(assign(encoded.layer, centers))
+
+
 def _write_shard(
-    folders: Sequence[Folder], task: Task, centers: np.ndarray, outputs: Iterable[extract.EncodedClip]
+    folders: Sequence[Folder], task: Task, centers: np.ndarray | None, outputs: Iterable[extract.EncodedClip]
 ) -> None:
     """Writes one shard in each folder, and before it gets its name its notes.
 
@@ -80,7 +87,7 @@ def _write_shard(
                     lines[offset] = known | {"reason": encoded}
                 continue
             media, arrays = encoded
-            counts = {modality: run_lengths(assign(one.layer, centers)) for modality, one in arrays.items()}
+            counts = {modality: _counts(one, centers) for modality, one in arrays.items()}
             for folder, writer, lines in zip(folders, writers, notes, strict=True):
                 example = folder.example(clip, media, arrays, counts)
                 writer.write(example)
