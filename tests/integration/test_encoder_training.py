@@ -148,8 +148,9 @@ def test_the_first_update_of_the_encoder_is_adams_first_at_the_rate_of_all(whole
 def test_when_the_encoder_learns(config):
     config.encoder.freeze_updates = 2
     settings = read_settings(config).optimizer
-    others = ("projector", "lora")
-    assert [learning(settings, update) for update in (1, 2, 3)] == [others, others, (*others, "encoder")]
+    others = ("projector", "lora", "ctc")  # the last, where there is one
+    every = ("projector", "lora", "encoder", "ctc")
+    assert [learning(settings, update) for update in (1, 2, 3)] == [others, others, every]
     config.encoder.train = False
     assert learning(read_settings(config).optimizer, 3) == others
 
@@ -224,7 +225,7 @@ def test_evaluation_decodes_media_with_the_encoder_and_statistics_of_the_checkpo
     monkeypatch.setattr(
         evaluate,
         "decode_folder",
-        lambda exp, decode_batch, name: given.append(decode_batch) or decode(exp, decode_batch, name),
+        lambda exp, decode_batch, *more: given.append(decode_batch) or decode(exp, decode_batch, *more),
     )
     scores = evaluate.evaluate(config, workdir)
     assert scores.keys() == set(config.evaluate.names) and all(row["clips"] == 5 for row in scores.values())

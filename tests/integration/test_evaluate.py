@@ -282,10 +282,10 @@ def test_what_was_decoded_before_a_stop_is_kept(evaluated, monkeypatch):
     config.evaluate.names = ("av_clean", "audio_clean")
     decode_folder = evaluate.decode_folder
 
-    def stopped(experiment, decode_batch, name):
+    def stopped(experiment, decode_batch, name, *more):
         if name == "audio_clean":
             raise KeyboardInterrupt
-        return decode_folder(experiment, decode_batch, name)
+        return decode_folder(experiment, decode_batch, name, *more)
 
     monkeypatch.setattr(evaluate, "decode_folder", stopped)
     with pytest.raises(KeyboardInterrupt):
