@@ -33,6 +33,7 @@ from viavsp_jax.runtime.errors import InputError
 Example = dict[str, Any]
 Fields = dict[str, tfds.features.FeatureConnector]
 
+PROVENANCE = "provenance.json"  # of a folder of records: what made them, see prepare/features/provenance.py
 MODALITIES = ("av", "audio", "video")
 TEXT_FIELDS = ("id", "transcript", "source_language", "target_language")
 

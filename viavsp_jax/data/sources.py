@@ -18,11 +18,10 @@ from etils import epath
 
 from viavsp_jax.data import lost, records
 from viavsp_jax.data.compression import Compression, split_name
-from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES
+from viavsp_jax.data.examples import FEATURES, MEDIA, MODALITIES, PROVENANCE
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.runtime.errors import InputError
 
-PROVENANCE = "provenance.json"  # of a shard folder, see viavsp_jax/prepare/features/provenance.py
 _WINDOW = 1_000  # records, so many times more than the rows of a batch
 
 # The ids of records that are left out, by name in the config and split.

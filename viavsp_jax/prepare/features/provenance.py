@@ -10,7 +10,7 @@ import os
 
 from etils import epath
 
-from viavsp_jax.data.sources import PROVENANCE
+from viavsp_jax.data.examples import PROVENANCE
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
