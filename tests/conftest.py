@@ -17,6 +17,8 @@ if "VIAVSP_TEST_PROGRAMS" not in os.environ:  # the first process; those that it
     os.environ["VIAVSP_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="viavsp_programs_")
     atexit.register(shutil.rmtree, os.environ["VIAVSP_TEST_PROGRAMS"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["VIAVSP_TEST_PROGRAMS"]
+# Where transformers copies the code of exports, in place of the user's own folder; it keeps to the first that it used.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="viavsp_modules_")
 # With AMX, PyTorch 2.13 gets grouped convolutions of few channels a group wrong in bfloat16; real encoders have 64.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 
@@ -24,6 +26,7 @@ import hypothesis
 import jax
 import torch
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 # Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -11,20 +11,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi, RepoUrl
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, dynamic_module_utils, pipeline
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, pipeline
 
 from convert.hub.modeling_viavsp import ViAVSPModel
 from viavsp_jax.app.transcriber import Transcriber
 from viavsp_jax.data import media
 from viavsp_jax.prepare.manifest_files import read_manifest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules(tmp_path_factory):
-    """Where transformers copies the code of exports, in place of the user's own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 def load(folder, **keywords):
