@@ -26,6 +26,8 @@ from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
 
+HAS_CTC = "config.ctc.weight above 0"  # among what weights fit
+
 
 def _absolute(path: epath.Path) -> epath.Path:
     """What Orbax asks for; a bucket's address is absolute, though epath would put the working folder before it."""
@@ -163,7 +165,7 @@ class Checkpoints:
         # Earlier versions recorded less there; all settings are in the config, or had what is now their default.
         saved = json.loads(completed(self.restore_config(step)).to_json())
         trained = {f"config.{name}": value for name, value in flat(saved).items()}
-        trained |= {"config.ctc.weight above 0": saved["ctc"]["weight"] > 0} | self.restore_fits(step)
+        trained |= {HAS_CTC: saved["ctc"]["weight"] > 0} | self.restore_fits(step)
         if problems := [
             f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
             for name, value in fits.items()

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from convert.avhubert import load_flax
 from viavsp_jax import encoder_folder, llm_folder, sharding, state
+from viavsp_jax.checkpoint import HAS_CTC
 from viavsp_jax.data.features import AUDIO_DIM
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.models.attention import PackedAttention
@@ -27,8 +28,6 @@ from viavsp_jax.models.viavsp import CTCConfig, ModelConfig, ViAVSP
 from viavsp_jax.run_settings import CTCSettings, LanguageModelSettings, Settings, follow_devices, read_settings
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
-
-HAS_CTC = "config.ctc.weight above 0"
 
 Tree = dict[str, Any]
 Stacks = dict[tuple[str, ...], jax.ShapeDtypeStruct]  # by path in the language model

@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
     paths = outputs(files, args.output, args.format, args.video, args.mouths)
     style = style_of(args)
     transcriber = load_transcriber(args)
-    if style.needing_words and not transcriber.recognizer.knows_words:
+    if style.needing_words and not getattr(transcriber.recognizer, "knows_words", False):
         raise needs_words(style)
     if style.unused:
         print(f"note: {style.unused}", file=sys.stderr)

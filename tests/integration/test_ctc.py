@@ -24,7 +24,7 @@ from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
 from viavsp_jax.prepare.features.encoder_torch import TorchEncoder
 from viavsp_jax.prepare.features.reading import Media
-from viavsp_jax.runtime.errors import InputError
+from viavsp_jax.runtime.errors import InputError, InputErrors
 from viavsp_jax.transcribe import Clip, Transcriber
 
 
@@ -191,3 +191,11 @@ def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):
     assert said
     # A translation is not what is said.
     assert by_torch(clips[0], languages=("vi", "en"), vad=False).segments[0].words is None
+
+
+def test_clips_that_fit_no_row_are_named(folders, tmp_path):
+    """As without a head, whose units are learned of the same texts."""
+    config = with_head(small_config(*folders))
+    config.data.row.frames = 5
+    with pytest.raises(InputErrors, match="29 of 29 records do not fit a row"):
+        train.train(config, tmp_path)

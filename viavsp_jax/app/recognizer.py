@@ -75,7 +75,7 @@ def timed_words(log_probs: np.ndarray, text: str, units: Units) -> tuple[Word, .
 
 
 class Recognizer(Protocol):
-    """A model, ready to decode."""
+    """A model, ready to decode. The last two attributes may be missing, and then are False."""
 
     longest: int  # frames of an utterance that it can be trusted with
     num_beams: int  # of its own search

@@ -234,7 +234,7 @@ class Transcriber:
         source = read_source(media, modality, self.mean_face, max_seconds, audio_track, progress)
         listening = functools.partial(progress, _LISTENING)
         threshold = (vad_threshold or self.vad_threshold) if vad else None
-        lost = self.recognizer.knows_lost_video
+        lost = getattr(self.recognizer, "knows_lost_video", False)
         windows = plan(source, modality, threshold, self.recognizer.longest, listening, lost)
         if noise_snr is not None:
             source = source.with_babble(noise_snr)
@@ -246,12 +246,13 @@ class Transcriber:
     def _segments(
         self, source: Source, windows: list[Window], languages: tuple[str, str], num_beams: int, progress: Progress
     ) -> tuple[Segment, ...]:
+        lost = getattr(self.recognizer, "knows_lost_video", False)
         # Windows of one modality and like length share a batch.
         order = sorted(windows, key=lambda window: (window.modality, window.first - window.end))
         found: dict[Window, Recognition] = {}
         for batch in self._batches(order):
             progress(_READING, len(found) / len(windows))
-            utterances = [_utterance(source, window, self.recognizer.knows_lost_video) for window in batch]
+            utterances = [_utterance(source, window, lost) for window in batch]
             found |= zip(batch, self.recognizer(utterances, languages, num_beams), strict=True)
         progress(_READING, 1.0)
         segments: list[Segment] = []

@@ -87,7 +87,8 @@ def _clip_units(
         units = learn(texts, ctc.units)
     if len(units) > ctc.units:
         raise InputError(f"config.ctc.units is {ctc.units}, expected at least {len(units)}, as there are already")
-    longest = max(int(one.records.frames[one.records.frames <= data.row.frames].max()) for one in splits)
+    # Longer clips are left out, or keep training from starting: `lengths.check` says so.
+    longest = max(int(one.records.frames.clip(max=data.row.frames).max()) for one in splits)
     return ClipUnits(units, data.row.clip_frames if data.of_clips else longest)
 
 

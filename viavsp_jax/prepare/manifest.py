@@ -27,7 +27,7 @@ from viavsp_jax.prepare.corpus.entries import Corpus, Entry, Sizes, is_file_name
 from viavsp_jax.prepare.manifest_files import MAX_FRAMES, Clip, find_file, lengths_differ, splits_of, write_manifest
 from viavsp_jax.prepare.skipped import SKIPPED_FILE, write_skipped
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whole
+from viavsp_jax.runtime.options import MAX_SEED, Renamed, new_folder, real, whole, with_defaults
 
 _LOST_LETTER = "\N{REPLACEMENT CHARACTER}"  # stands where text was damaged
 _MOSTLY = 0.5  # share of clips from which on they are no exceptions
@@ -75,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the manifests. Raises InputError if the corpus or a table in it is not as its layout has it."""
+    """Writes the manifests. Raises InputError if the corpus or a table in it is not as its layout has it.
+
+    Options that a caller from Python leaves out have their defaults.
+    """
+    args = with_defaults(args, add_arguments)
     for language in (args.source_language, args.target_language):
         if not language.isalnum():
             raise InputError(f"language {language!r} is not usable in a manifest, expected a code like vi.")

@@ -94,3 +94,12 @@ def _new(option: str, folder: bool, text: str) -> str:
         check_utf_8(text, option)
     check_writable(text, option, folder)
     return text
+
+
+def with_defaults(
+    args: argparse.Namespace, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> argparse.Namespace:
+    """The same, with the defaults of options that are not there: whoever made them may not know the newer ones."""
+    parser = argparse.ArgumentParser(argument_default=None, add_help=False)
+    add_arguments(parser)
+    return argparse.Namespace(**{action.dest: action.default for action in parser._actions} | vars(args))

@@ -144,3 +144,16 @@ def test_options_out_of_bounds(run_command):
     ):
         status, _, error, _ = run_command(Scripted(*SCRIPT), option, value)
         assert (status, error) == (2, f"error: {option} is {value}, {expected}\n")
+
+
+def test_a_recognizer_that_was_written_before_there_were_words():
+    """Others write their own, with what was asked of one then."""
+
+    class Earlier:
+        longest, num_beams, trained_on, tokenizer = 75, 1, (), None
+
+        def __call__(self, utterances, languages, num_beams):
+            return [Recognition((Hypothesis("một", 0.0),), np.int32([one.num_frames])) for one in utterances]
+
+    transcript = transcribed(Earlier())
+    assert transcript.segments[0].text == "một" and transcript.words is None

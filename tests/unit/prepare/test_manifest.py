@@ -1,3 +1,4 @@
+import argparse
 import collections
 import json
 import unicodedata
@@ -7,6 +8,7 @@ import pytest
 from small_corpus import write_corpus
 
 from viavsp_jax.prepare.__main__ import main
+from viavsp_jax.prepare.manifest import run
 from viavsp_jax.prepare.manifest_files import Clip, read_manifest
 from viavsp_jax.prepare.skipped import read_skipped
 from viavsp_jax.runtime.errors import InputError
@@ -150,6 +152,14 @@ def test_frac_samples_within_each_channel(tmp_path, caplog):
     (corpus / "mapping.json").unlink()
     assert len(chosen("unstratified")) == 36
     assert "no channel, speaker or recording is known, so clips are sampled without regard to it" in caplog.text
+
+
+def test_options_that_a_caller_does_not_know(corpus, tmp_path):
+    known = {"split": None, "frac": 1.0, "seed": 0, "source_language": "vi", "target_language": "vi"}
+    run(argparse.Namespace(data=str(corpus), output=str(tmp_path / "known"), **known))
+    manifest(corpus, tmp_path / "all")
+    for path in sorted((tmp_path / "all").glob("*.tsv")):
+        assert (tmp_path / "known" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_frac_takes_small_channels_and_unknown_ones_together(tmp_path, caplog):
