@@ -31,6 +31,7 @@ core = [
     "pyarrow",
     "sacrebleu",
     "safetensors",
+    "scikit-learn",
     "scipy",
     "tensorboardX",
     "tensorflow-datasets>=4.9.10",  # descriptors of protobuf 7
@@ -40,7 +41,7 @@ core = [
     "transformers>=5",
 ]
 # The PyTorch side: features, K-Means, checkpoints in and out (sentencepiece reads tokenizer.model), decoding on a GPU.
-prepare = ["peft", "scikit-learn", "sentencepiece", "torch"]
+prepare = ["peft", "sentencepiece", "torch"]
 demo = [*prepare, "espeakng-loader"]
 # Mouth crops from videos of any kind; the models of faces come with the last of them.
 mouths = ["dlib-bin", "face-recognition-models"]

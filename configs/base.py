@@ -156,8 +156,10 @@ def get_config() -> ml_collections.ConfigDict:
             # model in bfloat16). -1: two for each device.
             "rows": 4,
             "bucket": 64,  # prompts are padded to multiples of this, so that few programs compile
-            # `compression` of what is decoded, as in `data.compression`; "": the first one there. The others are the
-            # fields of decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
+            # `compression` of what is decoded, as in `data.compression`; "": the first one there. `ctc_weight`: how
+            # much the log-probability by the CTC head counts, beside that by the language model, when the hypotheses
+            # that were found are ranked; -1: as --mode=calibrate chose, and until then 0. The others are the fields of
+            # decoding.search.DecodingConfig. The parent project's recipe: do_sample=True, top_p=0.9,
             # length_penalty=0.0, and top_k=50, which is transformers' default.
             "decoding": {
                 "max_new_tokens": 300,
@@ -172,6 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "top_p": 1.0,
                 "seed": 0,
                 "compression": "",
+                "ctc_weight": -1.0,
             },
         },
     })  # fmt: skip

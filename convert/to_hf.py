@@ -36,12 +36,14 @@ from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
 from convert.safetensors_files import HEADER, Piece
 from convert.work_folder import WorkFolder, chosen_compression, encoder_weights, open_work_folder, training_shards
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import compression, features, prompt_ids
+from viavsp_jax.data import compression, features, prompt_ids, units
 from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.units import Units
-from viavsp_jax.data.units import read as read_units
-from viavsp_jax.data.units import write as write_units
+from viavsp_jax.data.vocabulary import read as read_units
+from viavsp_jax.data.vocabulary import write as write_units
+from viavsp_jax.decoding import alignment, nbest
+from viavsp_jax.decoding.calibration import Calibration
 from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
 from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
@@ -57,17 +59,25 @@ from viavsp_jax.runtime.options import checkpoint_step, new_folder_on_disk
 
 _HUB = pathlib.Path(__file__).parent / "hub"
 _SHARED = {
+    "alignment_viavsp": alignment,
     "compression_viavsp": compression,
     "feature_extraction_viavsp": features,
     "modeling_avhubert": modeling_avhubert,
+    "nbest_viavsp": nbest,
     "prompt_viavsp": prompt_ids,
+    "units_viavsp": units,
 }  # with the package
 
 
-def code_files() -> dict[str, pathlib.Path]:
-    """The source of each file of code that an export carries, by its name there."""
-    files = {file.name: file for file in sorted(_HUB.glob("[a-z]*.py"))}
-    return files | {f"{name}.py": pathlib.Path(module.__file__) for name, module in _SHARED.items()}
+def code_files() -> dict[str, bytes]:
+    """Each file of code that an export carries, by its name there; files of the package import each other by it."""
+    files = {file.name: file.read_bytes() for file in sorted(_HUB.glob("[a-z]*.py"))}
+    for name, module in _SHARED.items():
+        source = pathlib.Path(module.__file__).read_bytes()
+        for other, imported in _SHARED.items():
+            source = source.replace(f"from {imported.__name__} import".encode(), f"from .{other} import".encode())
+        files[f"{name}.py"] = source
+    return files
 
 
 def check_output(output: pathlib.Path) -> None:
@@ -210,16 +220,21 @@ def write_encoders(
     return settings
 
 
-def write_ctc(folder: pathlib.Path, head: Tree, units: Units) -> None:
+def write_ctc(folder: pathlib.Path, head: Tree, vocabulary: Units) -> None:
     """Writes the CTC head and what it writes words in; `head` is float32, in our layout."""
     weights = {f"{name}.weight": np.ascontiguousarray(head[name].T) for name in ("hidden", "output")}
     weights |= {f"{name}.bias": np.asarray(head[f"{name}_bias"]) for name in ("hidden", "output")}
     save_file(weights, folder / CTC_FILE, HEADER)
-    write_units(folder, units)
+    write_units(folder, vocabulary)
 
 
 def write_config(
-    folder: pathlib.Path, opened: WorkFolder, prompt: Prompt, encoders: dict[str, Any], compression: Compression
+    folder: pathlib.Path,
+    opened: WorkFolder,
+    prompt: Prompt,
+    encoders: dict[str, Any],
+    compression: Compression,
+    calibration: Calibration,
 ) -> None:
     """Writes config.json, the code that transformers loads the export with, and the tokenizer."""
     settings = opened.settings
@@ -239,6 +254,7 @@ def write_config(
         "dtype": settings.dtype,
         "longest_clip": longest_clip(training_shards(settings.data)),
         "ctc": {"units": settings.ctc.units, "width": settings.ctc.width} if settings.ctc.weight else None,
+        **dataclasses.asdict(calibration),
         **encoders,
         "step": opened.step,
         "llm_sha256": opened.conversion["sha256"],
@@ -246,7 +262,7 @@ def write_config(
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, source in code_files().items():
-        shutil.copy(source, folder / name)
+        (folder / name).write_bytes(source)
     copy_files(opened.llm, folder, TOKENIZER_FILES)
 
 
@@ -286,7 +302,8 @@ def export(
         save_file(projector, folder / "projector.safetensors", HEADER)
         if "ctc" in trainable:
             write_ctc(folder, trainable["ctc"], read_units(workdir))
-        write_config(folder, opened, prompt, write_encoders(folder, opened, trained, found), way)
+        encoders = write_encoders(folder, opened, trained, found)
+        write_config(folder, opened, prompt, encoders, way, opened.calibration)
         if merge:
             (folder / "merged").mkdir()
             adapter, quantization = flatten({"llm": trainable["llm"]}), settings.llm.quantization

@@ -17,6 +17,8 @@ from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import check_clusters, folder_of
+from viavsp_jax.decoding import calibration
+from viavsp_jax.decoding.calibration import Calibration
 from viavsp_jax.encoder_folder import CONFIG_FILE
 from viavsp_jax.experiment import encoder_fits, prompt_fits
 from viavsp_jax.llm_folder import llama_config, read_conversion
@@ -47,6 +49,7 @@ class WorkFolder:
     trainable: Tree  # jax.ShapeDtypeStruct, and so are the next two
     frozen: Tree  # in the stored dtype
     batch_stats: Tree
+    calibration: Calibration  # of its CTC head
 
     def read_weights(self) -> tuple[Tree, Tree]:
         """The trainable weights, and the statistics of the encoder's BatchNorm: numpy arrays."""
@@ -100,8 +103,12 @@ def open_work_folder(
     model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes, ctc=ctc)
     _, trainable, frozen = abstract_model(model)
     batch_stats = {"encoder": frozen.pop("encoder")} if sizes else {}
+    calibrated = Calibration()
+    if ctc:
+        found = calibration.read(workdir, chosen, checkpoints.weights_sum(chosen))
+        calibrated = found.with_weight(settings.evaluation.ctc_weight)
     shapes = trainable, frozen, batch_stats
-    return WorkFolder(checkpoints, chosen, config, settings, llm, conversion, sizes, encoder_path, *shapes)
+    return WorkFolder(checkpoints, chosen, config, settings, llm, conversion, sizes, encoder_path, *shapes, calibrated)
 
 
 def check_reference_holds(llama: LlamaConfig, lora: LoRAConfig) -> None:

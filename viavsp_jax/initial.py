@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from convert.avhubert import load_flax
 from convert.names import check_names, check_shapes, tensors
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import units
+from viavsp_jax.data import vocabulary
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
@@ -75,7 +75,7 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
 def _has_head(experiment: Experiment, saved: Mapping[str, Any], workdir: epath.Path) -> bool:
     """Whether the CTC head of another training is of the same size and units."""
     own = {name: value for name, value in experiment.fits.items() if name.startswith("config.ctc.")}
-    return experiment.model.ctc is not None and own.items() <= saved.items() and (workdir / units.FILE).exists()
+    return experiment.model.ctc is not None and own.items() <= saved.items() and (workdir / vocabulary.FILE).exists()
 
 
 def _check_fits(experiment: Experiment, with_encoder: bool, where: epath.Path, check: Any) -> None:

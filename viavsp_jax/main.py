@@ -12,13 +12,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorB
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "check", "compile", "describe"],
+    ["train", "calibrate", "eval", "check", "compile", "describe"],
     "train: train or continue. check: only look for what would keep it from training, with --topology for memory and "
-    "hours, too. eval: decode and score. compile: see whether --config fits --topology, and how fast. "
+    "hours, too. calibrate: on the validation split, choose the weight of the CTC head and learn how sure words are. "
+    "eval: decode and score. compile: see whether --config fits --topology, and how fast. "
     "describe: show how the checkpoints of --workdir were made; needs no --config.",
 )
 _STEP = flags.DEFINE_string(
-    "step", "best", "Checkpoint that eval decodes with: best, latest or the number of an update."
+    "step", "best", "Checkpoint that eval and calibrate decode with: best, latest or the number of an update."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for: v5e:2x4, or 2xv5e:2x4 for two of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the report of compile or describe, as JSON (gs:// works).")
@@ -30,6 +31,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one t
 
 _NEEDED = {
     "train": (_CONFIG, _WORKDIR),
+    "calibrate": (_CONFIG, _WORKDIR),
     "eval": (_CONFIG, _WORKDIR),
     "check": (_CONFIG, _WORKDIR),
     "compile": (_CONFIG, _TOPOLOGY),
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> None:
                 raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
         # Imported here so that --help and a mistyped flag answer at once.
         from viavsp_jax.aot.compile import compile_for
+        from viavsp_jax.calibrate import calibrate
         from viavsp_jax.check import check
         from viavsp_jax.describe import describe
         from viavsp_jax.evaluate import evaluate
@@ -76,6 +79,8 @@ def main(argv: list[str]) -> None:
         keep_programs(_WORKDIR.value)
         if _MODE.value == "eval":
             evaluate(_CONFIG.value, _WORKDIR.value, checkpoint_step(_STEP.value))
+        elif _MODE.value == "calibrate":
+            calibrate(_CONFIG.value, _WORKDIR.value, checkpoint_step(_STEP.value))
         else:
             train(_CONFIG.value, _WORKDIR.value)
 

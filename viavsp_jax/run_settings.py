@@ -12,6 +12,7 @@ from viavsp_jax.data.masks import Masks
 from viavsp_jax.data.packing import RowShape
 from viavsp_jax.data.prompt import PromptSettings
 from viavsp_jax.data.settings import Augmentation, ClipSeconds, DataSettings
+from viavsp_jax.decoding.calibration import AS_CALIBRATED
 from viavsp_jax.decoding.search import DecodingConfig
 from viavsp_jax.models.avhubert.config import BatchNormStatistics
 from viavsp_jax.models.llama import Remat
@@ -94,6 +95,7 @@ class EvaluationSettings:
     bucket: int
     decoding: DecodingConfig
     compression: Compression  # of what is decoded
+    ctc_weight: float  # of the CTC head among the hypotheses; -1: as the checkpoint was calibrated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,7 @@ def parts_of(config: ml_collections.ConfigDict) -> Settings:
     data["row"], data["seconds"] = RowShape(**c.data.row), ClipSeconds(**c.data.seconds)
     augment, decoding = c.data.augment, dict(c.evaluate.decoding)
     data["compression"] = tuple(map(Compression.of, c.data.compression))
+    evaluate["ctc_weight"] = decoding.pop("ctc_weight", AS_CALIBRATED)
     if chosen := decoding.pop("compression", ""):
         evaluate["compression"] = Compression.of(chosen)
     else:

@@ -202,6 +202,9 @@ TABLE = {
     "evaluate.bucket": COUNT,
     **{f"evaluate.decoding.{name}": rule for name, rule in DECODING.items()},
     "evaluate.decoding.compression": Rule(f"nothing, or {EXPECTED}", lambda x: x == "" or COMPRESSION.holds(x)),
+    "evaluate.decoding.ctc_weight": number(
+        "of at least 0, or -1 for that of --mode=calibrate", lambda x: x == -1 or x >= 0
+    ),
 }
 
 # What may change between training and evaluation, and is told.
@@ -302,6 +305,11 @@ def _inconsistent(config: ml_collections.ConfigDict) -> list[str]:
         problems.append("config.train.parts is the encoder alone, expected another part or config.encoder.train=true")
     if list(config.mesh.values()).count(-1) > 1:
         problems.append("config.mesh: more than one axis is -1, expected one that takes what the others leave")
+    if decoding.get("ctc_weight", 0) > 0 and not config.ctc.weight:
+        problems.append(
+            f"config.evaluate.decoding.ctc_weight is {decoding.ctc_weight}, expected 0 or -1 for a training without a "
+            "CTC head (config.ctc.weight=0)"
+        )
     if decoding.get("min_new_tokens", 0) > decoding.max_new_tokens:
         problems.append("config.evaluate.decoding: min_new_tokens is above max_new_tokens")
     if config.checkpoint.best_by == "wer" and not config.samples.clips:

@@ -13,7 +13,7 @@ from etils import epath
 
 from viavsp_jax import run_settings, sharding, update
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import lengths, pipeline, units
+from viavsp_jax.data import lengths, pipeline, vocabulary
 from viavsp_jax.data.packing import ClipUnits
 from viavsp_jax.data.sources import LeftOut
 from viavsp_jax.experiment import Experiment
@@ -63,7 +63,7 @@ class Trainer:
         if clip_units:
             self.fits["units of the CTC head sha256"] = clip_units.units.sha256()
             if jax.process_index() == 0:
-                units.write(workdir, clip_units.units)
+                vocabulary.write(workdir, clip_units.units)
         self.batches = pipeline.training_batches(data, self.prompt, self.rows, self.left_out, clip_units)
         self.optimizer, self.schedule = make_optimizer(experiment.settings.optimizer)
         self.run_info = run_info(experiment.mesh, pipeline.shard_folders(data))

@@ -35,6 +35,8 @@ class ViAVSPConfig(PretrainedConfig):
         cluster_layer: int | None = None,
         longest_clip: int = 76,
         ctc: dict[str, int] | None = None,
+        ctc_weight: float = 0.0,
+        confidence: dict[str, float] | None = None,
         compression: str = "clusters",
         **settings: Any,
     ):
@@ -55,6 +57,8 @@ class ViAVSPConfig(PretrainedConfig):
           longest_clip: frames of the longest clip that it was trained on.
           ctc: sizes of the CTC head: its units, which ctc_units.json holds, and the width of its hidden layer; None:
             there is none.
+          ctc_weight: how much its log-probabilities count when hypotheses are ranked, see nbest_viavsp.py.
+          confidence: how likely words are right, see the same; None: the training was not calibrated.
           compression: how frames become positions, see compression_viavsp.py.
         """
         self.feature_width = feature_width
@@ -71,6 +75,8 @@ class ViAVSPConfig(PretrainedConfig):
         self.cluster_layer = cluster_layer
         self.longest_clip = longest_clip
         self.ctc = ctc
+        self.ctc_weight = ctc_weight
+        self.confidence = confidence
         self.compression = compression
         super().__init__(**settings)
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from .configuration_viavsp import ViAVSPConfig
 from .ctc_viavsp import FILE as CTC_FILE
-from .ctc_viavsp import UNITS, CTCHead
+from .ctc_viavsp import UNITS, CTCHead, Hearing, load_ctc
 from .encoders_viavsp import chosen_compression, load_encoders
 from .feature_extraction_viavsp import SAMPLES_PER_FRAME, audio_features, video_input
 from .language_model_viavsp import ExportError, entry_of_json, load_llm, trained_against, with_adapter
@@ -53,6 +53,7 @@ class ViAVSPModel(PreTrainedModel):
         self.llm, self.projector, self.tokenizer = llm.eval(), projector, tokenizer
         self.encoder = self.cluster_encoder = self.centers = None
         self.ctc: CTCHead | None = None  # of a training with one
+        self.hearing: Hearing | None = None  # what it is used with
         self.origin: Origin | None = None  # of from_pretrained, for save_pretrained
         if getattr(llm, "is_quantized", False):  # transformers then says which of half() and to() cannot be
             self.is_quantized, self.quantization_method = True, llm.quantization_method
@@ -131,10 +132,7 @@ class ViAVSPModel(PreTrainedModel):
         base = os.path.abspath(base) if os.path.isdir(base) else os.fspath(base)
         model.origin = Origin(root, merged, base)
         model.encoder, model.cluster_encoder, model.centers = load_encoders(config, root, llm.device, dtype)
-        if config.ctc:
-            model.ctc = CTCHead(config.feature_width, config.ctc["width"], config.ctc["units"])
-            model.ctc.load_state_dict(load_file(root / CTC_FILE))
-            model.ctc.to(llm.device, dtype).eval()
+        model.ctc, model.hearing = load_ctc(config, root, llm.device, dtype)
         return (model, NOTHING_MISSING) if output_loading_info else model
 
     @classmethod
@@ -208,10 +206,12 @@ class ViAVSPModel(PreTrainedModel):
           source_language, target_language: what is spoken and what is wanted, e.g. vi and vi.
           num_frames: T of each clip; None: as many as it has pictures or, without video, as its speech takes.
           compression: how frames become positions, see compression_viavsp.py; None: as config.json says.
-          search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5.
+          search: settings of transformers' `generate` in place of those of the training, e.g. num_beams=5; and
+            ctc_weight, of the CTC head when the hypotheses are ranked.
 
         Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
-        the search), "tokens"}.
+        the search), "tokens"}. With a CTC head, the best of a clip that is not translated also has "words": {"text",
+        "start", "end" (seconds), "confidence" (from 0 to 1; None: the training was not calibrated)} of each.
 
         Raises ExportError if the export has no encoder, or no clusters where they are needed, or nothing is given.
         """
@@ -262,6 +262,7 @@ class ViAVSPModel(PreTrainedModel):
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]], **search: Any
     ) -> list[list[dict[str, Any]]]:
         """From encoder features on, as `transcribe`; `languages` are (source, target) of each clip."""
+        weight = search.pop("ctc_weight", self.config.ctc_weight)
         x, mask = self.embed(features, counts, languages)
         settings = generation_config(self.config.decoding, search, self.begin_id, self.end_ids)
         penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
@@ -269,12 +270,29 @@ class ViAVSPModel(PreTrainedModel):
         length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
         found = []
         for clip, ids in enumerate(generate(self.llm, x, mask, settings, penalty).split(each)):
-            values = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_ids, length_penalty)
-            found.append([
+            values, norms = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_ids, length_penalty)
+            hypotheses = [
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
                 for one, score in zip(ids.tolist(), values.tolist(), strict=True)
-            ])  # fmt: skip
+            ]
+            found.append(self.heard(features[clip], hypotheses, norms.tolist(), languages[clip], weight))
         return found
+
+    def heard(
+        self,
+        features: Tensor,
+        hypotheses: list[dict[str, Any]],
+        norms: Sequence[float],
+        languages: tuple[str, str],
+        weight: float,
+    ) -> list[dict[str, Any]]:
+        """Hypotheses of a clip, ranked and with their words by the CTC head, if there is one; see Hearing.ranked.
+
+        `features` are [T, E]. A translation is not what is said, and stays as it is.
+        """
+        if self.hearing is None or languages[0] != languages[1]:
+            return hypotheses
+        return self.hearing.ranked(self.ctc.log_probs(features), hypotheses, norms, weight)
 
     def embed(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]]

@@ -43,9 +43,12 @@ def generate(llm: PreTrainedModel, x: Tensor, mask: Tensor, settings: Generation
     return llm.generate(inputs_embeds=x, attention_mask=mask, generation_config=settings, logits_processor=processors)
 
 
-def scores(llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_ids: Sequence[int], length_penalty: float) -> Tensor:
-    """Log-probabilities of texts after a prompt, as beam search ranks them: [S, D] and int64[H, G] → float32[H].
+def scores(
+    llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_ids: Sequence[int], length_penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Texts after a prompt as beam search ranks them: [S, D] and int64[H, G] → float32[H] twice.
 
+    These are log-probabilities, divided by a norm, and that norm: the length of each text to the power of the penalty.
     By a forward pass: `generate` would keep the logits of all steps for it. A repetition penalty does not count.
     """
     is_end = torch.isin(ids, torch.tensor(end_ids, device=ids.device)).long()
@@ -53,4 +56,5 @@ def scores(llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_ids: Sequence[
     x = torch.cat([prompt.expand(len(ids), -1, -1), llm.get_input_embeddings()(ids[:, :-1])], 1)
     logits = llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits
     chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    return chosen.masked_fill(~counted, 0).sum(1) / counted.sum(1) ** length_penalty
+    norms = counted.sum(1).float() ** length_penalty
+    return chosen.masked_fill(~counted, 0).sum(1) / norms, norms

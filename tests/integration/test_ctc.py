@@ -15,7 +15,7 @@ from small_run import small_config
 from convert import to_hf
 from viavsp_jax import evaluate, experiment, sharding, train
 from viavsp_jax.checkpoint import Checkpoints
-from viavsp_jax.data import media, pipeline, records, units
+from viavsp_jax.data import media, pipeline, records, vocabulary
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.packing import ClipUnits
 from viavsp_jax.decoding.decoder import fill_up
@@ -55,7 +55,7 @@ def test_the_rest_learns_as_without_it(run, folders, tmp_path):
     plain = small_config(*folders)
     train.train(plain, tmp_path)
     ours, theirs = trained(config, workdir), trained(plain, tmp_path)
-    assert ours.keys() == theirs.keys() | {"ctc"} and not (tmp_path / units.FILE).exists()
+    assert ours.keys() == theirs.keys() | {"ctc"} and not (tmp_path / vocabulary.FILE).exists()
     # Programs add in another order; an update moves weights by 5e-3.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), {name: ours[name] for name in theirs}, theirs
@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path):
 def test_rows_hold_the_clips_of_the_head(run):
     """What it makes of a clip in a row is what it makes of the clip alone, and the row knows what is said there."""
     config, workdir = run
-    exp, known = experiment.load_experiment(config), units.read(workdir)
+    exp, known = experiment.load_experiment(config), vocabulary.read(workdir)
     data, longest = exp.settings.data, 50
     source = list(pipeline.evaluation_records(data, "av_clean", "valid"))
     model = nnx.merge(exp.structure, trained(config, workdir), exp.load_frozen())
@@ -133,7 +133,7 @@ def test_a_checkpoint_without_a_head_does_not_fit(folders, tmp_path):
 def test_units_that_are_gone_or_too_few(run, folders, tmp_path):
     config, workdir = run
     shutil.copytree(workdir, tmp_path / "run")
-    (tmp_path / "run" / units.FILE).unlink()
+    (tmp_path / "run" / vocabulary.FILE).unlink()
     with pytest.raises(InputError, match="ctc_units.json: no such file"):
         evaluate.evaluate(config, tmp_path / "run")
     with pytest.raises(InputError, match="config.ctc.units is 9, expected at least"):
@@ -155,7 +155,7 @@ def test_another_training_begins_with_the_head_if_there_is_one(run, folders, tmp
     found, new = trained(config, tmp_path / "new", 1)["ctc"], experiment.load_experiment(config).init_trainable()["ctc"]
     expected = best["ctc"] if has_head else new
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found, expected)
-    assert (units.read(tmp_path / "new").text == units.read(workdir).text) or not has_head
+    assert (vocabulary.read(tmp_path / "new").text == vocabulary.read(workdir).text) or not has_head
 
 
 def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):

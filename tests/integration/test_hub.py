@@ -83,7 +83,7 @@ def test_scores_are_those_of_beam_search(demo_export, clips):
 
 def test_code_of_an_export_is_that_of_the_project(demo_export):
     carried = {path.name: path.read_bytes() for path in demo_export.glob("*.py")}
-    assert carried == {name: source.read_bytes() for name, source in to_hf.code_files().items()}
+    assert carried == {**to_hf.code_files()}
     assert carried.keys() == {path.name for path in pathlib.Path(hub.__file__).parent.glob("*.py")} - {"__init__.py"}
 
 

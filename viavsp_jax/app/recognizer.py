@@ -13,7 +13,7 @@ from etils import epath
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.prompt import one_line
 from viavsp_jax.data.units import Units
-from viavsp_jax.decoding.alignment import word_spans
+from viavsp_jax.decoding.nbest import Confidence, NBest, heard_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,15 @@ class Recognition:
             raise ValueError(f"the words {self.words} are not those of {self.hypotheses[0].text!r}")
 
 
-def timed_words(log_probs: np.ndarray, text: str, units: Units) -> tuple[Word, ...]:
-    """The words of a text, by the log-probabilities floating[T, V] of units that a CTC head has for the utterance."""
-    spans = word_spans(log_probs, units.of_words(text)) / FRAME_RATE
-    return tuple(Word(word, *map(float, span)) for word, span in zip(text.split(), spans, strict=True))
+def timed_words(nbest: NBest, log_probs: np.ndarray, units: Units, confidence: Confidence | None) -> tuple[Word, ...]:
+    """The words of the best of some texts, by the log-probabilities floating[T, V] that a CTC head has for them.
+
+    Without `confidence`, it is not known how likely they are right.
+    """
+    alignment, evidence = heard_words(nbest, log_probs, units)
+    told = confidence(evidence).tolist() if confidence else [None] * len(evidence)
+    spans = (alignment.spans / FRAME_RATE).tolist()
+    return tuple(Word(word, *span, one) for word, span, one in zip(nbest.texts[0].split(), spans, told, strict=True))
 
 
 class Recognizer(Protocol):

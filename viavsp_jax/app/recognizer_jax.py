@@ -1,6 +1,7 @@
 """A training checkpoint, by JAX: on all devices of this machine, without PyTorch."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from viavsp_jax import sharding
 from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
 from viavsp_jax.data import lost, pipeline
 from viavsp_jax.data.features import AUDIO_DIM, FRAME_SIZE, audio_features, center_crop
-from viavsp_jax.data.units import read as read_units
+from viavsp_jax.data.vocabulary import read as read_units
 from viavsp_jax.decoding.decoder import Decoder, fill_up
-from viavsp_jax.decoding.frames import jit_log_probs
+from viavsp_jax.decoding.frames import Hearing, jit_log_probs, nbest_of
 from viavsp_jax.experiment import load_experiment
 from viavsp_jax.prepare.features import provenance
 from viavsp_jax.prepare.features.encoder_jax import JaxEncoder
@@ -73,11 +74,13 @@ class JaxRecognizer:
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
         opened.checkpoints.close()
-        self._units = read_units(workdir) if experiment.model.ctc else None
-        self.knows_words = self._units is not None
-        self._log_probs = jit_log_probs(experiment.mesh, experiment.structure)
         self._decoders: dict[int, Decoder] = {}  # by beams
         self._weights = trainable, experiment.load_frozen() | stats
+        self._hearing = None
+        if experiment.model.ctc:
+            log_probs = functools.partial(jit_log_probs(experiment.mesh, experiment.structure), *self._weights)
+            self._hearing = Hearing(log_probs, read_units(workdir), opened.calibration)
+        self.knows_words = self._hearing is not None
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
@@ -89,15 +92,16 @@ class JaxRecognizer:
         for batch_records, batch in pipeline.decoding_batches(data, prompt, records, rows, bucket):
             batch = sharding.put_whole_batch(self._experiment.mesh, fill_up(batch, batch_records))
             tokens, scores = jax.device_get(decoder(*self._weights, batch))
-            heard = jax.device_get(self._log_probs(*self._weights, batch)) if self._units else [None] * len(tokens)
+            hearing = self._hearing if languages[0] == languages[1] else None  # a translation is not what is said
+            heard = hearing(batch, batch_records) if hearing else [None] * len(batch_records)
             for record, ids, values, frames in zip(batch_records, tokens, scores, heard, strict=False):
-                hypotheses = [
-                    Hypothesis(prompt.text(one.tolist()), float(score)) for one, score in zip(ids, values, strict=True)
-                ]
-                counts, words = record["cluster_counts"], None
-                if self._units and languages[0] == languages[1]:  # a translation is not what is said
-                    words = timed_words(frames[: counts.sum()], hypotheses[0].text, self._units)
-                found[record["id"]] = Recognition(tuple(hypotheses), counts, words)
+                texts, words = [prompt.text(one.tolist()) for one in ids], None
+                nbest = nbest_of(texts, ids, values, decoder.config, prompt.end_ids)
+                if hearing:
+                    nbest = hearing.ranked(nbest, frames)
+                    words = timed_words(nbest, frames, hearing.units, hearing.calibration.confidence)
+                hypotheses = tuple(map(Hypothesis, nbest.texts, nbest.scores.tolist()))
+                found[record["id"]] = Recognition(hypotheses, record["cluster_counts"], words)
         return [found[record["id"]] for record in records]
 
     def _decoder(self, num_beams: int) -> Decoder:

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,9 @@ from etils import epath
 from torch import Tensor
 
 from convert.decode_hf import ExportError, load_model, read_config
-from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, timed_words
+from viavsp_jax.app.recognizer import Hypothesis, Recognition, Utterance, Word
 from viavsp_jax.data import lost
 from viavsp_jax.data.compression import Compression
-from viavsp_jax.data.units import read as read_units
 from viavsp_jax.runtime.errors import InputError
 
 
@@ -59,8 +59,7 @@ class TorchRecognizer:
             self.knows_lost_video = lost.is_in(config.training)
         except (AttributeError, KeyError, TypeError):
             self.knows_lost_video = False
-        self._units = None if self._model.ctc is None else read_units(folder)
-        self.knows_words = self._units is not None
+        self.knows_words = self._model.ctc is not None
 
     def __call__(
         self, utterances: Sequence[Utterance], languages: tuple[str, str], num_beams: int
@@ -77,20 +76,20 @@ class TorchRecognizer:
             found = self._decode(features, counts, languages, num_beams)
         except ExportError as error:
             raise InputError(str(error)) from None
-        words = [None] * len(found)
-        if self._units and languages[0] == languages[1]:  # a translation is not what is said
-            heard = [self._model.ctc.log_probs(frames).cpu().numpy() for frames in features]
-            words = [timed_words(one, best[0].text, self._units) for one, best in zip(heard, found, strict=True)]
         return [
-            Recognition(one, lengths.cpu().numpy(), own) for one, lengths, own in zip(found, counts, words, strict=True)
+            Recognition(
+                tuple(Hypothesis(one["text"], one["score"]) for one in hypotheses),
+                lengths.cpu().numpy(),
+                tuple(Word(**word) for word in hypotheses[0]["words"]) if "words" in hypotheses[0] else None,
+            )
+            for hypotheses, lengths in zip(found, counts, strict=True)
         ]
 
     def _decode(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: tuple[str, str], num_beams: int
-    ) -> list[tuple[Hypothesis, ...]]:
-        """The hypotheses of each utterance, from what ViAVSPModel.encode returns."""
-        found = self._model.recognize(features, counts, [languages] * len(features), num_beams=num_beams)
-        return [tuple(Hypothesis(one["text"], one["score"]) for one in hypotheses) for hypotheses in found]
+    ) -> list[list[dict[str, Any]]]:
+        """The hypotheses of each utterance, as ViAVSPModel.recognize gives them, of what its `encode` returns."""
+        return self._model.recognize(features, counts, [languages] * len(features), num_beams=num_beams)
 
 
 def default_device() -> str:

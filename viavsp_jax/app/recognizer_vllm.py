@@ -6,12 +6,12 @@ Letters: S positions, D LLM width.
 import concurrent.futures
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert.decode_hf import check_device, read_config
-from viavsp_jax.app.recognizer import Hypothesis
 from viavsp_jax.app.recognizer_torch import TorchRecognizer, default_device
 from viavsp_jax.app.vllm_server import VLLMServer
 from viavsp_jax.runtime.errors import InputError
@@ -48,7 +48,7 @@ class VLLMRecognizer(TorchRecognizer):
 
     def _decode(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: tuple[str, str], num_beams: int
-    ) -> list[tuple[Hypothesis, ...]]:
+    ) -> list[list[dict[str, Any]]]:
         if num_beams != 1:
             raise InputError(f"num_beams is {num_beams}, expected 1: a vLLM server decodes without beams")
         with torch.inference_mode():
@@ -56,7 +56,10 @@ class VLLMRecognizer(TorchRecognizer):
         prompts = [row[kept.bool()] for row, kept in zip(x, mask, strict=True)]
         with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
             found = list(pool.map(self._ask, prompts))
-        return [(Hypothesis(self._model.text(ids), score),) for ids, score in found]
+        return [
+            self._model.heard(one, [{"text": self._model.text(ids), "score": score}], [1.0], languages, 0.0)
+            for one, (ids, score) in zip(features, found, strict=True)
+        ]
 
     def _ask(self, prompt: Tensor) -> tuple[list[int], float]:
         search = self._search

@@ -1,11 +1,14 @@
 """When the words of a text are said, and how likely the CTC head finds it, by the lattice of CTC (Graves 2006).
 
+Exports carry a copy of this file: it imports nothing of the project.
+
 Between the units of a text, and before and behind them, any number of frames may be blank, and a unit may last several;
 between two equal ones a blank is needed. States of the lattice are blanks and units in turn.
 
-Letters: T frames (25 a second), V units with the blank, M texts, S = 2 L + 1 states for at most L units.
+Letters: T frames (25 a second), V units with the blank, M texts, S = 2 L + 1 states for at most L units, W words.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +16,10 @@ import numpy as np
 # Frames by which a word may be longer, at each end, than those in which its units are found: of these, the head marks
 # few, and leaves the rest blank. Where another word is near, they share what is between them.
 REACH = 2.5
+
+# Below these, log-probabilities of a unit in its best frame, and of a text for each of its units, tell no more; they
+# also stand for words that cannot be written in units and for texts of more units than fit the frames.
+LEAST_UNIT, LEAST_LIKELIHOOD = -10.0, -20.0
 
 _NEVER = -1e30  # a log-probability that adds up and stays finite
 
@@ -79,26 +86,43 @@ def fits(units: Sequence[int], frames: int) -> bool:
     return len(units) + sum(a == b for a, b in zip(units, units[1:], strict=False)) <= frames
 
 
-def word_spans(log_probs: np.ndarray, words: Sequence[Sequence[int]]) -> np.ndarray:
-    """float64[W, 2], the frames in which each of W words begins and ends; one after the other, from 0 to T.
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """The words of a text in the frames of an utterance."""
+
+    spans: np.ndarray  # float64[W, 2], the frames in which each begins and ends; one after the other, from 0 to T
+    # float64[W], of each word: the log-probability of the unit that is heard least, in the frame where it is heard best
+    weakest_units: np.ndarray
+    likelihood: float  # log-probability of the text over all its paths, for each of its units
+
+
+def align(log_probs: np.ndarray, words: Sequence[Sequence[int]]) -> Alignment:
+    """Finds the words of a text.
 
     Args:
       log_probs: floating [T, V] of an utterance.
-      words: their units. Those of a word that cannot be written in units are none: it gets the gap between its
+      words: the units of W words. Those of a word that cannot be written in units are none: it gets the gap between its
         neighbours.
 
     Where the words have more units than fit the frames, they share them evenly.
     """
     frames, units = len(log_probs), [unit for word in words for unit in word]
     if not fits(units, frames) or not units:
-        return np.stack([np.arange(len(words)), np.arange(1, len(words) + 1)], 1) * frames / max(1, len(words))
-    (path,) = Lattice(log_probs, [units]).best_paths()
-    place, found = 0, []
+        even = np.stack([np.arange(len(words)), np.arange(1, len(words) + 1)], 1) * frames / max(1, len(words))
+        return Alignment(even, np.full(len(words), LEAST_UNIT), LEAST_LIKELIHOOD)
+    lattice = Lattice(log_probs, [units])
+    (path,), (likelihood,) = lattice.best_paths(), lattice.log_likelihoods()
+    in_unit = np.flatnonzero(path % 2)
+    numbers, heard = path[in_unit] // 2, np.full(len(units), LEAST_UNIT)
+    np.maximum.at(heard, numbers, log_probs[in_unit, np.array(units)[numbers]])
+    place, found, weakest = 0, [], []
     for word in words:
-        own = np.flatnonzero((path >= 2 * place + 1) & (path <= 2 * (place + len(word)) - 1)) if word else []
-        found.append((own[0], own[-1] + 1) if len(own) else (np.nan, np.nan))
+        own = in_unit[(numbers >= place) & (numbers < place + len(word))]
+        found.append((own[0], own[-1] + 1) if word else (np.nan, np.nan))
+        weakest.append(heard[place : place + len(word)].min(initial=0.0) if word else LEAST_UNIT)
         place += len(word)
-    return _filled(_widened(np.array(found, float), frames), frames)
+    spans = _filled(_widened(np.array(found, float), frames), frames)
+    return Alignment(spans, np.array(weakest), max(likelihood / len(units), LEAST_LIKELIHOOD))
 
 
 def _widened(spans: np.ndarray, frames: int) -> np.ndarray:

@@ -63,6 +63,11 @@ def align(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[Counts,
     return Counts(_counts(words), _counts(characters)), _aligned(words)
 
 
+def right_words(reference: str, hypothesis: str) -> list[bool]:
+    """Which words of a hypothesis are in their place in the reference, as `align` compares the two."""
+    return [word == other for other, word in align([reference], [hypothesis])[1][0] if word]
+
+
 def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> np.ndarray:
     counts = np.zeros((len(output.alignments), 4), np.int64)
     for clip, chunks in enumerate(output.alignments):

@@ -14,7 +14,7 @@ from viavsp_jax.data.prompt import Prompt
 from viavsp_jax.data.records import SplitSource
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.sources import LeftOut, count_fields, open_sources
-from viavsp_jax.data.units import FILE, learn, read
+from viavsp_jax.data.vocabulary import FILE, learn, read
 from viavsp_jax.preflight import rows, texts
 from viavsp_jax.preflight.findings import UNKNOWN, Findings
 from viavsp_jax.run_settings import CTCSettings

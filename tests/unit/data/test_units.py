@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from viavsp_jax.data import units
+from viavsp_jax.data import vocabulary
 from viavsp_jax.data.packing import ClipUnits
-from viavsp_jax.data.units import BLANK, MOST, Units, learn
+from viavsp_jax.data.units import BLANK, MOST, Units
+from viavsp_jax.data.vocabulary import learn
 from viavsp_jax.prepare.demo.sentences import sample_sentences
 from viavsp_jax.runtime.errors import InputError
 
@@ -48,20 +49,21 @@ def test_more_letters_than_units():
 
 
 def test_kept_in_a_folder(learned, tmp_path):
-    units.write(tmp_path, learned)
-    assert units.read(tmp_path).of(TEXTS[3]).tolist() == learned.of(TEXTS[3]).tolist()
+    vocabulary.write(tmp_path, learned)
+    assert vocabulary.read(tmp_path).of(TEXTS[3]).tolist() == learned.of(TEXTS[3]).tolist()
     with pytest.raises(InputError, match="none/ctc_units.json: no such file, expected the units of the CTC head"):
-        units.read(tmp_path / "none")
+        vocabulary.read(tmp_path / "none")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": "1.0"}', "\0"])
-def test_files_that_are_none(text):
-    with pytest.raises(InputError, match="here: holds no units of a CTC head"):
-        Units(text, "here")
+def test_files_that_are_none(text, tmp_path):
+    (tmp_path / vocabulary.FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="ctc_units.json: holds no units of a CTC head"):
+        vocabulary.read(tmp_path)
 
 
 def test_files_of_other_units(learned):
-    with pytest.raises(InputError, match=f"expected 2 to {MOST}, the first of them <blank>"):
+    with pytest.raises(ValueError, match=f"expected 2 to {MOST}, the first of them <blank>"):
         Units(learned.text.replace("<blank>", "<pad>"))
 
 

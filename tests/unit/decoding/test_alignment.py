@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from viavsp_jax.decoding import alignment
-from viavsp_jax.decoding.alignment import REACH, Lattice, fits, word_spans
+from viavsp_jax.decoding.alignment import REACH, Lattice, align, fits
 
 T, V = 6, 4
 TEXTS = [[1], [1, 2], [2, 2], [3, 1, 3], [1, 1, 1], [], [1, 2, 3, 1, 2, 3]]
@@ -49,7 +49,7 @@ def test_what_does_not_fit():
     assert fits([1, 2, 3], 3) and not fits([1, 1], 2) and fits([1, 1], 3) and fits([], 0)
     log_probs = random_log_probs(0, frames=2)
     assert Lattice(log_probs, [[1, 1], [1, 2, 3]]).log_likelihoods().max() < -1e20
-    np.testing.assert_allclose(word_spans(log_probs, [(1, 1), (2,)]), [[0, 1], [1, 2]])
+    np.testing.assert_allclose(align(log_probs, [(1, 1), (2,)]).spans, [[0, 1], [1, 2]])
 
 
 def marked(frames: int, places: dict[int, int], units: int = 9) -> np.ndarray:
@@ -61,17 +61,17 @@ def marked(frames: int, places: dict[int, int], units: int = 9) -> np.ndarray:
 
 def test_spans_of_words():
     log_probs = marked(60, {5: 1, 6: 1, 8: 2, 12: 3, 40: 4, 41: 5})
-    spans = word_spans(log_probs, [(1, 2), (3,), (4, 5)])
+    spans = align(log_probs, [(1, 2), (3,), (4, 5)]).spans
     # A word begins where its first unit is found; with the next it shares what is between them, or has its reach.
     np.testing.assert_allclose(spans, [[5, 10.5], [10.5, 13 + REACH], [40 - REACH, 42 + REACH]])
 
 
 def test_words_that_cannot_be_written_get_what_is_between_the_others():
     log_probs = marked(30, {5: 1, 20: 2})
-    spans = word_spans(log_probs, [(), (1,), (), (), (2,), ()])
+    spans = align(log_probs, [(), (1,), (), (), (2,), ()]).spans
     np.testing.assert_allclose(spans, [[0, 5], [5, 6], [6, 13], [13, 20], [20, 23.5], [23.5, 30]])
-    np.testing.assert_allclose(word_spans(log_probs, [(), ()]), [[0, 15], [15, 30]])
-    assert word_spans(log_probs, []).shape == (0, 2)
+    np.testing.assert_allclose(align(log_probs, [(), ()]).spans, [[0, 15], [15, 30]])
+    assert align(log_probs, []).spans.shape == (0, 2)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -79,7 +79,7 @@ def test_spans_follow_each_other_and_stay_inside(seed):
     rng = np.random.default_rng(seed)
     words = [tuple(rng.integers(1, 9, rng.integers(0, 4))) for _ in range(rng.integers(1, 12))]
     frames = int(rng.integers(1, 60))
-    spans = word_spans(random_log_probs(seed, frames, 9), words)
+    spans = align(random_log_probs(seed, frames, 9), words).spans
     edges = spans.ravel()
     assert len(spans) == len(words) and np.all(np.diff(edges) >= -1e-9) and edges[0] >= 0 and edges[-1] <= frames
 

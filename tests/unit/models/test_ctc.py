@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from convert.hub.ctc_viavsp import CTCHead as TorchHead
 from convert.to_hf import write_ctc
-from viavsp_jax.data.units import learn
+from viavsp_jax.data.vocabulary import learn
 from viavsp_jax.losses import label_loss, with_ctc
 from viavsp_jax.models.ctc import CTCHead, ctc_loss
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from viavsp_jax.data.ids import id_text
 from viavsp_jax.evaluation import scoring
+from viavsp_jax.evaluation.report import confidence
 from viavsp_jax.evaluation.report.conditions import condition
 from viavsp_jax.evaluation.scoring import AlignedWord, Counts
 from viavsp_jax.evaluation.vietnamese import TONES, Syllable, difference, spoken_form
@@ -50,6 +51,8 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     Returns:
       condition: see `conditions.condition`.
       positions_per_second: what the language model reads of these clips, on average; missing where that is not known.
+      confidence: how far words are right as often as they are told to be, see `confidence.Reliability`, of text as
+        written; missing where nothing tells it.
       spoken_form: rates of these clips. What follows is missing where there are none.
       lengths: {unit: seconds or words, groups: [{from, to, and rates}]}; `to` is None in the last, and not part of it.
       channels: [{channel, and rates}], the worst first; missing without a mapping.
@@ -64,6 +67,8 @@ def analyse(name: str, rows: Sequence[Row], channels: Mapping[str, str]) -> dict
     seconds, positions = ([float(row.get(name) or 0) for row in rows] for name in ("seconds", "positions"))
     if all(seconds) and all(positions):
         result["positions_per_second"] = sum(positions) / sum(seconds)
+    if reliability := confidence.of_rows(rows):
+        result["confidence"] = reliability.as_json()
     # What is left of a reference must not be empty: a rate is errors by its words.
     references = [spoken_form(row["reference"]) or scoring.normalize(row["reference"]) for row in rows]
     counts, clips = scoring.align(references, [spoken_form(row["hypothesis"]) for row in rows])

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from viavsp_jax.evaluation.report.confidence import Reliability
 from viavsp_jax.evaluation.report.events import Curve
 
 # What matplotlib is told → the variable of page.css that takes its place.
@@ -154,6 +155,24 @@ def _draw_compression(axes: Axes, condition: str, lines: Mapping[str, Sequence[R
     axes.set_xlabel("speech positions a second")
     axes.set_ylim(bottom=0)
     axes.legend()
+
+
+def reliability_figure(reliability: Reliability) -> Markup:
+    """How many words are right over how likely that was said to be, with the diagonal on which both are the same."""
+    return _figure("Words that are right over their confidence", _draw_reliability, reliability)
+
+
+def _draw_reliability(axes: Axes, found: Reliability) -> None:
+    there = found.words > 0
+    words = found.words[there]
+    axes.plot([0, 100], [0, 100], color=_MUTED, linestyle=":", linewidth=1)
+    told, right = 100 * found.confidence[there] / words, 100 * found.right[there] / words
+    axes.plot(told, right, color=_SERIES[0])
+    axes.scatter(told, right, s=15 + 150 * words / words.max(), color=_SERIES[0], alpha=0.6, linewidths=0)
+    axes.set_title("Words that are right, %")
+    axes.set_xlabel("confidence, %")
+    axes.set_xlim(-3, 106)
+    axes.set_ylim(-3, 106)
 
 
 def _line_styles(lines: Iterable[Line]) -> dict[Line, dict[str, Any]]:

@@ -6,6 +6,8 @@ key (see viavsp_jax/evaluation/report/results.py), what `analysis.score` gives, 
 evaluations did; it needs no other file and no network.
 """
 
+import functools
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +17,7 @@ from markupsafe import Markup
 
 from viavsp_jax.data.compression import split_name
 from viavsp_jax.data.examples import MODALITIES
-from viavsp_jax.evaluation.report import analysis, figures, results
+from viavsp_jax.evaluation.report import analysis, confidence, figures, results
 from viavsp_jax.evaluation.report.comparison import Evaluation, compare
 from viavsp_jax.evaluation.report.conditions import (
     CLEAN,
@@ -98,6 +100,9 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
     )
     environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
     details = report["analysis"]
+    reliability = {name: confidence.of_json(one["confidence"]) for name, one in details.items() if "confidence" in one}
+    if len(reliability) > 1:
+        reliability["all sets"] = functools.reduce(operator.add, reliability.values())
     all_sets = sets_of(report)
     compressed = by_positions(report, all_sets)
     sets = {one: names for one, names in all_sets.items() if not one.compression}
@@ -116,6 +121,8 @@ def render(report: Report, curves: Mapping[str, Curve], compared: Sequence[Evalu
         compared_sets=list(dict.fromkeys(own + sorted({name for one in compared for name in one.scores}))),
         conditions=seen,
         lost={one: names for one, names in sets.items() if one.seen in with_lost},
+        reliability=reliability,
+        reliability_figure=figures.reliability_figure(list(reliability.values())[-1]) if reliability else "",
         compressed=compressed,
         compression_figures=[_compression_figure(group) for group in compressed.values()],
         modalities=[x for x in MODALITIES if any(x in names for names in sets.values())],

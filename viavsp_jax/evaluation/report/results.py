@@ -35,7 +35,7 @@ Reports = dict[str, Report]  # of a work folder, by the names of their folders
 
 FILE, PLACE = "report.json", "evaluations"
 # Checkpoint and split are in every version, quantization where there is one.
-ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "compression", "decoding")
+ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "compression", "decoding", "ctc_weight")
 _PLACES = ("dtype", "quantization", "compression")  # in names; the last two only where they are not as usual
 RESERVED = (*ABOUT, "evaluations", "analysis")
 _COLUMNS = ("id", "reference", "hypothesis")
@@ -63,6 +63,7 @@ def search_of(about: About) -> str:
         return "not recorded"
     usual = {field.name: field.default for field in dataclasses.fields(DecodingConfig)} | {"num_beams": None}
     search = [f"{name} {value}" for name, value in decoding.items() if value != usual.get(name)]
+    search += [f"ctc_weight {about['ctc_weight']:g}"] if "ctc_weight" in about else []
     return ", ".join([*search, *(str(about[name]) for name in _PLACES if name in about)])
 
 
@@ -70,7 +71,8 @@ def folder_name(about: About, kept: Mapping[str, Report]) -> str:
     """What the folder of an evaluation is called, or is to be called beside those that are kept."""
     beams = [f"beam{about['decoding']['num_beams']}"] if about.get("decoding") else []
     places = [about[name] for name in _PLACES if name in about]
-    name = "-".join([f"{about['checkpoint']:08}", about["split"], *beams, *places])
+    heard = [f"ctc{about['ctc_weight']:g}"] if "ctc_weight" in about else []
+    name = "-".join([f"{about['checkpoint']:08}", about["split"], *beams, *heard, *places])
     if name not in kept or about_of(kept[name]) == about:
         return name
     return f"{name}-{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
@@ -173,7 +175,7 @@ def read_table(path: epath.PathLike) -> list[Row]:
     """Rows of hypotheses, each of its own id.
 
     Raises InputError if columns or values are missing or too many, or there is no row, an id twice or missing, a
-    reference missing, or no number where `seconds` or `positions` are.
+    reference missing, or no number where `seconds`, `positions` or `confidences` are.
     """
     if not epath.Path(path).is_file():
         raise InputError(f"{path}: no such file, expected the hypotheses that --mode=eval wrote.")
@@ -189,7 +191,17 @@ def read_table(path: epath.PathLike) -> list[Row]:
             raise InputError(f"{path}: id {row['id']!r} occurs twice, expected a clip to be scored once.")
         if not row["reference"].strip():
             raise InputError(f"{path}: the reference of {row['id']!r} is empty, expected what is said.")
+        _check_confidences(path, row)
         for name in ("seconds", "positions"):
             if row.get(name) and not _NUMBER.fullmatch(row[name]):
                 raise InputError(f"{path}: the {name} of {row['id']!r} are {row[name]!r}, expected a number.")
     return rows
+
+
+def _check_confidences(path: epath.PathLike, row: Row) -> None:
+    told, words = row.get("confidences", "").split(), row["hypothesis"].split()
+    if told and (len(told) != len(words) or not all(_NUMBER.fullmatch(x) and float(x) <= 1 for x in told)):
+        raise InputError(
+            f"{path}: the confidences of {row['id']!r} are {row['confidences']!r:.60}, expected a number from 0 to 1 "
+            f"for each of its {len(words)} words."
+        )
