@@ -3,7 +3,7 @@
     scripts/demo.sh
 
 makes the corpus, the shards and the language model it needs under runs/demo, trains this config there in a few
-minutes on two CPU cores, and prints word error rates. Audio+video in quiet ends below 15 % WER.
+minutes on two CPU cores, and prints word error rates. Audio+video in quiet ends below 2 % WER.
 """
 
 import ml_collections
@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.feature_width = 128
     config.data.rows = 8
     config.data.row = {"positions": 256, "frames": 256, "labels": 128, "clips": 8, "window": 256}
+    config.ctc.weight, config.ctc.units = 0.3, 256
     config.optimizer.peak_lr = 5e-3
     config.optimizer.warmup_updates, config.optimizer.decay_updates = 0.1, 0.9
     config.checkpoint.every = 100

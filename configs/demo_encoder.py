@@ -15,6 +15,7 @@ from configs import demo
 def get_config() -> ml_collections.ConfigDict:
     """demo.py on media, with noise and modality dropout."""
     config = demo.get_config()
+    config.ctc.weight = 0.0  # it would teach the encoder, too
     config.encoder.train = True
     config.encoder.path = "viavsp_jax/demo_models/avhubert"
     config.encoder.freeze_updates = 250

@@ -41,10 +41,11 @@ def stages(workdir: Path) -> list[tuple[str, list[list[str]]]]:
         ("shards", [
             [*shard, "--modalities", "av", "audio", "video"],
             [*shard, "--modalities", "av", "audio", "video", "--split", "train", "valid", "--wild", "0.4"],
-            [*shard, "--modalities", "av", "audio", "--split", "test", *"--noise babble --snr 0".split()],
+            [*shard, "--modalities", "av", "audio", "--split", "valid", "test", *"--noise babble --snr 0".split()],
         ]),
         ("from_hf", [["-m", "convert.from_hf", str(MODELS / "llama"), "--output", llm, "--dtype", "float32"]]),
         ("train", [[*run, "--mode=train"]]),
+        ("calibrate", [[*run, "--mode=calibrate"]]),
         ("eval", [[*run, "--mode=eval", f"--config.evaluate.mapping={corpus}/mapping.json"]]),
         ("to_hf", [["-m", "convert.to_hf", "--workdir", str(workdir), "--output", exported]]),
         ("decode_hf", [

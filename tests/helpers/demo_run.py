@@ -31,6 +31,7 @@ def demo_folder(tmp_path_factory) -> pathlib.Path:
     prepare(["kmeans", *encoder, "--output", kmeans, "--layer", "2", "--num_clusters", "100"])
     prepare(["shards", *encoder, "--kmeans", kmeans, "--output", shards, "--modalities", *MODALITIES])
     config = demo.get_config()
+    config.ctc.weight = 0.0
     config.llm.path, config.data.path = str(make_llm(folder / "llm")), shards
     config.data.train = config.evaluate.names = tuple(f"{modality}_clean" for modality in MODALITIES)
     config.data.rows, config.updates, config.checkpoint.every, config.log_every = 2, 8, 8, 8

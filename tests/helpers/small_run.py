@@ -54,6 +54,7 @@ def make_llm(folder: pathlib.Path) -> pathlib.Path:
 def small_config(llm: pathlib.Path, shards: pathlib.Path) -> ml_collections.ConfigDict:
     """The demo's config on these shards: 4 updates of 2 rows."""
     config = demo.get_config()
+    config.ctc.weight = 0.0
     config.llm.path, config.data.path = str(llm), str(shards)
     config.data.train = ("av_clean",)
     config.data.feature_width = WIDTH
@@ -82,6 +83,7 @@ def command(config: ml_collections.ConfigDict, workdir: pathlib.Path, **settings
     """The command that trains with the settings of `config`, one of `small_config`, and these."""
     given = {
         "llm.path": config.llm.path,
+        "ctc.weight": config.ctc.weight,
         "data.path": config.data.path,
         "data.train": "av_clean",
         "data.feature_width": WIDTH,

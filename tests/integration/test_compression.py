@@ -132,6 +132,7 @@ def without_clusters(demo_folder, tmp_path_factory):
     stage = ["shards", "--manifest", str(demo_folder / "manifest"), "--encoder", str(DEMO_ENCODER)]
     prepare([*stage, "--workers", "0", "--device", "cpu", "--output", str(folder / "shards"), "--kind", "both"])
     config = demo.get_config()
+    config.ctc.weight = 0.0
     config.llm.path, config.data.path = str(demo_folder / "llm"), str(folder / "shards")
     config.data.train, config.data.compression = ("av_clean",), ("pool:3",)
     config.evaluate.names = ("av_clean", "av_clean_pool2")

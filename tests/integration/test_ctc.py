@@ -13,12 +13,16 @@ from small_media import media_config
 from small_run import small_config
 
 from convert import to_hf
-from viavsp_jax import evaluate, experiment, sharding, train
+from viavsp_jax import calibrate, evaluate, experiment, sharding, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import media, pipeline, records, vocabulary
 from viavsp_jax.data.examples import MEDIA, MODALITIES
 from viavsp_jax.data.packing import ClipUnits
+from viavsp_jax.decoding import calibration
+from viavsp_jax.decoding.calibration import Calibration
 from viavsp_jax.decoding.decoder import fill_up
+from viavsp_jax.decoding.nbest import Confidence
+from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.results import last_folder
 from viavsp_jax.prepare import kmeans
 from viavsp_jax.prepare.features.avhubert_torch import load_encoder
@@ -158,7 +162,7 @@ def test_another_training_begins_with_the_head_if_there_is_one(run, folders, tmp
     assert (vocabulary.read(tmp_path / "new").text == vocabulary.read(workdir).text) or not has_head
 
 
-def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):
+def test_exports_tell_the_same_words_times_and_confidences(media_folders, tmp_path):
     """Of a training that trained its encoder, too: rows of clips."""
     config = with_head(media_config(*media_folders), weight=1.0)
     config.encoder.freeze_updates, config.updates, config.checkpoint.every = 0, 2, 2
@@ -170,6 +174,8 @@ def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):
     layer, _ = encoder.encode(items, [len(clip.video) for clip in clips], ("av",), 2)["av"]
     centers = np.random.default_rng(0).permutation(np.concatenate([x.numpy() for x in layer]))[:9]
     kmeans.save_centers(tmp_path / "kmeans", centers, {"layer": 2, "seed": 0, "num_frames": 1})
+    weights = Checkpoints(tmp_path / "run").weights_sum(2)
+    calibration.write(tmp_path / "run", 2, Calibration(0.5, Confidence(1.0, 0.1, 0.2, 0.3)), {"weights": weights})
     to_hf.export(tmp_path / "run", str(tmp_path / "hf"), kmeans=tmp_path / "kmeans")
     places = {"encoder": str(media_folders[2]), "kmeans": str(tmp_path / "kmeans")}
     by_jax = Transcriber.from_pretrained(tmp_path / "run", **places, batch_size=2)
@@ -184,6 +190,11 @@ def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):
         ):
             said += len(ours.words)
             for theirs in others:
+                assert [one.text for one in ours.segments[0].hypotheses] == [
+                    one.text for one in theirs.segments[0].hypotheses
+                ]
+                told = [[word.confidence for word in one.words] for one in (ours, theirs)]
+                np.testing.assert_allclose(*told, atol=1e-4)
                 assert [(word.text, word.start, word.end) for word in ours.words] == [
                     (word.text, word.start, word.end) for word in theirs.words
                 ]
@@ -191,6 +202,49 @@ def test_exports_tell_the_same_words_and_times(media_folders, tmp_path):
     assert said
     # A translation is not what is said.
     assert by_torch(clips[0], languages=("vi", "en"), vad=False).segments[0].words is None
+
+
+def test_a_calibrated_checkpoint_ranks_by_its_head_and_tells_how_sure_words_are(run, tmp_path, capsys):
+    config, workdir = run
+    shutil.copytree(workdir, tmp_path / "run")
+    step, found = Checkpoints(workdir).best_step(), calibrate.calibrate(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "CTC weight  av_clean  mean WER %" in told and f"\n{found.ctc_weight:g} " in told
+    kept = json.loads(calibration.path_of(tmp_path / "run", step).read_bytes())
+    assert kept["split"] == "valid" and len(kept["wer_by_ctc_weight"]) == len(calibrate.WEIGHTS)
+    means = {float(weight): rates["av_clean"] for weight, rates in kept["wer_by_ctc_weight"].items()}
+    assert means[found.ctc_weight] == min(means.values())
+    assert calibration.read(tmp_path / "run", step, kept["weights"]) == found
+
+    # As after a longer training: so short a one has no word right.
+    longer = Calibration(0.5, Confidence(1.0, 0.1, 0.2, 0.3))
+    calibration.write(tmp_path / "run", step, longer, {"weights": kept["weights"]})
+    evaluate.evaluate(config, tmp_path / "run")
+    assert "the CTC head ranks hypotheses with a weight of 0.5" in capsys.readouterr().out
+    folder = last_folder(tmp_path / "run")
+    assert folder.name == f"{step:08}-test-beam5-ctc0.5-float32"
+    rows = results.read_table(folder / "av_clean.tsv")
+    assert any(row["confidences"] for row in rows)
+    config = config.copy_and_resolve_references()
+    config.evaluate.decoding.ctc_weight = 0.0
+    evaluate.evaluate(config, tmp_path / "run")
+    before = {row["id"]: row["hypothesis"] for row in results.read_table(last_folder(workdir) / "av_clean.tsv")}
+    plain = results.read_table(last_folder(tmp_path / "run") / "av_clean.tsv")
+    assert {row["id"]: row["hypothesis"] for row in plain} == before != {row["id"]: row["hypothesis"] for row in rows}
+
+
+def test_what_cannot_be_calibrated(run, folders, tmp_path):
+    config, workdir = run
+    with pytest.raises(InputError, match="config.ctc.weight is 0, expected a training with a CTC head"):
+        calibrate.calibrate(small_config(*folders), workdir)
+    config = config.copy_and_resolve_references()
+    config.evaluate.names = ("av_none",)
+    with pytest.raises(InputError, match="av_none: no such folder, expected config.evaluate.names of av_clean"):
+        calibrate.calibrate(config, workdir)
+    config = small_config(*folders)
+    config.evaluate.decoding.ctc_weight = 0.5
+    with pytest.raises(InputError, match="ctc_weight is 0.5, expected 0 or -1 for a training without a CTC head"):
+        evaluate.evaluate(config, workdir)
 
 
 def test_clips_that_fit_no_row_are_named(folders, tmp_path):

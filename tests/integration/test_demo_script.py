@@ -19,7 +19,7 @@ def config_of(name):
 
 def test_every_command_is_understood(tmp_path, monkeypatch, capsys):
     commands = [command for _, stage in demo.stages(tmp_path) for command in stage]
-    assert len(commands) == 15 and all(command[0] == "-m" for command in commands)
+    assert len(commands) == 16 and all(command[0] == "-m" for command in commands)
     for _, module, *arguments in commands:
         if module == "viavsp_jax.main":  # its parser is absl's, which is one for the process
             for flag in arguments:

@@ -33,6 +33,7 @@ def start(folder, config, devices: int, *flags: str) -> subprocess.Popen:
         **{f"evaluate.{name}": config.evaluate[name] for name in ("names", "rows", "bucket")},
         "evaluate.decoding.max_new_tokens": config.evaluate.decoding.max_new_tokens,
         "llm.path": config.llm.path,
+        "ctc.weight": config.ctc.weight,
         "optimizer.warmup_updates": config.optimizer.warmup_updates,
         "optimizer.decay_updates": config.optimizer.decay_updates,
         "optimizer.eps": config.optimizer.eps,

@@ -14,8 +14,7 @@ import numpy as np
 from viavsp_jax.data.units import Units
 from viavsp_jax.decoding.alignment import Alignment, Lattice, align
 
-# Texts of which no path goes through the frames are all as unlikely as this; the language model decides among them.
-_LEAST = -1e4
+_LEAST = -1e4  # of texts of which no path goes through the frames
 _SURE = 1e-4  # a probability is no nearer to 0 or 1 than this
 
 
@@ -40,10 +39,10 @@ class NBest:
     def rescored(self, likelihoods: np.ndarray, weight: float) -> tuple["NBest", np.ndarray]:
         """Ranked by log P(text | language model) + weight · log P(text | CTC), over the norm; and their old places.
 
-        One hypothesis alone stays as it is.
+        One hypothesis alone stays as it is, and so do several of which none goes through the frames.
         """
         places = np.arange(len(self.texts))
-        if len(places) < 2:
+        if len(places) < 2 or likelihoods.max() <= _LEAST:
             return self, places
         scores = self.scores + weight * likelihoods / self.norms
         places = np.argsort(-scores, kind="stable")

@@ -243,6 +243,7 @@ def test_a_scan_against_numbers_added_by_hand(compiled_text):
 @pytest.fixture(scope="module")
 def update(slice_of_four) -> tuple[hlo.Program, cycles.Estimate]:
     config = demo.get_config()
+    config.ctc.weight = 0.0
     config.llm.path, config.data.rows, config.dtype = str(DEMO_LLAMA), 4, "bfloat16"
     settings = read_settings(config)
     mesh = sharding.make_mesh(settings.mesh, slice_of_four.devices)
