@@ -14,70 +14,42 @@ with the adapter folded in.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from convert import safetensors_files
 from convert.avhubert import to_torch_names
+from convert.export_code import code_files
 from convert.from_hf import TOKENIZER_FILES, copy_files
 from convert.hub.configuration_viavsp import CODE, ViAVSPConfig
 from convert.hub.ctc_viavsp import FILE as CTC_FILE
+from convert.merging import write_merged
 from convert.model_card import model_card
-from convert.names import Tensor, Tree, flatten, in_their_layout, tensors
-from convert.safetensors_files import HEADER, Piece
+from convert.names import Tree, in_their_layout, tensors
+from convert.safetensors_files import HEADER
 from convert.work_folder import WorkFolder, chosen_compression, encoder_weights, open_work_folder, training_shards
 from viavsp_jax import encoder_folder
-from viavsp_jax.data import compression, features, prompt_ids, units
 from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.data.units import Units
 from viavsp_jax.data.vocabulary import read as read_units
 from viavsp_jax.data.vocabulary import write as write_units
-from viavsp_jax.decoding import alignment, nbest
 from viavsp_jax.decoding.calibration import Calibration
 from viavsp_jax.encoder_folder import CONFIG_FILE, WEIGHTS_FILE
-from viavsp_jax.llm_folder import read_layer
 from viavsp_jax.models.avhubert.config import AVHubertConfig
-from viavsp_jax.models.lora import LoRAConfig, merge_adapter
-from viavsp_jax.models.nf4 import round_trip
-from viavsp_jax.models.quantize import Quantization
-from viavsp_jax.prepare.features import modeling_avhubert
+from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.prepare.features.provenance import encoder_and_centers, longest_clip
 from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import checkpoint_step, new_folder_on_disk
-
-_HUB = pathlib.Path(__file__).parent / "hub"
-_SHARED = {
-    "alignment_viavsp": alignment,
-    "compression_viavsp": compression,
-    "feature_extraction_viavsp": features,
-    "modeling_avhubert": modeling_avhubert,
-    "nbest_viavsp": nbest,
-    "prompt_viavsp": prompt_ids,
-    "units_viavsp": units,
-}  # with the package
-
-
-def code_files() -> dict[str, bytes]:
-    """Each file of code that an export carries, by its name there; files of the package import each other by it."""
-    files = {file.name: file.read_bytes() for file in sorted(_HUB.glob("[a-z]*.py"))}
-    for name, module in _SHARED.items():
-        source = pathlib.Path(module.__file__).read_bytes()
-        for other, imported in _SHARED.items():
-            source = source.replace(f"from {imported.__name__} import".encode(), f"from .{other} import".encode())
-        files[f"{name}.py"] = source
-    return files
 
 
 def check_output(output: pathlib.Path) -> None:
@@ -124,49 +96,6 @@ def write_adapter(folder: pathlib.Path, weights: Tree, lora: LoRAConfig, base: s
     )
     config.save_pretrained(folder)
     save_file(named, folder / "adapter_model.safetensors", HEADER)
-
-
-def merged(
-    llm: epath.PathLike, tensor: Tensor, adapters: Tree, lora: LoRAConfig, quantization: Quantization
-) -> np.ndarray:
-    """One frozen tensor with its adapter folded in, in Hugging Face orientation.
-
-    Args:
-      llm: the converted language-model folder.
-      tensor: which one.
-      adapters: trained weights by our path, numpy float32; those of other tensors are passed over.
-      quantization: how the kernels were stored in training. Adapters are folded into what they were trained against;
-        after int8, whose rounding is near that of bfloat16, into the weights as they were before it.
-
-    Sums are float32, the result is in the stored dtype.
-    """
-    value, adapter = read_layer(llm, tensor.path.removeprefix("llm/"), tensor.index), tensor.path.removesuffix("kernel")
-    if quantization == "nf4" and tensor.path.endswith("/kernel"):
-        value = np.asarray(round_trip(value))
-    if f"{adapter}lora/a" in adapters:
-        a, b = (adapters[f"{adapter}lora/{name}"][tensor.index] for name in "ab")
-        value = np.asarray(merge_adapter(value, a, b, lora))
-    return tensor.to_theirs(value)
-
-
-def pieces(abstract: Tree, read: Callable[[Tensor], np.ndarray]) -> list[Piece]:
-    """All tensors of a model by their Hugging Face names; `read` gives each of them."""
-    dtypes = {path: value.dtype for path, value in flatten(abstract).items()}
-    return [
-        Piece(tensor.name, tensor.shape, dtypes[tensor.path], functools.partial(read, tensor))
-        for tensor in tensors(abstract)
-    ]
-
-
-def write_merged_configs(folder: pathlib.Path, llm: epath.PathLike, prompt: Prompt, dtype: str) -> None:
-    """The tokenizer, config.json in the stored dtype, and a generation config that stops at the end token."""
-    copy_files(llm, folder, TOKENIZER_FILES)
-    config = json.loads((epath.Path(llm) / "config.json").read_text(encoding="utf-8"))
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    ends = list(prompt.end_ids) if len(prompt.end_ids) > 1 else prompt.end_id
-    generation = {"bos_token_id": prompt.begin_id, "eos_token_id": ends, "pad_token_id": prompt.pad_id}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
 
 
 def write_encoder(folder: pathlib.Path, config: AVHubertConfig, weights: Tree) -> None:
@@ -305,13 +234,7 @@ def export(
         encoders = write_encoders(folder, opened, trained, found)
         write_config(folder, opened, prompt, encoders, way, opened.calibration)
         if merge:
-            (folder / "merged").mkdir()
-            adapter, quantization = flatten({"llm": trainable["llm"]}), settings.llm.quantization
-            read = functools.partial(
-                merged, opened.llm, adapters=adapter, lora=settings.lora, quantization=quantization
-            )
-            safetensors_files.write(folder / "merged", pieces(opened.frozen, read))
-            write_merged_configs(folder / "merged", opened.llm, prompt, opened.conversion["dtype"])
+            write_merged(folder / "merged", opened, {"llm": trainable["llm"]}, prompt)
         media = found is not None or (trained is not None and not way.by_clusters)
         card = model_card(opened, epath.Path(workdir), way, merge, media)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,7 +1,7 @@
 """transformers' pipeline for an export: a recording in, {"text": …} out.
 
 Part of every export, see modeling_viavsp.py. With `trust_remote_code=True`, `pipeline("automatic-speech-recognition",
-model=folder)` takes
+model=folder)` takes what follows. A model with a CTC head adds `words` to the text, with their times and confidence.
 
     "clip.wav"                                        a file of sound, or its bytes
     samples                                           int16[n], or floating [n] from -1 to 1; 16 kHz
@@ -67,7 +67,7 @@ class ViAVSPPipeline(Pipeline):
 
     def postprocess(self, found: dict[str, Any]) -> dict[str, Any]:
         best = found["hypotheses"][0]
-        return {"text": best["text"], "score": best["score"]}
+        return {name: best[name] for name in ("text", "score", "words") if name in best}
 
 
 def _samples(audio: Any) -> np.ndarray:

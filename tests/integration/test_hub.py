@@ -12,6 +12,7 @@ from demo_run import DEMO_ENCODER, MODALITIES
 from python_speech_features import logfbank
 
 from convert import hub, to_hf
+from convert.export_code import code_files
 from convert.hub.language_model_viavsp import ExportError
 from convert.hub.modeling_viavsp import ViAVSPModel
 from convert.hub.search_viavsp import generation_config
@@ -83,7 +84,7 @@ def test_scores_are_those_of_beam_search(demo_export, clips):
 
 def test_code_of_an_export_is_that_of_the_project(demo_export):
     carried = {path.name: path.read_bytes() for path in demo_export.glob("*.py")}
-    assert carried == {**to_hf.code_files()}
+    assert carried == code_files()
     assert carried.keys() == {path.name for path in pathlib.Path(hub.__file__).parent.glob("*.py")} - {"__init__.py"}
 
 

@@ -100,7 +100,10 @@ def check(transcript: Transcript, style: Style) -> None:
         raise needs_words(style)
     certain = [word.confidence is not None for word in transcript.words]
     if style.min_confidence is not None and certain and not any(certain):
-        raise InputError("the model does not tell how likely its words are right, which min_confidence needs")
+        raise InputError(
+            "the model does not tell how likely its words are right, which min_confidence needs: calibrate its "
+            "checkpoint (--mode=calibrate)"
+        )
 
 
 def cues(transcript: Transcript, style: Style) -> list[Cue]:

@@ -16,7 +16,7 @@ from places import GOLDEN
 from safetensors.torch import load_file, save_file
 from tiny_llama import LORA, frozen_shapes, write_llama
 
-from convert import from_hf, safetensors_files, to_hf
+from convert import from_hf, merging, safetensors_files
 from viavsp_jax import llm_folder
 from viavsp_jax.data.prompt import instruction_text, load_prompt
 from viavsp_jax.llm_config import llama_config
@@ -60,7 +60,9 @@ def test_round_trip_is_bit_exact(tmp_path, monkeypatch, dtype, tied, sharded, kv
     assert {str(x.dtype) for x in jax.tree.leaves(weights)} == {dtype}
 
     back.mkdir()
-    safetensors_files.write(back, to_hf.pieces(abstract, lambda tensor: to_hf.merged(folder, tensor, {}, LORA, "none")))
+    safetensors_files.write(
+        back, merging.pieces(abstract, lambda tensor: merging.merged(folder, tensor, {}, LORA, "none"))
+    )
     exported, state = load_file(back / "model.safetensors"), theirs.state_dict()
     assert exported.keys() == state.keys() - ({"lm_head.weight"} if tied else set())
     for name, value in exported.items():
