@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from viavsp_jax.decode import ReadyCheckpoint, decoded, load_checkpoint
+from viavsp_jax.hypotheses import ReadyCheckpoint, decoded, load_checkpoint
 from viavsp_jax.decoding import calibration
 from viavsp_jax.decoding.calibration import AS_CALIBRATED, Calibration
 from viavsp_jax.decoding.nbest import Confidence, NBest, heard_words

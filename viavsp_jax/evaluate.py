@@ -8,7 +8,7 @@ from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
-from viavsp_jax.decode import DecodeBatch, decoded, load_checkpoint
+from viavsp_jax.hypotheses import DecodeBatch, decoded, load_checkpoint
 from viavsp_jax.decoding.frames import Hearing, best_units
 from viavsp_jax.decoding.nbest import heard_words
 from viavsp_jax.evaluation.report import results

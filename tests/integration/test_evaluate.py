@@ -324,6 +324,7 @@ def test_settings_hold_in_transformers_too(run, exported, settings):
     recorded = json.loads((exported / "config.json").read_text())
     base = run[1].evaluate.decoding.to_dict()
     assert base.pop("compression") == "" and recorded["compression"] == "clusters"
+    assert base.pop("ctc_weight") == -1 and recorded["ctc_weight"] == 0
     assert recorded["decoding"] == base and set(settings) < set(base)
     rows = decoded(run, **base | settings)
     (exported / "config.json").write_text(json.dumps(recorded | {"decoding": base | settings}))

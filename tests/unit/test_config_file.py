@@ -47,7 +47,7 @@ def parsed(monkeypatch):
     ([DEMO, "--config.qqqqqqqqq=1"], "config.qqqqqqqqq is no setting, configs/base.py lists all there are"),
     ([DEMO, "--config.updates=many"], "flag --config.updates=many: invalid literal for int()"),
     ([DEMO, "--config.data=5"], "flag --config.data=5: Failed to parse '5' as a ConfigDict"),
-    ([DEMO, "--mode=trian"], "flag --mode=trian: value should be one of <train|eval|check|compile|describe>"),
+    ([DEMO, "--mode=trian"], "flag --mode=trian: value should be one of <train|calibrate|eval|check|compile|describe>"),
     ([DEMO, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     ([DEMO, "--config.evaluate.names=('av_clean',)", "--config.evaluate.names=()"],
      "--config.evaluate.names is given as ('av_clean',) and as (), expected one tuple"),

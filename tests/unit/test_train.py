@@ -16,7 +16,7 @@ from flax import nnx
 from small_run import WIDTH, small_config
 from tensorboard_events import scalars
 
-from viavsp_jax import evaluate, experiment, sharding, state, train, update
+from viavsp_jax import evaluate, experiment, hypotheses, sharding, state, train, update
 from viavsp_jax.aot import flops
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import pipeline, records
@@ -308,7 +308,7 @@ def test_evaluation_ends_a_text_at_every_end(whole, tmp_path, monkeypatch):
         given.append(args[-1])
         return Decoder(*args)
 
-    monkeypatch.setattr(evaluate, "Decoder", noted)
+    monkeypatch.setattr(hypotheses, "Decoder", noted)
     evaluate.evaluate(config, tmp_path)
     assert given == [(2, 0, *range(3, 678))]
     lines = (last_folder(tmp_path) / "av_clean.tsv").read_text().splitlines()
