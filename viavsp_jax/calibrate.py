@@ -10,12 +10,12 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from viavsp_jax.hypotheses import ReadyCheckpoint, decoded, load_checkpoint
 from viavsp_jax.decoding import calibration
 from viavsp_jax.decoding.calibration import AS_CALIBRATED, Calibration
 from viavsp_jax.decoding.nbest import Confidence, NBest, heard_words
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.vietnamese import normalize
+from viavsp_jax.hypotheses import ReadyCheckpoint, decoded, load_checkpoint
 from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.errors import InputError

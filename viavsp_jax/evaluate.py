@@ -8,13 +8,13 @@ from etils import epath
 
 from viavsp_jax.data.features import FRAME_RATE
 from viavsp_jax.data.ids import read_channels
-from viavsp_jax.hypotheses import DecodeBatch, decoded, load_checkpoint
 from viavsp_jax.decoding.frames import Hearing, best_units
 from viavsp_jax.decoding.nbest import heard_words
 from viavsp_jax.evaluation.report import results
 from viavsp_jax.evaluation.report.page import check_reports, make_report, write_report
 from viavsp_jax.evaluation.vietnamese import normalize
 from viavsp_jax.experiment import Experiment
+from viavsp_jax.hypotheses import DecodeBatch, decoded, load_checkpoint
 from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime import distributed
 from viavsp_jax.runtime.tables import aligned, write_table
