@@ -3,6 +3,7 @@
 Letters: W words of all best hypotheses.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 from etils import epath
 
 from viavsp_jax.decoding import calibration
+from viavsp_jax.decoding.alignment import Alignment
 from viavsp_jax.decoding.calibration import AS_CALIBRATED, Calibration
-from viavsp_jax.decoding.nbest import Confidence, NBest, heard_words
+from viavsp_jax.decoding.nbest import Confidence, NBest, evidence_of
+from viavsp_jax.decoding.nbest import aligned as aligned_text
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.vietnamese import normalize
 from viavsp_jax.hypotheses import ReadyCheckpoint, decoded, load_checkpoint
@@ -22,10 +25,12 @@ from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.tables import aligned
 
 SPLIT = "valid"
+_LEAST_SPREAD = 1e-6
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 
-# A clip's reference, its hypotheses as the search ranks them, how likely the CTC head finds each, and what it hears.
-Clip = tuple[str, NBest, np.ndarray, np.ndarray]
+# A clip's reference, its hypotheses as the search ranks them, how likely the CTC head finds each, float64[M], and the
+# alignments of those that are the best by one of the weights.
+Clip = tuple[str, NBest, np.ndarray, dict[str, Alignment]]
 
 
 @distributed.others_alive()
@@ -35,24 +40,34 @@ def calibrate(config: ml_collections.ConfigDict, workdir: epath.PathLike, which:
     Of WEIGHTS that is chosen which has the lowest mean of the folders' word error rates, the least of equals; a weight
     that the config tells stays. Then the confidence is fitted to which words of the best hypotheses are right.
 
-    Raises InputError for a checkpoint without a CTC head, or where no clip is recognised.
+    Raises InputError for a checkpoint without a CTC head, where no clip is recognised, or for one beam, which leaves
+    nothing to rank.
     """
     c = read_settings(config)
     if not c.ctc.weight:
         raise InputError(
             "config.ctc.weight is 0, expected a training with a CTC head: without one nothing is calibrated"
         )
-    loaded = load_checkpoint(config, workdir, which, SPLIT)
-    sets = {name: _clips(loaded, name) for name in c.evaluation.names}
+    setting = c.evaluation.ctc_weight
+    if setting == AS_CALIBRATED and c.evaluation.decoding.num_beams == 1:
+        raise InputError(
+            "config.evaluate.decoding.num_beams is 1, expected several, or config.evaluate.decoding.ctc_weight=0, "
+            "as of one hypothesis none can be chosen"
+        )
+    loaded, weights = load_checkpoint(config, workdir, which, SPLIT, calibrated=False), WEIGHTS
+    if setting != AS_CALIBRATED:
+        weights = (setting,)
+    sets = {name: _clips(loaded, name, weights) for name in c.evaluation.names}
     if not any(sets.values()):
         raise InputError(f"the split {SPLIT} of {', '.join(sets)} has translations alone, expected clips to recognise")
-    setting = c.evaluation.ctc_weight
-    rates = {weight: _error_rates(sets, weight) for weight in (WEIGHTS if setting == AS_CALIBRATED else (setting,))}
+    rates = {weight: _error_rates(sets, weight) for weight in weights}
     weight = min(rates, key=lambda one: np.mean(list(rates[one].values())))  # of equals the first
-    evidence, right = _words(loaded, sets, weight)
+    evidence, right = _words(sets, weight)
     found = Calibration(weight, fit(evidence, right))
-    about = {name: value for name, value in loaded.about.items() if name != "ctc_weight"}
-    about |= {"names": list(sets), "wer_by_ctc_weight": {f"{one:g}": by_set for one, by_set in rates.items()}}
+    about = loaded.about | {
+        "names": list(sets),
+        "wer_by_ctc_weight": {f"{one:g}": by_set for one, by_set in rates.items()},
+    }
     if jax.process_index() == 0:
         calibration.write(workdir, loaded.step, found, about)
         print(_table(rates, weight))
@@ -61,13 +76,17 @@ def calibrate(config: ml_collections.ConfigDict, workdir: epath.PathLike, which:
     return found
 
 
-def _clips(loaded: ReadyCheckpoint, name: str) -> list[Clip]:
+def _clips(loaded: ReadyCheckpoint, name: str, weights: Sequence[float]) -> list[Clip]:
     """Those of a folder that are recognised."""
     found = []
     for record, nbest, heard in decoded(loaded.experiment, loaded.decode_batch, name, SPLIT, loaded.hearing):
         if record["source_language"] == record["target_language"]:
-            likelihoods = nbest.likelihoods(heard, loaded.hearing.units)
-            found.append((normalize(record["transcript"]), nbest, likelihoods, heard))
+            units = loaded.hearing.units
+            likelihoods = nbest.likelihoods(heard, units)
+            # What is heard is not kept: of a large split it would fill the memory.
+            best = {nbest.rescored(likelihoods, weight)[0].texts[0] for weight in weights}
+            alignments = {text: aligned_text(text, heard, units) for text in best}
+            found.append((normalize(record["transcript"]), nbest, likelihoods, alignments))
     return found
 
 
@@ -82,12 +101,12 @@ def _error_rates(sets: dict[str, list[Clip]], weight: float) -> dict[str, float]
     return rates
 
 
-def _words(loaded: ReadyCheckpoint, sets: dict[str, list[Clip]], weight: float) -> tuple[np.ndarray, np.ndarray]:
+def _words(sets: dict[str, list[Clip]], weight: float) -> tuple[np.ndarray, np.ndarray]:
     """The evidence for each word of the best hypotheses, float64[W, 3], and whether it is right, bool[W]."""
     evidence, right = [np.zeros((0, 3))], []
-    for reference, nbest, likelihoods, heard in (clip for clips in sets.values() for clip in clips):
+    for reference, nbest, likelihoods, alignments in (clip for clips in sets.values() for clip in clips):
         best, _ = nbest.rescored(likelihoods, weight)
-        evidence.append(heard_words(best, heard, loaded.hearing.units)[1])
+        evidence.append(evidence_of(best, alignments[best.texts[0]]))
         right += scoring.right_words(reference, best.texts[0])
     return np.concatenate(evidence), np.array(right, bool)
 
@@ -98,7 +117,8 @@ def fit(evidence: np.ndarray, right: np.ndarray) -> Confidence | None:
 
     if right.all() or not right.any():
         return None
-    mean, scale = evidence.mean(0), evidence.std(0) + 1e-9
+    mean, scale = evidence.mean(0), evidence.std(0)
+    scale[scale < _LEAST_SPREAD] = np.inf  # what is always the same tells nothing
     model = LogisticRegression().fit((evidence - mean) / scale, right)
     weights = model.coef_[0] / scale
     return Confidence(float(model.intercept_[0] - weights @ mean), *map(float, weights))

@@ -7,6 +7,7 @@ mean and standard deviation follow.
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.run_info import flat
 from viavsp_jax.runtime.tables import aligned, write_table
 from viavsp_jax.settings import completed
+
+# Each of several seeds may be calibrated to a weight of its own.
+_WEIGHT = re.compile(r"ctc_weight [\d.e-]+")
 
 Run = dict[str, Any]  # workdir, settings, update, accuracy, evaluated, search, wer by set
 
@@ -59,7 +63,10 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
     ]  # fmt: skip
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        alike = (run["search"], *(run["settings"].get(name) for name in differing if name != "seed"))
+        alike = (
+            _WEIGHT.sub("ctc_weight", run["search"]),
+            *(run["settings"].get(name) for name in differing if name != "seed"),
+        )
         groups.setdefault(alike, []).append(run)
     for group in groups.values():
         if len(group) > 1:

@@ -25,8 +25,9 @@ def decode_folder(
 ) -> list[dict[str, str | float]]:
     """Decodes one set: id, reference, hypothesis, score, languages, seconds and positions of each clip, by id.
 
-    With a CTC head, the best hypothesis is chosen with it, `ctc` is what it makes of the clip by itself, and, where it
-    was calibrated, `confidences` are how likely the words of the hypothesis are right, empty for a translation.
+    With a CTC head, the best hypothesis is chosen with it, and the score is that of both. `ctc` is what it makes of the
+    clip by itself, and, where it was calibrated, `confidences` are how likely the words of the hypothesis are right,
+    empty for a translation.
     """
     rows = []
     split = experiment.settings.evaluation.split
@@ -71,8 +72,6 @@ def evaluate(
     check_reports(workdir)
     loaded = load_checkpoint(config, workdir, which, c.split)
     if is_first:
-        if "ctc_weight" in loaded.about:
-            print(f"the CTC head ranks hypotheses with a weight of {loaded.about['ctc_weight']:g}")
         results.take_over(workdir)
         folder = results.folder_of(workdir, loaded.about)
     scores = {}

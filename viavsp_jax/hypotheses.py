@@ -22,6 +22,7 @@ from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.settings import DataSettings
 from viavsp_jax.data.vocabulary import read as read_units
 from viavsp_jax.decoding import calibration
+from viavsp_jax.decoding.calibration import Calibration
 from viavsp_jax.decoding.decoder import Decoder, fill_up
 from viavsp_jax.decoding.frames import Hearing, jit_log_probs, nbest_of
 from viavsp_jax.decoding.nbest import NBest
@@ -47,12 +48,13 @@ class ReadyCheckpoint:
 
 
 def load_checkpoint(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, which: str, split: str
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, which: str, split: str, calibrated: bool = True
 ) -> ReadyCheckpoint:
     """Loads `best`, `latest` or that of a number, to decode `config.evaluate.names` of a split.
 
-    The first process tells the step, the settings that have changed and the weight of the CTC head. Raises InputError
-    before weights are read if folders are missing or hold what cannot be decoded.
+    Without `calibrated`, how it was calibrated is not read. The first process tells the step, the settings that have
+    changed and the weight of the CTC head. Raises InputError before weights are read if folders are missing or hold
+    what cannot be decoded, or a file of the CTC head is damaged.
     """
     workdir, experiment = epath.Path(workdir), load_experiment(config)
     c, data = experiment.settings.evaluation, experiment.settings.data_to_decode
@@ -77,21 +79,27 @@ def load_checkpoint(
         about["quantization"] = quantization
     if c.compression != CLUSTERS:
         about["compression"] = c.compression.suffix
+    known, units = Calibration(), None
+    if experiment.model.ctc:
+        units = read_units(workdir)
+        if calibrated:
+            known = calibration.read(workdir, step, about["weights"]).with_weight(c.ctc_weight)
     # Every process asks: Orbax lets them wait for each other.
     changed = settings.changes(checkpoints.restore_config(step), config, settings.OF_THE_MODEL)
     trainable = checkpoints.restore_trainable(step, experiment.trainable)
     frozen = experiment.load_frozen() | checkpoints.restore_batch_stats(step, experiment.batch_stats)
     hearing = None
-    if experiment.model.ctc:
-        found = calibration.read(workdir, step, about["weights"]).with_weight(c.ctc_weight)
+    if units:
         log_probs = functools.partial(jit_log_probs(experiment.mesh, experiment.structure), trainable, frozen)
-        hearing = Hearing(log_probs, read_units(workdir), found)
-    if hearing and hearing.calibration.ctc_weight and c.decoding.num_beams > 1:
-        about["ctc_weight"] = hearing.calibration.ctc_weight
+        hearing = Hearing(log_probs, units, known)
+    if known.ctc_weight and c.decoding.num_beams > 1:
+        about["ctc_weight"] = known.ctc_weight
     if jax.process_index() == 0:
         print(f"decoding with the checkpoint of update {step}")
         for name, before, now in changed:
             print(f"since then config.{name} was changed from {before} to {now}")
+        if "ctc_weight" in about:
+            print(f"the CTC head ranks hypotheses with a weight of {about['ctc_weight']:g}")
     return ReadyCheckpoint(experiment, functools.partial(decoder, trainable, frozen), hearing, step, about)
 
 

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from .feature_extraction_viavsp import FRAME_RATE
 from .language_model_viavsp import ExportError
-from .nbest_viavsp import Confidence, NBest, heard_words
+from .nbest_viavsp import Confidence, NBest, heard_words, weight_of
 from .units_viavsp import FILE as UNITS
 from .units_viavsp import Units
 
@@ -50,22 +51,28 @@ class Hearing:
     weight: float  # of its log-probabilities among hypotheses
     confidence: Confidence | None  # of words; None: it was not calibrated
 
+    def with_weight(self, weight: float | None) -> "Hearing":
+        """The same with another weight, unless it is None. ExportError for what is none."""
+        try:
+            return self if weight is None else dataclasses.replace(self, weight=weight_of(weight))
+        except (ValueError, TypeError) as error:
+            raise ExportError(str(error)) from None
+
     def ranked(
-        self, log_probs: Tensor, hypotheses: Sequence[dict[str, Any]], norms: Sequence[float], weight: float
+        self, log_probs: Tensor, hypotheses: Sequence[dict[str, Any]], norms: Sequence[float]
     ) -> list[dict[str, Any]]:
-        """Hypotheses {"text", "score", …} in order, of a weight, and with `words` added to the best of them.
+        """Hypotheses {"text", "score", …} in order, with `words` added to the best of them.
 
         Args:
           log_probs: float32[T, V] of the head.
           hypotheses: M that the search found, best first.
           norms: M numbers, by which the log-probability of each was divided for its score.
-          weight: in place of the one above.
         """
         heard = log_probs.cpu().numpy()
         texts, found = [one["text"] for one in hypotheses], [one["score"] for one in hypotheses]
         nbest, places = NBest.of(texts, found, norms), range(len(texts))
-        if weight:
-            nbest, places = nbest.rescored(nbest.likelihoods(heard, self.units), weight)
+        if self.weight:
+            nbest, places = nbest.rescored(nbest.likelihoods(heard, self.units), self.weight)
         alignment, evidence = heard_words(nbest, heard, self.units)
         told = self.confidence(evidence).tolist() if self.confidence else [None] * len(evidence)
         words = [
@@ -84,12 +91,11 @@ def load_ctc(
     """The head of an export and what it is used with; None where there is none. ExportError if it is damaged."""
     if not config.ctc:
         return None, None
-    head = CTCHead(config.feature_width, config.ctc["width"], config.ctc["units"])
-    head.load_state_dict(load_file(root / FILE))
     try:
+        head = CTCHead(config.feature_width, config.ctc["width"], config.ctc["units"])
+        head.load_state_dict(load_file(root / FILE))
         units = Units((root / UNITS).read_text(encoding="utf-8", errors="replace"), str(root / UNITS))
-        confidence = config.confidence and Confidence(**{name: float(x) for name, x in config.confidence.items()})
-        hearing = Hearing(units, float(config.ctc_weight), confidence)
-    except (ValueError, TypeError, AttributeError) as error:
+        hearing = Hearing(units, weight_of(config.ctc_weight), Confidence.of_json(config.confidence))
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"{root}: its CTC head cannot be used ({error})") from error
     return head.to(device, dtype).eval(), hearing

@@ -210,8 +210,9 @@ class ViAVSPModel(PreTrainedModel):
             ctc_weight, of the CTC head when the hypotheses are ranked.
 
         Returns the hypotheses of each clip, best first: {"text", "score" (a log-probability, by the length penalty of
-        the search), "tokens"}. With a CTC head, the best of a clip that is not translated also has "words": {"text",
-        "start", "end" (seconds), "confidence" (from 0 to 1; None: the training was not calibrated)} of each.
+        the search; where the head ranks several, with its own added, times the weight), "tokens"}. With a CTC head, the
+        best of a clip that is not translated also has "words": {"text", "start", "end" (seconds), "confidence" (from 0
+        to 1; None: the training was not calibrated)} of each.
 
         Raises ExportError if the export has no encoder, or no clusters where they are needed, or nothing is given.
         """
@@ -262,7 +263,7 @@ class ViAVSPModel(PreTrainedModel):
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]], **search: Any
     ) -> list[list[dict[str, Any]]]:
         """From encoder features on, as `transcribe`; `languages` are (source, target) of each clip."""
-        weight = search.pop("ctc_weight", self.config.ctc_weight)
+        hearing = self.hearing and self.hearing.with_weight(search.pop("ctc_weight", None))
         x, mask = self.embed(features, counts, languages)
         settings = generation_config(self.config.decoding, search, self.begin_id, self.end_ids)
         penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
@@ -275,7 +276,7 @@ class ViAVSPModel(PreTrainedModel):
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
                 for one, score in zip(ids.tolist(), values.tolist(), strict=True)
             ]
-            found.append(self.heard(features[clip], hypotheses, norms.tolist(), languages[clip], weight))
+            found.append(self.heard(features[clip], hypotheses, norms.tolist(), languages[clip], hearing))
         return found
 
     def heard(
@@ -284,15 +285,15 @@ class ViAVSPModel(PreTrainedModel):
         hypotheses: list[dict[str, Any]],
         norms: Sequence[float],
         languages: tuple[str, str],
-        weight: float,
+        hearing: Hearing | None,
     ) -> list[dict[str, Any]]:
         """Hypotheses of a clip, ranked and with their words by the CTC head, if there is one; see Hearing.ranked.
 
         `features` are [T, E]. A translation is not what is said, and stays as it is.
         """
-        if self.hearing is None or languages[0] != languages[1]:
+        if hearing is None or languages[0] != languages[1]:
             return hypotheses
-        return self.hearing.ranked(self.ctc.log_probs(features), hypotheses, norms, weight)
+        return hearing.ranked(self.ctc.log_probs(features), hypotheses, norms)
 
     def embed(
         self, features: Sequence[Tensor], counts: Sequence[Tensor], languages: Sequence[tuple[str, str]]

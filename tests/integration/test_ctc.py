@@ -13,6 +13,7 @@ from small_media import media_config
 from small_run import small_config
 
 from convert import to_hf
+from convert.hub.language_model_viavsp import ExportError
 from viavsp_jax import calibrate, evaluate, experiment, sharding, train
 from viavsp_jax.checkpoint import Checkpoints
 from viavsp_jax.data import media, pipeline, records, vocabulary
@@ -183,6 +184,8 @@ def test_exports_tell_the_same_words_times_and_confidences(media_folders, tmp_pa
     assert by_jax.recognizer.knows_words and by_torch.recognizer.knows_words
     by_torch.recognizer._model.save_pretrained(tmp_path / "again")
     again = Transcriber.from_pretrained(tmp_path / "again")
+    with pytest.raises(ExportError, match="the ctc_weight is -1, expected a finite number of at least 0"):
+        by_torch.recognizer._model.transcribe(video=[clips[0].video], ctc_weight=-1)
     said = 0
     for modality in MODALITIES:
         for ours, *others in zip(
@@ -240,6 +243,9 @@ def test_what_cannot_be_calibrated(run, folders, tmp_path):
     config = config.copy_and_resolve_references()
     config.evaluate.names = ("av_none",)
     with pytest.raises(InputError, match="av_none: no such folder, expected config.evaluate.names of av_clean"):
+        calibrate.calibrate(config, workdir)
+    config.evaluate.names, config.evaluate.decoding.num_beams = ("av_clean",), 1
+    with pytest.raises(InputError, match="num_beams is 1, expected several"):
         calibrate.calibrate(config, workdir)
     config = small_config(*folders)
     config.evaluate.decoding.ctc_weight = 0.5

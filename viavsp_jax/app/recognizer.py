@@ -38,7 +38,8 @@ class Hypothesis:
     """What may have been said."""
 
     text: str  # one line, whatever was given
-    score: float  # log-probability / length ** length_penalty of the search
+    # Log-probability / length ** length_penalty of the search; where a CTC head ranks several, with its own added.
+    score: float
 
     def __post_init__(self):
         object.__setattr__(self, "text", one_line(self.text))

@@ -57,7 +57,9 @@ class VLLMRecognizer(TorchRecognizer):
         with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
             found = list(pool.map(self._ask, prompts))
         return [
-            self._model.heard(one, [{"text": self._model.text(ids), "score": score}], [1.0], languages, 0.0)
+            self._model.heard(
+                one, [{"text": self._model.text(ids), "score": score}], [1.0], languages, self._model.hearing
+            )
             for one, (ids, score) in zip(features, found, strict=True)
         ]
 

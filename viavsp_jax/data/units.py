@@ -37,6 +37,9 @@ class Units:
         # Vietnamese has some ten thousand syllables.
         self._of_word = functools.lru_cache(2**15)(self._encode)
 
+    def __reduce__(self) -> tuple:
+        return Units, (self.text,)  # to pickle it: the cache cannot be
+
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from viavsp_jax.decoding.nbest import Confidence
+from viavsp_jax.decoding.nbest import Confidence, weight_of
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError
 
@@ -53,10 +53,10 @@ def read(workdir: epath.PathLike, step: int, weights: int | None) -> Calibration
         found = json.loads(path.read_bytes())
         if found["weights"] != weights:
             return Calibration()
-        confidence = found["confidence"] and Confidence(**{name: float(x) for name, x in found["confidence"].items()})
-        return Calibration(float(found["ctc_weight"]), confidence)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return Calibration(weight_of(found["ctc_weight"]), Confidence.of_json(found["confidence"]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, IsADirectoryError) as error:
         reason = " ".join(repr(error).split())[:300]
         raise InputError(
-            f"{path}: no calibration ({reason}), expected one that --mode=calibrate wrote: calibrate again"
+            f"{path}: no calibration ({reason}), expected one that --mode=calibrate wrote: move it away, or calibrate "
+            "again"
         ) from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from viavsp_jax.data.units import Units
-from viavsp_jax.decoding.alignment import Alignment, Lattice, align
+from viavsp_jax.decoding.alignment import LEAST_LIKELIHOOD, Alignment, Lattice, align
 
 _LEAST = -1e4  # of texts of which no path goes through the frames
 _SURE = 1e-4  # a probability is no nearer to 0 or 1 than this
@@ -32,9 +32,15 @@ class NBest:
         return cls(tuple(texts), np.array(scores, np.float64), np.array(norms, np.float64))
 
     def likelihoods(self, log_probs: np.ndarray, units: Units) -> np.ndarray:
-        """float64[M]: log P(text | CTC), of what a CTC head of these units hears, floating [T, V]."""
-        texts = [[unit for word in units.of_words(text) for unit in word] for text in self.texts]
-        return np.maximum(Lattice(log_probs.astype(np.float64), texts).log_likelihoods(), _LEAST)
+        """float64[M]: log P(text | CTC), of what a CTC head of these units hears, floating [T, V].
+
+        A word that cannot be written in units is as unlikely as the least likely of units.
+        """
+        words = [units.of_words(text) for text in self.texts]
+        texts = [[unit for word in text for unit in word] for text in words]
+        unwritten = np.array([sum(not word for word in text) for text in words])
+        found = Lattice(log_probs.astype(np.float64), texts).log_likelihoods() + LEAST_LIKELIHOOD * unwritten
+        return np.maximum(found, _LEAST)
 
     def rescored(self, likelihoods: np.ndarray, weight: float) -> tuple["NBest", np.ndarray]:
         """Ranked by log P(text | language model) + weight · log P(text | CTC), over the norm; and their old places.
@@ -70,10 +76,28 @@ class Confidence:
     weakest_unit: float
     likelihood: float
 
+    @classmethod
+    def of_json(cls, found: dict[str, float] | None) -> "Confidence | None":
+        """From its fields. Raises ValueError, TypeError, AttributeError or OverflowError for anything else."""
+        if found is None:
+            return None
+        values = {name: float(value) for name, value in found.items()}
+        if not np.isfinite(list(values.values())).all():
+            raise ValueError(f"{found} are no finite numbers")
+        return cls(**values)
+
     def __call__(self, evidence: np.ndarray) -> np.ndarray:
         """float64[W, 3] → probabilities float64[W]."""
         logits = self.intercept + evidence @ np.array([self.agreement, self.weakest_unit, self.likelihood])
         return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+
+
+def weight_of(number: float) -> float:
+    """How much the CTC head counts. Raises ValueError or TypeError for what is no finite number of at least 0."""
+    weight = float(number)
+    if not 0 <= weight < np.inf:
+        raise ValueError(f"the ctc_weight is {number!r}, expected a finite number of at least 0")
+    return weight
 
 
 def heard_words(nbest: NBest, log_probs: np.ndarray, units: Units) -> tuple[Alignment, np.ndarray]:
@@ -81,10 +105,20 @@ def heard_words(nbest: NBest, log_probs: np.ndarray, units: Units) -> tuple[Alig
 
     `log_probs` are floating [T, V] of the CTC head.
     """
-    found = align(log_probs.astype(np.float64), units.of_words(nbest.texts[0]))
+    found = aligned(nbest.texts[0], log_probs, units)
+    return found, evidence_of(nbest, found)
+
+
+def aligned(text: str, log_probs: np.ndarray, units: Units) -> Alignment:
+    """The words of a text in what a CTC head of these units hears, floating [T, V]."""
+    return align(log_probs.astype(np.float64), units.of_words(text))
+
+
+def evidence_of(nbest: NBest, alignment: Alignment) -> np.ndarray:
+    """float64[W, 3] of the best hypothesis, whose alignment this is; see Confidence."""
     agreement = np.clip(nbest.agreement(), _SURE, 1 - _SURE)
-    whole = np.full(len(agreement), found.likelihood)
-    return found, np.stack([np.log(agreement / (1 - agreement)), found.weakest_units, whole], 1)
+    whole = np.full(len(agreement), alignment.likelihood)
+    return np.stack([np.log(agreement / (1 - agreement)), alignment.weakest_units, whole], 1)
 
 
 def _in_place(words: Sequence[str], others: Sequence[str]) -> np.ndarray:

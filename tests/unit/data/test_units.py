@@ -1,6 +1,7 @@
 """Units of words: learned, written, read; and what rows hold of them."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -46,6 +47,10 @@ def test_more_letters_than_units():
     with pytest.raises(InputError, match="config.ctc.units is 8, expected at least 9, as the 7 letters"):
         learn(["một hai ba"], 8)
     assert len(learn(["một hai ba"], 9)) == 9
+
+
+def test_they_can_be_pickled(learned):
+    assert pickle.loads(pickle.dumps(learned)).text == learned.text
 
 
 def test_kept_in_a_folder(learned, tmp_path):

@@ -56,6 +56,13 @@ def test_texts_that_do_not_fit_the_frames_keep_their_order():
     np.testing.assert_allclose(ranked.agreement(), [1.0])
 
 
+def test_words_that_cannot_be_written_are_unlikely():
+    nbest = NBest.of(("nhà có hoa", "7 8", ""), [-3.0, -1.0, -9.0], [1.0, 1.0, 1.0])
+    found = nbest.likelihoods(heard("nhà có hoa"), UNITS)
+    np.testing.assert_allclose(found[1] - found[2], 2 * LEAST_LIKELIHOOD)
+    assert nbest.rescored(found, 1.0)[0].texts[0] == "nhà có hoa"
+
+
 def test_words_agree_by_the_probability_of_texts_that_have_them():
     np.testing.assert_allclose(NBest.of(TEXTS, SCORES, NORMS).agreement(), [1.0, 0.8, 1.0])
     assert NBest.of(("", "nhà"), [-1.0, -2.0], [1.0, 1.0]).agreement().tolist() == []
@@ -93,7 +100,9 @@ def test_the_confidence_is_that_of_scikit_learn():
     theirs = make_pipeline(StandardScaler(), LogisticRegression()).fit(evidence, right).predict_proba(evidence)[:, 1]
     np.testing.assert_allclose(calibrate.fit(evidence, right)(evidence), theirs, atol=1e-5)
     assert calibrate.fit(evidence, np.ones(500, bool)) is None and calibrate.fit(evidence[:0], right[:0]) is None
-    assert np.isfinite(calibrate.fit(evidence * [1, 0, 1], right)(evidence)).all(), "where something is always the same"
+    # What is always the same, as the agreement of one beam is, has no say.
+    constant = calibrate.fit(evidence * [0, 1, 1] + [9.2103, 0, 0], right)
+    assert constant.agreement == 0 and 0.5 < constant.weakest_unit < 2
 
 
 def test_a_calibration_is_that_of_its_weights(tmp_path):
@@ -106,14 +115,24 @@ def test_a_calibration_is_that_of_its_weights(tmp_path):
     assert calibration.read(tmp_path, 400, 7) == Calibration(0.3)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"weights": 7}', '{"weights": 7, "ctc_weight": 1, "confidence": {"x": 1}}', "[" * 9999],
+DAMAGED = (
+    "",
+    "[]",
+    "{}",
+    '{"weights": 7}',
+    '{"weights": 7, "ctc_weight": NaN, "confidence": null}',
+    '{"weights": 7, "ctc_weight": -1, "confidence": null}',
+    '{"weights": 7, "ctc_weight": 1, "confidence": {"x": 1}}',
+    '{"weights": 7, "ctc_weight": 1, "confidence": {"intercept": 1e999}}',
+    "[" * 9999,
 )
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_calibration(text, tmp_path):
     calibration.path_of(tmp_path, 400).parent.mkdir()
     calibration.path_of(tmp_path, 400).write_text(text)
-    with pytest.raises(InputError, match="calibration/00000400.json: no calibration .*: calibrate again"):
+    with pytest.raises(InputError, match="calibration/00000400.json: no calibration .*: move it away, or calibrate"):
         calibration.read(tmp_path, 400, 7)
 
 
