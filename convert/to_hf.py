@@ -220,6 +220,7 @@ def export(
     settings = opened.settings
     way = chosen_compression(opened, compression)
     trainable, batch_stats = opened.read_weights()
+    saved_units = opened.checkpoints.restore_units(opened.step)
     opened.checkpoints.close()
     prompt = load_prompt(opened.llm, settings.llm.end_token, settings.prompt)
     grown_from = encoder or (opened.encoder_path if opened.encoder else None)
@@ -230,7 +231,7 @@ def export(
         projector = hugging_face_tensors({"projector": trainable["projector"]})
         save_file(projector, folder / "projector.safetensors", HEADER)
         if "ctc" in trainable:
-            write_ctc(folder, trainable["ctc"], read_units(workdir))
+            write_ctc(folder, trainable["ctc"], read_units(workdir, saved_units))
         encoders = write_encoders(folder, opened, trained, found)
         write_config(folder, opened, prompt, encoders, way, opened.calibration)
         if merge:

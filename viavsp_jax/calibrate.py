@@ -14,8 +14,7 @@ from etils import epath
 from viavsp_jax.decoding import calibration
 from viavsp_jax.decoding.alignment import Alignment
 from viavsp_jax.decoding.calibration import AS_CALIBRATED, Calibration
-from viavsp_jax.decoding.nbest import Confidence, NBest, evidence_of
-from viavsp_jax.decoding.nbest import aligned as aligned_text
+from viavsp_jax.decoding.nbest import Confidence, NBest, align_text, evidence_of
 from viavsp_jax.evaluation import scoring
 from viavsp_jax.evaluation.vietnamese import normalize
 from viavsp_jax.hypotheses import ReadyCheckpoint, decoded, load_checkpoint
@@ -85,7 +84,7 @@ def _clips(loaded: ReadyCheckpoint, name: str, weights: Sequence[float]) -> list
             likelihoods = nbest.likelihoods(heard, units)
             # What is heard is not kept: of a large split it would fill the memory.
             best = {nbest.rescored(likelihoods, weight)[0].texts[0] for weight in weights}
-            alignments = {text: aligned_text(text, heard, units) for text in best}
+            alignments = {text: align_text(text, heard, units) for text in best}
             found.append((normalize(record["transcript"]), nbest, likelihoods, alignments))
     return found
 

@@ -71,6 +71,7 @@ class Checkpoints:
         fits: dict[str, Any],
         run_info: dict[str, Any],
         metrics: dict[str, float],
+        units: str | None = None,
     ) -> None:
         """Starts saving in the background; raises InputError when the disk is full, also of the save before.
 
@@ -82,6 +83,7 @@ class Checkpoints:
           metrics: of the validation split, with its `accuracy`; 0 where it is not known, and any other is better. The
             best checkpoint has the highest `score` or, where there is none, accuracy; the last of several. `not_better`
             counts the validations since that score was reached first.
+          units: those of the CTC head, as JSON; None without one.
         """
         arrays = {"trainable": state.trainable, "optimizer": {"step": state.step, "state": state.opt_state}}
         if state.batch_stats:
@@ -90,6 +92,8 @@ class Checkpoints:
         texts = {"config": json.loads(config), "fits": fits, "origin": {"saved": now} | run_info}
         if data is not None:
             texts["data"] = data.places()
+        if units is not None:
+            texts["units"] = json.loads(units)
         texts["sums"] = {name: sum_of(name, item) for name, item in (arrays | texts | {"metrics": metrics}).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {name: ocp.args.JsonSave(text) for name, text in texts.items()}
@@ -243,6 +247,12 @@ class Checkpoints:
     def restore_run_info(self, step: int) -> dict[str, Any]:
         """What a checkpoint was made by; {} if an earlier version wrote it."""
         return self._read_json(step, "origin") if (self.folder / str(step) / "origin").exists() else {}
+
+    def restore_units(self, step: int) -> str | None:
+        """The units of its CTC head, as JSON; None without one, or if an earlier version wrote it."""
+        if not (self.folder / str(step) / "units").exists():
+            return None
+        return json.dumps(self._read_json(step, "units"), ensure_ascii=False)
 
     def _read_json(self, step: int, name: str) -> dict[str, Any]:
         with self._read(step):

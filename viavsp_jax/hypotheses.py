@@ -81,7 +81,7 @@ def load_checkpoint(
         about["compression"] = c.compression.suffix
     known, units = Calibration(), None
     if experiment.model.ctc:
-        units = read_units(workdir)
+        units = read_units(workdir, checkpoints.restore_units(step))
         if calibrated:
             known = calibration.read(workdir, step, about["weights"]).with_weight(c.ctc_weight)
     # Every process asks: Orbax lets them wait for each other.

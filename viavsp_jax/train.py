@@ -157,7 +157,9 @@ class Trainer:
             self.best_score = max(self.best_score, scores["score"])
         scores["not_better"] = self.not_better
         with self.throughput.phase("checkpoint"):
-            self.checkpoints.save(self.state, self.batches, self.experiment.config, self.fits, self.run_info, scores)
+            units = self.clip_units and self.clip_units.units.text
+            config = self.experiment.config
+            self.checkpoints.save(self.state, self.batches, config, self.fits, self.run_info, scores, units)
 
     def log(self, step: int) -> None:
         """Shows what the updates since the last log gave, up to `step`."""

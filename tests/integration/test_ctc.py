@@ -11,6 +11,7 @@ from flax import nnx
 from small_corpus import with_gaps
 from small_media import media_config
 from small_run import small_config
+from transformers import AutoModel
 
 from convert import to_hf
 from convert.hub.language_model_viavsp import ExportError
@@ -139,6 +140,12 @@ def test_units_that_are_gone_or_too_few(run, folders, tmp_path):
     config, workdir = run
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / vocabulary.FILE).unlink()
+    evaluate.evaluate(config, tmp_path / "run")  # the checkpoint has them, too
+    assert (last_folder(tmp_path / "run") / "av_clean.tsv").read_bytes() == (
+        last_folder(workdir) / "av_clean.tsv"
+    ).read_bytes()
+    for folder in (tmp_path / "run" / "checkpoints").glob("*/units"):  # as an earlier version's, which had them not
+        shutil.rmtree(folder)
     with pytest.raises(InputError, match="ctc_units.json: no such file"):
         evaluate.evaluate(config, tmp_path / "run")
     with pytest.raises(InputError, match="config.ctc.units is 9, expected at least"):
@@ -186,6 +193,11 @@ def test_exports_tell_the_same_words_times_and_confidences(media_folders, tmp_pa
     again = Transcriber.from_pretrained(tmp_path / "again")
     with pytest.raises(ExportError, match="the ctc_weight is -1, expected a finite number of at least 0"):
         by_torch.recognizer._model.transcribe(video=[clips[0].video], ctc_weight=-1)
+    # The code that the export carries tells them by itself.
+    alone = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    crops = {"video": [clips[0].video]}
+    assert alone.transcribe(**crops)[0] == by_torch.recognizer._model.transcribe(**crops)[0]
+    assert alone.transcribe(**crops)[0][0]["words"] and type(alone).__module__.startswith("transformers_modules")
     said = 0
     for modality in MODALITIES:
         for ours, *others in zip(

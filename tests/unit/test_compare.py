@@ -43,6 +43,15 @@ def test_runs_that_were_searched_otherwise_are_not_averaged():
     assert [line["run"] for line in compare.compare(runs)] == ["a", "b"]
 
 
+def test_seeds_that_were_calibrated_to_other_weights_are_averaged():
+    runs = [run("a", 0, 1e-3, 0.25), run("b", 1, 1e-3, 0.35)]
+    for one, weight in zip(runs, ("1", "1.5"), strict=True):
+        one["search"] = f"num_beams 5, ctc_weight {weight}, float32"
+    assert compare.compare(runs)[2]["run"] == "mean of 2"
+    runs[1]["search"] = "num_beams 5, float32"
+    assert len(compare.compare(runs)) == 2
+
+
 def test_a_run_that_was_not_evaluated():
     runs = [run("a", 0, 1e-3, 0.25), run("b", 1, 1e-3, 0.35)]
     runs[1]["wer"] = {}

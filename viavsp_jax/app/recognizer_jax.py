@@ -73,13 +73,14 @@ class JaxRecognizer:
             self._encoder = JaxEncoder(folder, "float32", batch_size, self.longest)
         trainable = opened.checkpoints.restore_trainable(opened.step, experiment.trainable)
         stats = opened.checkpoints.restore_batch_stats(opened.step, experiment.batch_stats)
+        saved_units = opened.checkpoints.restore_units(opened.step)
         opened.checkpoints.close()
         self._decoders: dict[int, Decoder] = {}  # by beams
         self._weights = trainable, experiment.load_frozen() | stats
         self._hearing = None
         if experiment.model.ctc:
             log_probs = functools.partial(jit_log_probs(experiment.mesh, experiment.structure), *self._weights)
-            self._hearing = Hearing(log_probs, read_units(workdir), opened.calibration)
+            self._hearing = Hearing(log_probs, read_units(workdir, saved_units), opened.calibration)
         self.knows_words = self._hearing is not None
 
     def __call__(

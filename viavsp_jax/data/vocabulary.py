@@ -45,8 +45,13 @@ def learn(transcripts: Iterable[str], size: int) -> Units:
     return Units(json.dumps(found, ensure_ascii=False))
 
 
-def read(folder: epath.PathLike) -> Units:
-    """Those of a work folder or an export. Raises InputError if they are missing or damaged."""
+def read(folder: epath.PathLike, saved: str | None = None) -> Units:
+    """Those of a work folder; `saved` is what its checkpoint holds of them, which earlier versions did not.
+
+    Raises InputError if they are missing or damaged.
+    """
+    if saved is not None:
+        return Units(saved)
     path = epath.Path(folder) / FILE
     if not path.exists():
         raise InputError(f"{path}: no such file, expected the units of the CTC head, as training writes them there")

@@ -105,11 +105,11 @@ def heard_words(nbest: NBest, log_probs: np.ndarray, units: Units) -> tuple[Alig
 
     `log_probs` are floating [T, V] of the CTC head.
     """
-    found = aligned(nbest.texts[0], log_probs, units)
+    found = align_text(nbest.texts[0], log_probs, units)
     return found, evidence_of(nbest, found)
 
 
-def aligned(text: str, log_probs: np.ndarray, units: Units) -> Alignment:
+def align_text(text: str, log_probs: np.ndarray, units: Units) -> Alignment:
     """The words of a text in what a CTC head of these units hears, floating [T, V]."""
     return align(log_probs.astype(np.float64), units.of_words(text))
 
