@@ -120,8 +120,8 @@ def decode(
     batch_size: int,
     modality: str = "av",
     compression: Compression | None = None,
-) -> list[dict[str, str]]:
-    """Decodes all clips as the training's config says: rows of id, reference and hypothesis, by id.
+) -> list[dict[str, str | float]]:
+    """Decodes all clips as the training's config says: rows of id, reference, hypothesis and its score, by id.
 
     `modality` says how an encoder that was trained takes them, `compression` how frames become positions (None: as the
     export says). Raises InputError when features have another width than the model was trained on or no clusters that
@@ -146,8 +146,13 @@ def decode(
             languages = [(example["source_language"], example["target_language"]) for example in examples]
             found = model.recognize(features, counts, languages)
             for example, hypotheses in zip(examples, found, strict=True):
-                reference, hypothesis = normalize(example["transcript"]), normalize(hypotheses[0]["text"])
-                rows.append({"id": example["id"], "reference": reference, "hypothesis": hypothesis})
+                best = hypotheses[0]
+                rows.append({
+                    "id": example["id"],
+                    "reference": normalize(example["transcript"]),
+                    "hypothesis": normalize(best["text"]),
+                    "score": round(best["score"], 4),
+                })  # fmt: skip
             progress.update(len(examples))
     return sorted(rows, key=lambda row: row["id"])
 

@@ -94,6 +94,8 @@ def load_checkpoint(
         hearing = Hearing(log_probs, units, known)
     if known.ctc_weight and c.decoding.num_beams > 1:
         about["ctc_weight"] = known.ctc_weight
+    if known.confidence:  # of another calibration, confidences are others
+        about["confidence"] = dataclasses.asdict(known.confidence)
     if jax.process_index() == 0:
         print(f"decoding with the checkpoint of update {step}")
         for name, before, now in changed:

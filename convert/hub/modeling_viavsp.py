@@ -267,11 +267,10 @@ class ViAVSPModel(PreTrainedModel):
         x, mask = self.embed(features, counts, languages)
         settings = generation_config(self.config.decoding, search, self.begin_id, self.end_ids)
         penalty = float((self.config.decoding | search).get("repetition_penalty", 1.0))
-        settings.num_return_sequences = each = 1 if settings.do_sample else settings.num_beams
-        length_penalty = settings.length_penalty if settings.num_beams > 1 else 0.0
+        settings.num_return_sequences = settings.num_beams
         found = []
-        for clip, ids in enumerate(generate(self.llm, x, mask, settings, penalty).split(each)):
-            values, norms = scores(self.llm, x[clip, mask[clip].bool()], ids, self.end_ids, length_penalty)
+        for clip, ids in enumerate(generate(self.llm, x, mask, settings, penalty).split(settings.num_beams)):
+            values, norms = scores(self.llm, x[clip, mask[clip].bool()], ids, settings, penalty)
             hypotheses = [
                 {"text": self.text(one), "score": score, "tokens": self.until_end(one)}
                 for one, score in zip(ids.tolist(), values.tolist(), strict=True)

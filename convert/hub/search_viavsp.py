@@ -44,17 +44,27 @@ def generate(llm: PreTrainedModel, x: Tensor, mask: Tensor, settings: Generation
 
 
 def scores(
-    llm: PreTrainedModel, prompt: Tensor, ids: Tensor, end_ids: Sequence[int], length_penalty: float
+    llm: PreTrainedModel, prompt: Tensor, ids: Tensor, settings: GenerationConfig, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Texts after a prompt as beam search ranks them: [S, D] and int64[H, G] → float32[H] twice.
+    """Texts after a prompt as the search ranks them: [S, D] and int64[H, G] → float32[H] twice.
 
-    These are log-probabilities, divided by a norm, and that norm: the length of each text to the power of the penalty.
-    By a forward pass: `generate` would keep the logits of all steps for it. A repetition penalty does not count.
+    These are log-probabilities, divided by a norm, and that norm: with several beams the length of each text to the
+    power of the length penalty, else 1. By a forward pass: `generate` would keep the logits of all steps for it.
     """
-    is_end = torch.isin(ids, torch.tensor(end_ids, device=ids.device)).long()
+    ends = torch.tensor(settings.eos_token_id, device=ids.device)
+    is_end = torch.isin(ids, ends).long()
     counted = is_end.cumsum(1) - is_end == 0
     x = torch.cat([prompt.expand(len(ids), -1, -1), llm.get_input_embeddings()(ids[:, :-1])], 1)
-    logits = llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits
-    chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    norms = counted.sum(1).float() ** length_penalty
+    logits = llm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1]).logits.float()
+    beams = settings.num_beams > 1
+    # Beam search changes log-probabilities, which then no longer sum to 1; greedy search and sampling change logits.
+    values = logits.log_softmax(-1) if beams else logits
+    if penalty != 1.0:
+        repetition = RepetitionPenaltyLogitsProcessor(penalty)
+        values = torch.stack([repetition(ids[:, :step], values[:, step]) for step in range(ids.shape[1])], 1)
+    if not beams:
+        values[:, : settings.min_new_tokens or 0, ends] = -torch.inf
+        values = values.log_softmax(-1)
+    norms = counted.sum(1).float() ** (settings.length_penalty if beams else 0.0)
+    chosen = values.gather(-1, ids[..., None])[..., 0]
     return chosen.masked_fill(~counted, 0).sum(1) / norms, norms

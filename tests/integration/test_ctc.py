@@ -247,6 +247,15 @@ def test_a_calibrated_checkpoint_ranks_by_its_head_and_tells_how_sure_words_are(
     plain = results.read_table(last_folder(tmp_path / "run") / "av_clean.tsv")
     assert {row["id"]: row["hypothesis"] for row in plain} == before != {row["id"]: row["hypothesis"] for row in rows}
 
+    # Calibrated anew: confidences of both are not mixed in one report.
+    config.evaluate.decoding.ctc_weight = calibration.AS_CALIBRATED
+    longer = Calibration(0.5, Confidence(0.0, 0.1, 0.2, 0.3))
+    calibration.write(tmp_path / "run", step, longer, {"weights": kept["weights"]})
+    evaluate.evaluate(config, tmp_path / "run")
+    other = last_folder(tmp_path / "run")
+    assert other.name.startswith(f"{folder.name}-") and results.read_table(folder / "av_clean.tsv") == rows
+    assert results.read_table(other / "av_clean.tsv") != rows
+
 
 def test_what_cannot_be_calibrated(run, folders, tmp_path):
     config, workdir = run

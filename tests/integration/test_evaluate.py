@@ -332,6 +332,7 @@ def test_settings_hold_in_transformers_too(run, exported, settings):
     (exported / "config.json").write_text(json.dumps(recorded))
     theirs = decode_hf.decode(model, open_split(f"{run[1].data.path}/av_clean", "test"), 3)
     assert [row["hypothesis"] for row in theirs] == [row["hypothesis"] for row in rows]
+    np.testing.assert_allclose([row["score"] for row in theirs], [float(row["score"]) for row in rows], atol=2e-4)
 
 
 def test_sampling(run):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from demo_run import DEMO_ENCODER, MODALITIES
 from python_speech_features import logfbank
 
@@ -80,6 +81,14 @@ def test_scores_are_those_of_beam_search(demo_export, clips):
     theirs = model.llm.generate(inputs_embeds=x, attention_mask=mask, generation_config=settings).sequences_scores
     ours = [one["score"] for hypotheses in model.recognize(*encoded, [("vi", "vi")] * len(clips)) for one in hypotheses]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_beams_that_are_drawn_are_all_told(demo_export, clips):
+    model = ViAVSPModel.from_pretrained(demo_export)
+    torch.manual_seed(0)
+    for found in model.transcribe([clip["video"] for clip in clips], do_sample=True, num_beams=3, top_k=20):
+        scores = [one["score"] for one in found]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
 
 
 def test_code_of_an_export_is_that_of_the_project(demo_export):

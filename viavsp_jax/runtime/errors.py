@@ -73,12 +73,14 @@ def reported_to_user() -> Iterator[None]:
 
     Bad input, a disk without room or a bucket that refuses ends it with one sentence and status 2, not a traceback, and
     so does Ctrl-C, with status 130. What the terminal's encoding cannot show, of names or of text, is shown escaped.
+    Where what is printed goes to `head` or `less`, it ends when they do.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
             stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with _while_it_is_read():
+            yield
     except InputError as error:
         _end(*error.sentences)
     except KeyboardInterrupt:
@@ -97,6 +99,26 @@ def reported_to_user() -> Iterator[None]:
         if isinstance(error, UnicodeEncodeError):
             _end(_of_a_name(error))
         raise
+
+
+@contextlib.contextmanager
+def _while_it_is_read() -> Iterator[None]:
+    """Ends the program without a word where the other end of a pipe that it prints to was closed."""
+    try:
+        try:
+            yield
+        except SystemExit:  # of --help
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # what failed may not be kept, and then there is nothing to be flushed
+        except BrokenPipeError:
+            # Python prints what is left at its end, and would tell once more that nobody reads it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # 128 and the number of the signal
+        raise  # another pipe's
 
 
 def _of_a_name(error: UnicodeEncodeError) -> str:
