@@ -26,7 +26,7 @@ from viavsp_jax.data.examples import Example
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.models.llama import LlamaConfig
 from viavsp_jax.models.viavsp import ViAVSP
-from viavsp_jax.settings import DTYPES
+from viavsp_jax.rules import DTYPES
 
 Tree = dict[str, Any]
 

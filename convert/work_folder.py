@@ -13,6 +13,7 @@ from flax import traverse_util
 from convert.names import Tree, flatten
 from viavsp_jax import encoder_folder
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_fits
 from viavsp_jax.data.compression import Compression
 from viavsp_jax.data.prompt import load_prompt
 from viavsp_jax.data.settings import DataSettings
@@ -97,7 +98,7 @@ def open_work_folder(
         sizes = encoder_folder.read_config(encoder_path)
     prompt = load_prompt(llm, settings.llm.end_token, settings.prompt)
     fits = {"language model sha256": conversion["sha256"], **encoder_fits(sizes)}
-    checkpoints.check_fits(chosen, fits | prompt_fits(prompt))
+    check_fits(checkpoints, chosen, fits | prompt_fits(prompt))
     dtype = np.dtype(getattr(ml_dtypes, conversion["dtype"], conversion["dtype"]))
     ctc = CTCConfig(settings.ctc.units, settings.ctc.width) if settings.ctc.weight else None
     model = ModelConfig(llama_config(llm), settings.lora, settings.data.feature_width, dtype, encoder=sizes, ctc=ctc)

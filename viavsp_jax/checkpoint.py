@@ -18,15 +18,11 @@ from viavsp_jax.data.pipeline import TrainingBatches
 from viavsp_jax.integrity import check_arrays, sum_of
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.buckets import bucket_trouble
-from viavsp_jax.runtime.errors import InputError, InputErrors, disk_trouble
+from viavsp_jax.runtime.errors import InputError, disk_trouble
 from viavsp_jax.runtime.paths import key_value_store
-from viavsp_jax.runtime.run_info import flat
-from viavsp_jax.settings import ORDER_OF_DATA, changes, completed
 from viavsp_jax.state import TrainState
 
 Tree = dict[str, Any]
-
-HAS_CTC = "config.ctc.weight above 0"  # among what weights fit
 
 
 def _absolute(path: epath.Path) -> epath.Path:
@@ -164,42 +160,6 @@ class Checkpoints:
         """The steps of all checkpoints there are."""
         return sorted(self._manager.all_steps())
 
-    def check_fits(self, step: int, fits: dict[str, Any]) -> None:
-        """InputErrors that lists what in `fits` has another value than it had for `save` at `step`."""
-        # Earlier versions recorded less there; all settings are in the config, or had what is now their default.
-        saved = json.loads(completed(self.restore_config(step)).to_json())
-        trained = {f"config.{name}": value for name, value in flat(saved).items()}
-        trained |= {HAS_CTC: saved["ctc"]["weight"] > 0} | self.restore_fits(step)
-        if problems := [
-            f"checkpoint {step} in {self.folder} was trained with {name} {trained[name]}, not {value}"
-            for name, value in fits.items()
-            if name in trained and trained[name] != value
-        ]:
-            raise InputErrors(problems)
-
-    def check_continues(self, step: int, config: Mapping[str, Any]) -> None:
-        """InputError when a run with `config` cannot go on from `step`.
-
-        Its batches have to go on where they were, and its checkpoints to be compared with those that are there.
-        """
-        saved = completed(self.restore_config(step))
-        scored_by = ("checkpoint.best_by",)
-        if saved.checkpoint.best_by == "wer":
-            scored_by += ("samples", "evaluate.decoding.compression")
-        for name, before, now in changes(saved, config, scored_by):
-            raise InputError(
-                f"checkpoint {step} in {self.folder} was saved with config.{name} {before}, not {now}: continue with "
-                "the same, or the best would be sought among scores of two kinds"
-            )
-        if not (self.folder / str(step) / "data").exists():
-            return
-        if differing := changes(self.restore_config(step), config, ORDER_OF_DATA):
-            words = ", ".join(f"config.{name} {before}, not {now}" for name, before, now in differing)
-            raise InputError(
-                f"checkpoint {step} in {self.folder} was saved with {words}: continue with the same, or the clips "
-                "that are read next would not be those that were not read yet"
-            )
-
     def restore(self, step: int, state: TrainState, data: TrainingBatches | None) -> TrainState:
         """The state saved at `step`, in the shapes and shardings of `state`; moves `data` to where it was.
 
@@ -211,7 +171,7 @@ class Checkpoints:
         if state.batch_stats:
             arrays["batch_stats"] = abstract.batch_stats
         found = self._restore_items(step, arrays)
-        if data is not None and (self.folder / str(step) / "data").exists():
+        if data is not None and self.knows_place(step):
             data.move(self._read_json(step, "data"))
         optimizer = found["optimizer"]
         return TrainState(optimizer["step"], found["trainable"], optimizer["state"], found.get("batch_stats", {}))
@@ -230,6 +190,10 @@ class Checkpoints:
         with self._read(step):
             restored = self._manager.restore(step, args=items)
             return {name: self._as_saved(step, name, restored[name]) for name in abstract}
+
+    def knows_place(self, step: int) -> bool:
+        """Whether a checkpoint tells which clips were read; those of convert.from_reference do not."""
+        return (self.folder / str(step) / "data").exists()
 
     def restore_config(self, step: int) -> dict[str, Any]:
         """The config a checkpoint was trained with."""

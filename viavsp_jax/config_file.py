@@ -62,7 +62,7 @@ def _check_repeated(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 def _unknown_setting(argv: Sequence[str]) -> str | None:
     """What is wrong with the first setting among the arguments that does not exist; None if all do."""
-    from viavsp_jax.settings import TABLE, no_setting  # imports the models, which a right command does later
+    from viavsp_jax.rules import TABLE, no_setting  # imports the models, which a right command does later
 
     sections = {name.rsplit(".", depth)[0] for name in TABLE for depth in range(1, name.count(".") + 1)}
     for argument in argv:

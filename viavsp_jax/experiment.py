@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from convert.avhubert import load_flax
 from viavsp_jax import encoder_folder, llm_folder, sharding, state
-from viavsp_jax.checkpoint import HAS_CTC
+from viavsp_jax.compatibility import HAS_CTC
 from viavsp_jax.data.features import AUDIO_DIM
 from viavsp_jax.data.prompt import Prompt, load_prompt
 from viavsp_jax.models.attention import PackedAttention
@@ -181,21 +181,21 @@ def load_encoder_config(settings: Settings) -> AVHubertConfig | None:
 
 
 def encoder_fits(encoder: AVHubertConfig | None) -> dict[str, Any]:
-    """The shape of the encoder that is trained, by names for `Checkpoints.check_fits`; {} if there is none."""
+    """The shape of the encoder that is trained, by names for `compatibility.check_fits`; {} if there is none."""
     fields = {} if encoder is None else dataclasses.asdict(encoder)
     # JSON has no tuples.
     return {f"the encoder's {name}": list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
 
 
 def ctc_fits(ctc: CTCSettings) -> dict[str, Any]:
-    """The shape of the CTC head, by names for `Checkpoints.check_fits`."""
+    """The shape of the CTC head, by names for `compatibility.check_fits`."""
     if not ctc.weight:
         return {HAS_CTC: False}
     return {HAS_CTC: True, "config.ctc.units": ctc.units, "config.ctc.width": ctc.width}
 
 
 def prompt_fits(prompt: Prompt) -> dict[str, Any]:
-    """What text the trained weights were trained on, by names for `Checkpoints.check_fits`."""
+    """What text the trained weights were trained on, by names for `compatibility.check_fits`."""
     return {
         "config.llm.end_token": prompt.end_token,
         **{f"config.prompt.{name}": value for name, value in dataclasses.asdict(prompt.settings).items()},

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from viavsp_jax import settings, sharding
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_fits
 from viavsp_jax.data import lengths, pipeline, sources
 from viavsp_jax.data.compression import CLUSTERS
 from viavsp_jax.data.examples import MODALITIES
@@ -67,7 +68,7 @@ def load_checkpoint(
     decoder = Decoder(experiment.mesh, experiment.structure, c.decoding, experiment.prompt.end_ids)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.choose(which)
-    checkpoints.check_fits(step, experiment.fits)
+    check_fits(checkpoints, step, experiment.fits)
     about = {
         "checkpoint": step,
         "weights": checkpoints.weights_sum(step),

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from convert.avhubert import load_flax
 from convert.names import check_names, check_shapes, tensors
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_fits
 from viavsp_jax.data import vocabulary
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.runtime.errors import InputError
@@ -59,7 +60,7 @@ def _saved(workdir: epath.Path, which: str, experiment: Experiment) -> Read:
     step = checkpoints.choose(which)
     saved = checkpoints.restore_fits(step)
     with_encoder = saved.get("config.encoder.train", False)
-    _check_fits(experiment, with_encoder, workdir, lambda fits: checkpoints.check_fits(step, fits))
+    _check_fits(experiment, with_encoder, workdir, lambda fits: check_fits(checkpoints, step, fits))
     known = {"encoder": with_encoder, "ctc": _has_head(experiment, saved, workdir)}
     wanted = {name: tree for name, tree in experiment.trainable.items() if known.get(name, True)}
     stats = experiment.batch_stats if with_encoder else {}

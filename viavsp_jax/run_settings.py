@@ -19,8 +19,8 @@ from viavsp_jax.models.llama import Remat
 from viavsp_jax.models.lora import LoRAConfig
 from viavsp_jax.models.quantize import Quantization
 from viavsp_jax.optimizer import OptimizerSettings
+from viavsp_jax.rules import BestBy
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.settings import BestBy
 from viavsp_jax.sharding import MeshSettings
 
 # Rows of `config.data.row` in a batch where `config.data.rows` follows the devices, and rows a device decodes.

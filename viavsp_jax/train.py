@@ -13,6 +13,7 @@ from etils import epath
 
 from viavsp_jax import run_settings, sharding, update
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_continues, check_fits
 from viavsp_jax.data import lengths, pipeline, vocabulary
 from viavsp_jax.data.packing import ClipUnits
 from viavsp_jax.data.sources import LeftOut
@@ -82,8 +83,8 @@ class Trainer:
 
     def restore(self, step: int) -> None:
         """Takes up the state of a checkpoint, and says what is not as it was then."""
-        self.checkpoints.check_fits(step, self.fits)
-        self.checkpoints.check_continues(step, self.config)
+        check_fits(self.checkpoints, step, self.fits)
+        check_continues(self.checkpoints, step, self.config)
         abstract = update.abstract_state(self.experiment, self.optimizer)
         self.state = self.checkpoints.restore(step, abstract, self.batches)
         before = self.checkpoints.restore_run_info(step) | {"config": self.checkpoints.restore_config(step)}

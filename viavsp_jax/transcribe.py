@@ -44,7 +44,7 @@ with needs_extra(__name__):
     from viavsp_jax.data.features import FRAME_RATE
     from viavsp_jax.prepare.recordings.mouth import load_mean_face
     from viavsp_jax.prepare.recordings.voice import THRESHOLD
-    from viavsp_jax.settings import DTYPES, MAX_BEAMS
+    from viavsp_jax.rules import DTYPES, MAX_BEAMS
 
 __all__ = ["Clip", "Segment", "Style", "Transcriber", "Transcript", "Word", "render"]
 

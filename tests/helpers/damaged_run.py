@@ -18,6 +18,7 @@ from small_run import small_config
 
 from viavsp_jax import experiment, update
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_continues, check_fits
 from viavsp_jax.data import pipeline
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.run_settings import read_settings
@@ -53,8 +54,8 @@ def main() -> None:
                     Checkpoints(folder),
                 )
                 try:
-                    checkpoints.check_fits(int(step), exp.fits)
-                    checkpoints.check_continues(int(step), config)
+                    check_fits(checkpoints, int(step), exp.fits)
+                    check_continues(checkpoints, int(step), config)
                     leaves = jax.tree.leaves(checkpoints.restore(int(step), state, batches))
                     same = all(map(np.array_equal, leaves, expected))
                     found[f"{item} {damage.__name__}"] = "as it was" if same else "something else"

@@ -17,6 +17,7 @@ from tensorboard_events import scalars
 from convert.avhubert import load_flax
 from viavsp_jax import evaluate, experiment, train, update
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_fits
 from viavsp_jax.data import pipeline
 from viavsp_jax.losses import label_loss
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
@@ -247,7 +248,7 @@ def test_a_checkpoint_with_an_encoder_is_not_taken_for_one_without(whole):
     config = whole[0].copy_and_resolve_references()
     config.encoder.train = False
     with pytest.raises(InputError, match="was trained with config.encoder.train True, not False"):
-        Checkpoints(whole[1], 4).check_fits(3, experiment.load_experiment(config).fits)
+        check_fits(Checkpoints(whole[1], 4), 3, experiment.load_experiment(config).fits)
 
 
 @pytest.mark.parametrize("settings, words", [

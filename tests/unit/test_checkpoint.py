@@ -12,6 +12,7 @@ from odd_folders import ODD_NAMES
 from small_run import small_config
 
 from viavsp_jax import checkpoint, experiment, update
+from viavsp_jax.compatibility import check_continues, check_fits
 from viavsp_jax.data import pipeline
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.run_settings import read_settings
@@ -50,16 +51,16 @@ def test_keeps_the_last_and_the_best_and_restores_exactly(config, tmp_path):
     following = next(fresh)
     assert all(np.array_equal(following[name], value) for name, value in expected[4][1].items())
     assert again.restore_config(2)["lora"]["rank"] == config.lora.rank
-    again.check_fits(2, exp.fits)
+    check_fits(again, 2, exp.fits)
     with pytest.raises(InputError, match=r"checkpoint 2 in .* was trained with config.lora.rank 16, not 8"):
-        again.check_fits(2, exp.fits | {"config.lora.rank": 8})
-    again.check_continues(4, config)
+        check_fits(again, 2, exp.fits | {"config.lora.rank": 8})
+    check_continues(again, 4, config)
     config.optimizer.peak_lr = 1e-4
-    again.check_continues(4, config)
+    check_continues(again, 4, config)
     config.data.rows, config.seed, config.data.train = 4, 1, ("av_clean", "audio_clean")
     words = r"config.data.rows 2, not 4, config.data.train \['av_clean'\], not .*, config.seed 0, not 1: continue"
     with pytest.raises(InputError, match=f"checkpoint 4 in .* was saved with {words}"):
-        again.check_continues(4, config)
+        check_continues(again, 4, config)
     assert again.restore_run_info(2) == {"saved": again.restore_run_info(2)["saved"], "data": {"av_clean": "2"}}
     best = again.restore_trainable(2, exp.trainable)
     assert np.array_equal(best["projector"]["bias"], expected[2][0].trainable["projector"]["bias"])

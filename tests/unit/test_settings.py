@@ -7,6 +7,7 @@ import pytest
 from configs import base, demo, demo_encoder, final, llama32, qwen3
 from viavsp_jax import settings
 from viavsp_jax.decoding.search import DecodingConfig
+from viavsp_jax.rules import TABLE
 from viavsp_jax.run_settings import read_settings
 from viavsp_jax.runtime.errors import InputError
 from viavsp_jax.runtime.run_info import flat
@@ -107,7 +108,7 @@ def given(config, name, value):
 ])  # fmt: skip
 def test_our_own_configs_are_right(config):
     read_settings(config)
-    assert flat(config).keys() == settings.TABLE.keys()
+    assert flat(config).keys() == TABLE.keys()
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
@@ -116,7 +117,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(name, value):
     given(config, name, value)
     with pytest.raises(InputError) as caught:
         read_settings(config)
-    assert str(caught.value) == f"config.{name} is {value!r}, expected {settings.TABLE[name].expected}"
+    assert str(caught.value) == f"config.{name} is {value!r}, expected {TABLE[name].expected}"
 
 
 @pytest.mark.parametrize(("values", "message"), TOGETHER)

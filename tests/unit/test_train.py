@@ -19,6 +19,7 @@ from tensorboard_events import scalars
 from viavsp_jax import evaluate, experiment, hypotheses, sharding, state, train, update
 from viavsp_jax.aot import flops
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_fits
 from viavsp_jax.data import pipeline, records
 from viavsp_jax.decoding.decoder import Decoder
 from viavsp_jax.evaluation.report.results import last_folder
@@ -286,14 +287,14 @@ def test_a_tokenizer_of_another_model_is_refused(whole, tmp_path):
     shutil.copytree(config.llm.path, tmp_path / "llm")
     config.llm.path = str(tmp_path / "llm")
     checkpoints, fits = Checkpoints(whole[1]), experiment.load_experiment(config).fits
-    checkpoints.check_fits(4, fits)
+    check_fits(checkpoints, 4, fits)
     tokenizer = json.loads((tmp_path / "llm" / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     *_, one, other = vocabulary
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (tmp_path / "llm" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="was trained with tokenizer and instruction sha256"):
-        checkpoints.check_fits(4, experiment.load_experiment(config).fits)
+        check_fits(checkpoints, 4, experiment.load_experiment(config).fits)
 
 
 def test_evaluation_ends_a_text_at_every_end(whole, tmp_path, monkeypatch):

@@ -22,9 +22,9 @@ from viavsp_jax.data.prompt import instruction_text
 from viavsp_jax.prepare.recordings.mouth import MouthTrack
 from viavsp_jax.prepare.recordings.recording import Recording
 from viavsp_jax.prepare.recordings.voice import THRESHOLD
+from viavsp_jax.rules import DTYPES, MAX_BEAMS
 from viavsp_jax.runtime.atomic import check_utf_8
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.settings import DTYPES, MAX_BEAMS
 
 MAX_SNR = 100.0  # dB of noise, above or below: more is all of the one or of the other
 

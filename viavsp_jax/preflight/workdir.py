@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from viavsp_jax.checkpoint import Checkpoints
+from viavsp_jax.compatibility import check_continues, check_fits
 from viavsp_jax.experiment import Experiment
 from viavsp_jax.optimizer import make_optimizer
 from viavsp_jax.run_settings import Settings
@@ -49,8 +50,8 @@ def check_begun(workdir: epath.Path, experiment: Experiment) -> Begun:
             config = json.loads(experiment.config)
             check_all(
                 [
-                    lambda: checkpoints.check_fits(step, experiment.fits),
-                    lambda: checkpoints.check_continues(step, config),
+                    lambda: check_fits(checkpoints, step, experiment.fits),
+                    lambda: check_continues(checkpoints, step, config),
                 ]
             )
         return Begun(step, len(checkpoints.steps()))

@@ -35,7 +35,17 @@ Reports = dict[str, Report]  # of a work folder, by the names of their folders
 
 FILE, PLACE = "report.json", "evaluations"
 # Checkpoint and split are in every version, quantization where there is one.
-ABOUT = ("checkpoint", "weights", "split", "dtype", "quantization", "compression", "decoding", "ctc_weight", "confidence")
+ABOUT = (
+    "checkpoint",
+    "weights",
+    "split",
+    "dtype",
+    "quantization",
+    "compression",
+    "decoding",
+    "ctc_weight",
+    "confidence",
+)
 _PLACES = ("dtype", "quantization", "compression")  # in names; the last two only where they are not as usual
 RESERVED = (*ABOUT, "evaluations", "analysis")
 _COLUMNS = ("id", "reference", "hypothesis")

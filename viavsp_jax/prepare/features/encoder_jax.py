@@ -17,9 +17,9 @@ from convert.avhubert import load_flax
 from viavsp_jax.data.features import CROP_SIZE, center_crop
 from viavsp_jax.models.avhubert.encoder import AVHubert, normalized
 from viavsp_jax.prepare.features.reading import Media
+from viavsp_jax.rules import DTYPES
 from viavsp_jax.runtime import programs
 from viavsp_jax.runtime.errors import InputError
-from viavsp_jax.settings import DTYPES
 
 
 class JaxEncoder:
