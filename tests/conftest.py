@@ -1,6 +1,7 @@
 """Settings of all tests: JAX on the CPU, no silent broadcasting between ranks, one thread for PyTorch."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -10,6 +11,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling programs that run once or twice: without LLVM's optimisations and with the older
 # of XLA's two code generators, it takes a quarter (encoder training: 48 → 23 s).
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Python reads sitecustomize.py there in every process that is started from here.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.path.join(os.path.dirname(__file__), "helpers", "quick_start"), os.environ.get("PYTHONPATH")])
+)
 # Programs are shared by all processes of the tests, and by nobody else.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -27,6 +32,8 @@ import jax
 import torch
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+# As sitecustomize.py does in those that are started from here.
+gc.set_threshold(200_000, 20, 20)
 # Started in the background, or by nohup, the tests would ignore these, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

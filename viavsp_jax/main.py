@@ -6,6 +6,7 @@ from absl import app, flags, logging
 
 from viavsp_jax import config_file
 from viavsp_jax.runtime.errors import InputError, reported_to_user
+from viavsp_jax.runtime.startup import quick_imports
 
 _CONFIG = config_file.define("File with the settings, e.g. configs/final.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, TensorBoard files and reports (gs:// works).")
@@ -48,17 +49,18 @@ def main(argv: list[str]) -> None:
             if not flag.value:
                 raise InputError(f"--{flag.name} is not set, which --mode={_MODE.value} needs")
         # Imported here so that --help and a mistyped flag answer at once.
-        from viavsp_jax.aot.compile import compile_for
-        from viavsp_jax.calibrate import calibrate
-        from viavsp_jax.check import check
-        from viavsp_jax.describe import describe
-        from viavsp_jax.evaluate import evaluate
-        from viavsp_jax.runtime import distributed
-        from viavsp_jax.runtime.atomic import check_utf_8, check_writable
-        from viavsp_jax.runtime.backends import start_devices
-        from viavsp_jax.runtime.compilation_cache import keep_programs
-        from viavsp_jax.runtime.options import checkpoint_step
-        from viavsp_jax.train import train
+        with quick_imports():
+            from viavsp_jax.aot.compile import compile_for
+            from viavsp_jax.calibrate import calibrate
+            from viavsp_jax.check import check
+            from viavsp_jax.describe import describe
+            from viavsp_jax.evaluate import evaluate
+            from viavsp_jax.runtime import distributed
+            from viavsp_jax.runtime.atomic import check_utf_8, check_writable
+            from viavsp_jax.runtime.backends import start_devices
+            from viavsp_jax.runtime.compilation_cache import keep_programs
+            from viavsp_jax.runtime.options import checkpoint_step
+            from viavsp_jax.train import train
 
         # Orbax and TFDS report every file they touch; what a user wants to know is printed.
         logging.set_verbosity(logging.WARNING)

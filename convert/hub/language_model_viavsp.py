@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
@@ -60,6 +59,8 @@ def load_llm(
 
 def with_adapter(model: PreTrainedModel, adapter: pathlib.Path) -> PreTrainedModel:
     """The language model with the adapter of a folder in its layers."""
+    from peft import PeftModel  # it takes seconds to import, and merged exports do without
+
     try:
         return PeftModel.from_pretrained(model, adapter).base_model.model
     except (KeyError, TypeError, ValueError) as error:

@@ -49,7 +49,12 @@ def test_it_runs(cells, tmp_path):
     code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     (tmp_path / "tour.py").write_text(code, encoding="utf-8")
     # Here the programs run so often that it pays to optimise them.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "PYTHONUTF8": "1", "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:" + os.environ["PYTHONPATH"],
+        "MPLBACKEND": "agg",
+        "PYTHONUTF8": "1",
+        "XLA_FLAGS": "",
+    }
     command = [sys.executable, "tour.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -13,6 +13,9 @@ def surroundings():
         patch.setenv("RAY_TMPDIR", logs)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", "of-the-tests" * 4)
-        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.join(os.getcwd(), "tests", "helpers")]))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join([os.getcwd(), os.path.join(os.getcwd(), "tests", "helpers"), os.environ["PYTHONPATH"]]),
+        )
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         yield

@@ -109,7 +109,8 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(config, whole, tmp_path,
 def test_a_damaged_checkpoint_is_refused(config, whole):
     llm, shards = config.llm.path, config.data.path
     run = without_torch([sys.executable, "-m", "damaged_run", llm, shards, str(whole), str(UPDATES)])
-    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "tests/helpers:."})
+    places = {"PYTHONPATH": f"tests/helpers:.:{os.environ['PYTHONPATH']}"}
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | places)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 15

@@ -75,7 +75,12 @@ def test_a_terminal_of_ascii(trained, llm, export, tmp_path):
     shutil.copytree(llm, tmp_path / "llm")
     folders = (str(tmp_path / name) for name in ("work", "llm", "hf"))
     command = [sys.executable, "-c", IN_ASCII, *folders]
-    done = subprocess.run(command, env=os.environ | ASCII | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True)
+    done = subprocess.run(
+        command,
+        env=os.environ | ASCII | {"PYTHONPATH": f"{ROOT}:" + os.environ["PYTHONPATH"]},
+        cwd=ROOT,
+        capture_output=True,
+    )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     shown = done.stdout.decode("ascii")
     assert r"m\u1ed9t \u2192 hai \udcff" in shown and "--workdir" in shown

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from viavsp_jax.runtime.errors import reported_to_user
+from viavsp_jax.runtime.startup import quick_imports
 
 _STAGES = {
     "demo": "make a small corpus of synthesized Vietnamese speech and mouth video, in the VASR layout",
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, summary in _STAGES.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in arguments[:1]:  # the others are not imported: manifest works without PyTorch
-            stage = importlib.import_module(f"viavsp_jax.prepare.{name}")
+            with quick_imports():
+                stage = importlib.import_module(f"viavsp_jax.prepare.{name}")
             stage.add_arguments(subparser)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from viavsp_jax.runtime.buckets import bucket_trouble
 from viavsp_jax.runtime.interrupts import STOPPED
+from viavsp_jax.runtime.startup import end_quickly
 
 # The disk is full, over a quota, failing, read-only or not this user's.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -78,6 +79,7 @@ def reported_to_user() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
             stream.reconfigure(errors="backslashreplace")
+    end_quickly()
     try:
         with _while_it_is_read():
             yield
