@@ -92,7 +92,7 @@ def test_beam_search(tmp_path):
     assert facts["mean new tokens"] > 4
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.full)])
 def test_real_size(tmp_path, quantization):
     tiny = [*SIZES, "--head_width=32", "--ffn=128", "--rounds=1", "--clips=2", "--beams=2", "--new_tokens=3"]
     flags = [f"--quantization={quantization}", "--rows=1", "--updates=1", "--batches=2"]

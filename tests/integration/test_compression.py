@@ -197,8 +197,9 @@ def test_without_clusters_from_shards_to_text(without_clusters, demo_folder, tmp
 def test_a_trained_encoder_needs_no_other_one_without_clusters(media_folders, tmp_path):
     """One model for several compressions, and its export for one of them."""
     config = media_config(*media_folders)
-    config.encoder.freeze_updates, config.updates, config.checkpoint.every = 0, 3, 3
-    config.data.compression, config.optimizer.peak_lr = ("clusters", "pool:3"), 0.02
+    config.encoder.freeze_updates, config.encoder.batch_norm = 0, "batch"
+    config.updates, config.checkpoint.every, config.optimizer.peak_lr = 3, 3, 0.02
+    config.data.compression = ("clusters", "pool:3")
     train.train(config, tmp_path / "run")
     to_hf.export(tmp_path / "run", str(tmp_path / "hf"), compression="pool:3")
     assert not (tmp_path / "hf" / "cluster_encoder").exists() and (tmp_path / "hf" / "encoder").exists()

@@ -62,6 +62,7 @@ def shards_of(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: identity(path) for path in folder.rglob("viavsp*array_record*")}
 
 
+@pytest.mark.full
 def test_the_command_starts_ray_and_leaves_nothing_behind(prepared, surroundings, tmp_path):
     """Relative paths, noise, both kinds of record and no word of Ray's own."""
     more = [*MORE, "--kind", "both", "--noise", "babble", "--snr", "0"]

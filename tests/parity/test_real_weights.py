@@ -111,6 +111,7 @@ def quantized(llm, quantization):
     return nnx.merge(structure, trainable, {"llm": traverse_util.unflatten_dict(frozen)}).llm
 
 
+@pytest.mark.full
 def test_int8_is_near_float32_and_nf4_is_not(models):
     """Means over 256 tokens: KL divergence of the next token's distribution from float32, and its likeliest token."""
     _, tokenizer, ours = models
