@@ -50,6 +50,7 @@ from viavsp_jax.prepare.kmeans import load_centers
 from viavsp_jax.runtime.atomic import check_writable
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import checkpoint_step, new_folder_on_disk
+from viavsp_jax.runtime.startup import quiet_libraries
 
 
 def check_output(output: pathlib.Path) -> None:
@@ -264,6 +265,7 @@ def main() -> None:
     )
     parser.add_argument("--merge", action="store_true", help="also write the language model with the adapter in it")
     args = parser.parse_args()
+    quiet_libraries()
     export(**vars(args))
 
 

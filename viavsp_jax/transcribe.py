@@ -26,12 +26,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from viavsp_jax.app import needs_extra, quiet_libraries
+from viavsp_jax.app import needs_extra
 from viavsp_jax.data.examples import MODALITIES
 from viavsp_jax.data.prompt import LANGUAGES
 from viavsp_jax.runtime.atomic import write_bytes
 from viavsp_jax.runtime.errors import InputError, reported_to_user
 from viavsp_jax.runtime.options import Renamed, checkpoint_step, real, whole
+from viavsp_jax.runtime.startup import quiet_libraries
 
 with needs_extra(__name__):
     from viavsp_jax.app.captions import FORMATS, render, segment_text

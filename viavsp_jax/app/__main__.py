@@ -14,10 +14,11 @@ import signal
 import tempfile
 from collections.abc import Sequence
 
-from viavsp_jax.app import needs_extra, quiet_libraries
+from viavsp_jax.app import needs_extra
 from viavsp_jax.app.page.folder import own_folder
 from viavsp_jax.runtime.errors import reported_to_user
 from viavsp_jax.runtime.options import real, whole
+from viavsp_jax.runtime.startup import quiet_libraries
 
 with needs_extra(__name__):
     from viavsp_jax.transcribe import add_model_options, load_transcriber
