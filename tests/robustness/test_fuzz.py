@@ -15,7 +15,7 @@ WHOLE = b"whole"
 
 
 def test_damaged_files_are_read_or_refused():
-    results = fuzz.fuzz(100, seed=0)
+    results = fuzz.fuzz(200, seed=0)
     assert not [failure for result in results for failure in result.failures]
     assert [result.target for result in results] == [target.name for target in TARGETS]
     for result in results:
