@@ -177,6 +177,16 @@ def test_one_other_number_of_the_open_corpus(tmp_path, array):
     assert len(found) == 1 and ("floats" in found[0].what) == ("open" in array)
 
 
+def test_a_table_without_failures_ends_with_status_0(monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]
+    monkeypatch.setattr("sys.argv", ["check_golden.py", "--data", str(GOLDEN), "--only", "nf4"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert compared([line for line in lines if line.split()], "nf4") > 5
+
+
 def test_areas_are_those_of_the_layout(monkeypatch, capsys):
     main = runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]
     monkeypatch.setattr("sys.argv", ["check_golden.py", "--data", str(GOLDEN_OPEN), "--only", "nf4"])
