@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import wandb
 from small_run import make_shards, small_config
 from tensorboard_events import scalars, texts
 
@@ -160,6 +161,7 @@ def test_trackers_get_what_tensorboard_gets(watched, tmp_path):
         patch.setenv("WANDB_DIR", str(tmp_path))
         patch.setenv("WANDB_SILENT", "true")
         train.train(config, tmp_path / "work")
+        wandb.teardown()  # its process writes what is left, as at the end of a command
     noted, curves = Noted.last, scalars(tmp_path / "work" / "tensorboard")
     assert noted.finished and noted.config["optimizer.peak_lr"] == config.optimizer.peak_lr
     for step, values in noted.logged:
@@ -167,7 +169,7 @@ def test_trackers_get_what_tensorboard_gets(watched, tmp_path):
             assert isinstance(value, str) or np.isclose(curves[name][step], value)
     assert "valid/wer" in noted.logged[-1][1] and "decoded" in noted.logged[-1][1]["valid/decoded"]
     (offline,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert offline.stat().st_size > 1000
+    assert b"valid/wer" in offline.read_bytes()
 
 
 def test_a_tracker_that_does_not_exist(watched, tmp_path):
