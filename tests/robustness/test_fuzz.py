@@ -80,7 +80,8 @@ def look_elsewhere(path: pathlib.Path) -> None:
     ],
 )
 def test_what_a_reader_must_not_do_is_a_failure(monkeypatch, read, what):
-    monkeypatch.setattr(fuzz, "SECONDS", 0.3)
+    if read is sleep:  # a busy machine may take so long over the others
+        monkeypatch.setattr(fuzz, "SECONDS", 0.3)
     result = fuzz.run_target(Target("bad", write, read), range(3, 5), seed=0)
     assert [failure.case for failure in result.failures] == [3, 4], "after the first, it goes on"
     for failure in result.failures:
