@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tensorstore
 from etils import epath
 
@@ -26,24 +27,28 @@ ARRAYS = ("trainable", "optimizer", "batch_stats")  # the items that are trees o
 
 def sum_of(name: str, item: Any) -> int:
     """What the manifest says of an item."""
-    return int(checksum(item)) if name in ARRAYS else zlib.crc32(json.dumps(item, sort_keys=True).encode())
+    return checksum(item) if name in ARRAYS else zlib.crc32(json.dumps(item, sort_keys=True).encode())
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """uint32 [], another one whenever a single number of the tree is another: the same on any mesh of devices.
+def checksum(tree: Any) -> int:
+    """Below 2^32, another one whenever a single number of the tree is another: the same on any mesh of devices.
 
     The sum, without regard to overflow, of all numbers' bits, each times an odd number that depends on its place.
     """
-    total = jnp.uint32(0)
-    for offset, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
-        place, stride = jnp.uint32(offset), 1
-        for axis in reversed(range(leaf.ndim)):
-            place = place + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
-            stride *= leaf.shape[axis]
-        total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
-    return total
+    # One array at a time: the few programs there are, one for each shape, serve every tree.
+    sums = [weighted_sum(leaf, np.uint32(offset)) for offset, leaf in enumerate(jax.tree.leaves(tree))]
+    return sum(map(int, jax.device_get(sums))) % 2**32
+
+
+@jax.jit
+def weighted_sum(array: jax.Array, offset: jax.Array) -> jax.Array:
+    """uint32 [], an array's part in the checksum of a tree in which `offset` arrays come before it."""
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+    place, stride = offset, 1
+    for axis in reversed(range(array.ndim)):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= array.shape[axis]
+    return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 
 
 def check_arrays(folder: epath.PathLike, shapes: Iterable[tuple[int, ...]]) -> None:
