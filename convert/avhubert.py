@@ -3,6 +3,7 @@
 PyTorch's names are fairseq's. Letters: N blocks (stacked on axis 0 here), I input width, O output width.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -89,8 +90,12 @@ def tensors(params: Tree) -> list[Tensor]:
 
 def abstract_params(config: AVHubertConfig) -> Tree:
     """Shapes and dtypes (jax.ShapeDtypeStruct) of the Flax encoder's weights; nothing is computed."""
-    model = nnx.eval_shape(lambda: AVHubert(config, dtype=np.float32, rngs=nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.state(model))
+    return nnx.to_pure_dict(nnx.state(_abstract(config)))
+
+
+@functools.cache  # an encoder is asked for again and again: by the check, by training, by its export
+def _abstract(config: AVHubertConfig) -> AVHubert:
+    return nnx.eval_shape(lambda: AVHubert(config, dtype=np.float32, rngs=nnx.Rngs(0)))
 
 
 def load_flax(folder: epath.PathLike, fold: bool = False) -> tuple[AVHubertConfig, Tree]:

@@ -1,6 +1,7 @@
 """The split of the model into trainable and frozen weights, and the state of training."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -43,4 +44,9 @@ def split(model: ViAVSP) -> tuple[nnx.GraphDef, Tree, Tree]:
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
     """As `split` of a model of this shape; with shapes (jax.ShapeDtypeStruct) for weights. Nothing is computed."""
-    return split(nnx.eval_shape(lambda: ViAVSP(config, nnx.Rngs(params=0))))
+    return split(_abstract(config))
+
+
+@functools.cache  # the check, training and evaluation of one command each ask for it
+def _abstract(config: ModelConfig) -> ViAVSP:
+    return nnx.eval_shape(lambda: ViAVSP(config, nnx.Rngs(params=0)))

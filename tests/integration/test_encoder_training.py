@@ -165,13 +165,13 @@ def test_every_setting_of_the_encoder_changes_what_it_does_in_training(config):
         altered.encoder.update(settings)
         structure = experiment.load_experiment(altered).structure
 
-        def of_batch(trainable):
-            model = nnx.merge(structure, trainable, run.state.batch_stats, run.frozen)
-            logits = model(run.batch, jax.random.key(0), "none", train_encoder)
+        def of_batch(batch, *weights):
+            model = nnx.merge(structure, *weights)
+            logits = model(batch, jax.random.key(0), "none", train_encoder)
             stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-            return label_loss(logits, run.batch["targets"], run.batch["weights"])[0], stats
+            return label_loss(logits, batch["targets"], batch["weights"])[0], stats
 
-        value, stats = quickly(of_batch, run.state.trainable)
+        value, stats = quickly(of_batch, run.batch, run.state.trainable, run.state.batch_stats, run.frozen)
         moved = changed(stats, run.state.batch_stats)
         assert all(moved) if settings.get("batch_norm") == "batch" else not any(moved)
         return float(value)

@@ -76,15 +76,26 @@ def write_own(*, package: bool) -> None:
         pathlib.Path("configs/__init__.py").touch()
 
 
+def files(folder: pathlib.Path) -> set[str]:
+    """Of the packages in a folder, by their paths."""
+    found = {path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in found if path.parent.name != "__pycache__"}
+
+
+def test_every_file_of_the_packages_is_in_it(installed):
+    (packages,) = (installed.parent / "lib").glob("python*/site-packages")
+    assert files(packages) == files(ROOT)
+
+
 def test_it_brings_what_it_needs(installed, run):
     places = made(run("python", "-c", f"import {', '.join(FOLDERS)}; print(*({'.__file__, '.join(FOLDERS)}.__file__))"))
     assert all(pathlib.Path(place).is_relative_to(installed.parent) for place in places.split()), places
     assert (installed.parent / "share/viavsp-jax/constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
     shape = f"{pathlib.Path(places.split()[2]).parent}/shapes/qwen3-4b/config.json"
     assert json.loads(pathlib.Path(shape).read_text())["model_type"] == "qwen3"
-    for name in ("prepare", "train"):
-        usage = made(run(f"viavsp-{name}", "--help"))
-        assert "kmeans" in usage if name == "prepare" else "--workdir" in usage and "--mode" in usage
+    known = {"app": "--max_minutes", "prepare": "kmeans", "train": "--workdir", "transcribe": "--highlight_words"}
+    for name, word in known.items():
+        assert word in made(run(f"viavsp-{name}", "--help"))
 
 
 @pytest.mark.parametrize("package", [True, False])
@@ -99,6 +110,7 @@ def test_a_folder_of_configs_of_ones_own(run, program, package):
     assert result.stderr == "error: --topology is not set, which --mode=compile needs\n", "the config was read"
 
 
+@pytest.mark.full
 def test_from_nothing_to_a_transcript(run, installed):
     models = pathlib.Path(made(run("python", "-c", "import viavsp_jax; print(*viavsp_jax.__path__)")).strip())
     models /= "demo_models"

@@ -177,24 +177,30 @@ def test_one_other_number_of_the_open_corpus(tmp_path, array):
     assert len(found) == 1 and ("floats" in found[0].what) == ("open" in array)
 
 
-def test_a_table_without_failures_ends_with_status_0(monkeypatch, capsys):
-    main = runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]
-    monkeypatch.setattr("sys.argv", ["check_golden.py", "--data", str(GOLDEN), "--only", "nf4"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+@pytest.fixture
+def status(monkeypatch):
+    """A function that runs the script's command in this process; its status."""
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["check_golden.py", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]()
+        return ended.value.code
+
+    return run
+
+
+def test_a_table_without_failures_ends_with_status_0(status, capsys):
+    assert status("--data", GOLDEN, "--only", "nf4") == 0
     lines = capsys.readouterr().out.splitlines()
     assert compared([line for line in lines if line.split()], "nf4") > 5
 
 
-def test_areas_are_those_of_the_layout(monkeypatch, capsys):
-    main = runpy.run_path(str(ROOT / "scripts" / "check_golden.py"))["main"]
-    monkeypatch.setattr("sys.argv", ["check_golden.py", "--data", str(GOLDEN_OPEN), "--only", "nf4"])
-    with pytest.raises(SystemExit):
-        main()
+def test_areas_are_those_of_the_layout(status, capsys):
+    assert status("--data", GOLDEN_OPEN, "--only", "nf4") == 2
     assert f"--only nf4: expected one of {', '.join(OPEN_AREAS)}" in capsys.readouterr().err
 
 
-def test_a_folder_without_recordings_is_refused(tmp_path):
-    run = check(tmp_path)
-    assert run.returncode == 2 and f"{tmp_path} holds no INDEX.json" in run.stderr
+def test_a_folder_without_recordings_is_refused(status, tmp_path, capsys):
+    assert status("--data", tmp_path) == 2
+    assert f"{tmp_path} holds no INDEX.json" in capsys.readouterr().err

@@ -9,7 +9,6 @@ Letters: T video frames (25 a second), H, W height and width, n audio samples (1
 import dataclasses
 
 import numpy as np
-import scipy.signal
 
 from viavsp_jax.data.features import SAMPLES_PER_FRAME
 from viavsp_jax.data.noise import rng_for
@@ -63,5 +62,7 @@ def _recorded(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a telephone or a microphone makes of float64[n]."""
     kind, gain = rng.random(), rng.uniform(*_DECIBELS)
     if kind < _TELEPHONE:
-        return scipy.signal.resample_poly(scipy.signal.resample_poly(samples, 1, 2), 2, 1)[: len(samples)]
+        from scipy.signal import resample_poly  # half a second of each process that reads clips, needed by few
+
+        return resample_poly(resample_poly(samples, 1, 2), 2, 1)[: len(samples)]
     return samples * 10 ** (gain / 20) if kind < _GAIN else samples
