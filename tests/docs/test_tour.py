@@ -48,12 +48,12 @@ def losses(text: str) -> tuple[float, float]:
 def test_it_runs(cells, tmp_path):
     code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     (tmp_path / "tour.py").write_text(code, encoding="utf-8")
-    # Here the programs run so often that it pays to optimise them.
+    # Here the programs run so often that it pays to optimise them a little.
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:" + os.environ["PYTHONPATH"],
         "MPLBACKEND": "agg",
         "PYTHONUTF8": "1",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=1",
     }
     command = [sys.executable, "tour.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=600)
