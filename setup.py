@@ -39,7 +39,7 @@ core = [
     "tokenizers",
     "tqdm",
     "transformers>=5",
-    "zstandard",  # JAX's cache of programs: zlib takes twelve times as long
+    "zstandard",  # JAX's cache of programs: zlib takes twenty times as long
 ]
 # The PyTorch side: features, K-Means, checkpoints in and out (sentencepiece reads tokenizer.model), decoding on a GPU.
 prepare = ["peft", "sentencepiece", "torch"]

@@ -6,9 +6,6 @@ from typing import Any, Protocol
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
-from tensorboardX.record_writer import register_writer_factory
-from tensorboardX.summary import hparams
 
 from viavsp_jax.runtime.errors import InputError
 
@@ -49,9 +46,6 @@ class _Bucket:
         """A bucket has no folders to make."""
 
 
-register_writer_factory("gs", _Bucket())
-
-
 class Writer:
     """TensorBoard files of a work folder, and trackers; written by the first process only.
 
@@ -60,8 +54,14 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.PathLike, settings: Mapping[str, Any], trackers: Sequence[str] = ()):
+        # Imported here: it brings PyTorch along where that is installed, two seconds that other commands can spare.
+        from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
+        from tensorboardX.summary import hparams
+
         folder, first = str(epath.Path(workdir) / "tensorboard"), jax.process_index() == 0
         starts = find_trackers(trackers)
+        register_writer_factory("gs", _Bucket())
         self._summary = SummaryWriter(folder, write_to_disk=first)
         self._trackers: list[Tracker] = [start(config=dict(settings)) for start in starts] if first else []
         if first:

@@ -2,10 +2,12 @@
 
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 _HEAD, _FOOT = struct.Struct("<QI"), struct.Struct("<I")  # length and its checksum, checksum of the content
 
@@ -36,7 +38,11 @@ def _read_file(path: epath.Path) -> dict[str, Curve]:
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 
-def _events(data: bytes) -> Iterator[Event]:
+def _events(data: bytes) -> Iterator["Event"]:
+    # Imported here: it brings PyTorch along where that is installed, two seconds that other commands can spare.
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
     offset = 0
     while offset + _HEAD.size <= len(data):
         length, _ = _HEAD.unpack_from(data, offset)
