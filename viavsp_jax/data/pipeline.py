@@ -39,8 +39,6 @@ from viavsp_jax.data.sources import (
 
 # Shared by the streams of a process: enough to hide the latency of a bucket.
 READ_THREADS = 32
-# Records that one stream reads ahead, about a row's worth.
-READ_AHEAD = 32
 BATCHES_AHEAD = 2
 
 
@@ -52,8 +50,9 @@ def row_streams(
     Row r of `rows` is packed from records r, r + rows, r + 2·rows, … and from nothing else. So it does not matter to a
     batch how many processes share the work.
     """
-    options = grain.ReadOptions(num_threads=max(1, READ_THREADS // len(own)), prefetch_buffer_size=READ_AHEAD)
-
+    threads = max(1, READ_THREADS // len(own))
+    # A row's worth, and work for every thread.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, to_utterance.shape.clips))
     return [PackedRows(dataset[row::rows].map(to_utterance), to_utterance.shape, options) for row in own]
 
 
