@@ -21,7 +21,7 @@ from viavsp_jax.models.quantize import quantize_stack
 from viavsp_jax.models.viavsp import ModelConfig
 from viavsp_jax.state import abstract_model
 
-NEW_TOKENS = 32
+NEW_TOKENS = 64
 PROMPTS = (
     "Hà Nội là thủ đô của Việt Nam. Thành phố này nằm bên bờ sông Hồng và",
     pytest.param("The quick brown fox jumps over the lazy dog. The dog, in turn,", marks=pytest.mark.full),
